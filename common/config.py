@@ -1,0 +1,364 @@
+"""The recipe: one typed description of an experiment, read from TOML, unknown keys refused.
+
+A recipe is a file in `workflows/recipes/`; the one in force for a run is its own `recipe.toml`.
+Every field is documented under its name; `python -m stages.show recipe` prints them all.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tomlkit
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from common.errors import UserError
+
+VerifyType = Literal["LAST_NUMBER", "BOXED_NUMERICAL", "ANSWER_TAG", "EXACT"]
+TaskName = Literal["multiplication", "counting", "scheduling"]
+AdvantageKind = Literal["group", "batch", "none", "leave_one_out"]
+KlKind = Literal["k1", "k2", "k3"]
+Aggregation = Literal["token_mean", "sequence_mean", "constant"]
+
+Positive = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+
+
+class Section(BaseModel):
+    """A table of the recipe: immutable, no unknown keys, field docstrings kept as descriptions."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class RunConfig(Section):
+    seed: int = 0
+    """Seeds the prompt order and, with iteration, prompt and sample, every sampled token."""
+    keep_policies: Annotated[int, Field(ge=2)] | Literal["all"] = "all"
+    """How many of the newest policies keep their weights. Policy 0 always does."""
+    keep_trainer: Annotated[int, Field(ge=2)] | Literal["all"] = "all"
+    """How many of the newest trainer states (optimizer and master weights) are kept."""
+
+
+class ModelConfig(Section):
+    path: str
+    """Policy 0: a Hugging Face directory, or a hub name. Copied into the run by `prepare`."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Compute type of sampling and training; `auto` is float32 on CPU, bfloat16 on CUDA.
+    Master weights and the optimizer are float32 always."""
+
+
+class PromptConfig(Section):
+    template: Literal["auto", "chat", "r1_zero"] = "auto"
+    """`chat` renders with the tokenizer's chat template, `r1_zero` with the plain-text template of
+    DeepSeek-R1-Zero (arXiv 2501.12948, table 1); `auto` takes `chat` if the tokenizer has one."""
+    system: str = ""
+    """System message put before the question; empty for none."""
+    assistant_prefix: str = "<think>"
+    """Text that opens the assistant's turn; the completion continues it and rules judge both."""
+
+
+class GeneratorSource(Section):
+    kind: Literal["generator"] = "generator"
+    generator: TaskName
+    """A built-in task of `common/tasks/`."""
+    train: Positive = 2000
+    """Distinct training questions."""
+    eval: Annotated[int, Field(ge=0)] = 200
+    """Distinct evaluation questions; no question is in both splits."""
+    seed: int = 0
+    difficulty: dict[str, Any] = {}
+    """The task's own keys, checked by its difficulty model."""
+
+
+class ColumnMap(Section):
+    """The names that a data set gives to our columns; empty where it has none."""
+
+    question: str = "question"
+    answer: str = "answer"
+    verify_type: str = "verify_type"
+    messages: str = "messages"
+    """Ready chat messages (list of role and content) instead of a question."""
+    prompt_id: str = "prompt_id"
+    metadata: str = "metadata"
+
+
+class DatasetSource(Section):
+    kind: Literal["dataset"] = "dataset"
+    path: str
+    """A JSONL, JSON, Parquet or CSV file, a folder of them or of `Dataset.save_to_disk`, or a
+    data set's hub name."""
+    eval_path: str = ""
+    """The same for the evaluation questions, when they lie elsewhere."""
+    name: str = ""
+    """Configuration of a hub data set (GSM8K: `main`)."""
+    train_split: str = "train"
+    eval_split: str = ""
+    """Split that holds the evaluation questions; empty: `eval` rows are held out of training."""
+    train: Positive | None = None
+    """Training questions to take; all when not given."""
+    eval: Annotated[int, Field(ge=0)] = 200
+    """Evaluation questions to take or to hold out."""
+    columns: ColumnMap = ColumnMap()
+    answer_pattern: str = ""
+    """Regular expression whose first group is the gold answer inside the answer column
+    (GSM8K: `####\\s*(.+)`); empty: the column is the answer."""
+    verify_type: VerifyType | None = None
+    """For data sets without a `verify_type` column."""
+
+
+Source = Annotated[GeneratorSource | DatasetSource, Field(discriminator="kind")]
+
+
+class RolloutConfig(Section):
+    prompts_per_iteration: Positive = 32
+    group_size: Annotated[int, Field(ge=2)] = 16
+    """Completions of one prompt. One alone has no group to be compared with."""
+    groups_per_shard: Positive = 8
+    """Groups in one shard, the unit of resuming, of determinism and of division over ranks."""
+    max_completion_tokens: Positive = 128
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    top_p: Fraction = 1.0
+    top_k: Annotated[int, Field(ge=0)] = 0
+    """0 for no limit. Truncated sampling is refused while training: the ratio of the objective is
+    taken over the full vocabulary."""
+    max_concurrent: Positive = 64
+    """Completions decoded at once, hence rows of the key-value cache."""
+    on_long: Literal["error", "drop"] = "error"
+    """What to do with a prompt that leaves no room for `max_completion_tokens` in the context."""
+
+
+class RewardWeight(Section):
+    weight: float = 0.0
+
+
+class RewardsConfig(Section):
+    answer: RewardWeight = RewardWeight(weight=1.0)
+    """The row's own verify type."""
+    format: RewardWeight = RewardWeight()
+    """1 when prefix and completion together are `<think>…</think><answer>…</answer>`, else 0."""
+
+    def extras(self) -> dict[str, float]:
+        """Weights of the extra rewards in use, by name, in the order of the fields."""
+        weights = {name: getattr(self, name).weight for name in type(self).model_fields}
+        return {name: w for name, w in weights.items() if name != "answer" and w != 0}
+
+
+class AdvantagesConfig(Section):
+    kind: AdvantageKind = "group"
+    """`group` GRPO, `batch` the iteration's std, `none` Dr. GRPO, `leave_one_out` RLOO."""
+
+
+class ObjectiveConfig(Section):
+    clip_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """The ratio is clipped from below at 1 - clip_low."""
+    clip_high: Annotated[float, Field(gt=0)] = 0.2
+    """The ratio is clipped from above at 1 + clip_high (DAPO uses 0.28)."""
+    dual_clip: Annotated[float, Field(gt=1)] | None = None
+    """Also bound the ratio where the advantage is negative (arXiv 1912.09729; usual: 3)."""
+    kl_kind: KlKind = "k3"
+    kl_coef: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the KL to the reference; at 0 the reference is neither loaded nor computed."""
+    kl_importance_weight: bool = False
+    """Multiply the KL by the ratio: its gradient is then reverse KL's (arXiv 2512.02556)."""
+    entropy_coef: float = 0.0
+    aggregation: Aggregation = "token_mean"
+    mask_truncated: bool = False
+    """Leave completions that hit the length limit out of the loss (not out of their group)."""
+
+    @model_validator(mode="after")
+    def _dual_clip_exceeds_clip_high(self) -> ObjectiveConfig:
+        if self.dual_clip is not None and self.dual_clip <= 1 + self.clip_high:
+            raise ValueError(f"dual_clip {self.dual_clip} must exceed 1 + clip_high")
+        return self
+
+
+class LogprobsConfig(Section):
+    tokens_per_pack: Positive = 1024
+    """Most tokens of one pack: a shared prompt and completions behind it."""
+    max_gap_mean: Annotated[float, Field(gt=0)] = 0.05
+    """Stop when mean |old_logprobs - sampler_full_logprobs| of the iteration is above (nats)."""
+
+
+class TrainConfig(Section):
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-6
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Decay from `learning_rate` after warm-up to `min_learning_rate` at `total_iterations`."""
+    min_learning_rate: Annotated[float, Field(ge=0)] = 0.0
+    warmup_iterations: Annotated[int, Field(ge=0)] = 0
+    total_iterations: Positive = 100
+    """The horizon of the schedule; going to iteration 3 and then 20 equals going to 20."""
+    epochs: Positive = 1
+    """Passes over the iteration's completions (mu in the GRPO paper)."""
+    prompts_per_step: Positive | None = None
+    """Groups in one optimizer step; all of the iteration's when not given."""
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    tokens_per_pack: Positive = 1024
+    """Most tokens of one pack, so the bound of activation memory."""
+    share_prompts: bool = True
+    """Compute a prompt once for the completions of its group in a pack."""
+    microbatches: Positive | Literal["auto"] = "auto"
+    """Microbatches of one optimizer step; `auto`: one for each pack."""
+    checkpoint_every_steps: Annotated[int, Field(ge=0)] = 0
+    """Commit trainer state within an iteration; 0: an interrupted iteration is replayed."""
+
+
+class MeshConfig(Section):
+    pp_degree: Positive | Literal["auto"] = "auto"
+    """Pipeline stages; `auto` is the number of processes divided by dp_degree."""
+    dp_degree: Positive = 1
+    """Replicas of the pipeline, each with its share of the groups."""
+    pipeline_schedule: Literal["1f1b", "gpipe"] = "1f1b"
+    timeout_seconds: Positive = 600
+    """How long a rank waits for another before all of them end."""
+
+
+class EvaluateConfig(Section):
+    every: Annotated[int, Field(ge=0)] = 0
+    """Evaluate policy 0 and every so many iterations as part of `make iteration`; 0: never."""
+    samples: Annotated[int, Field(ge=0)] = 0
+    """Completions sampled for each question besides the greedy one (pass@k, maj@k)."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    max_completion_tokens: Positive | None = None
+    """The rollout's when not given."""
+
+
+class Recipe(Section):
+    """The whole experiment."""
+
+    description: str = ""
+    run: RunConfig = RunConfig()
+    model: ModelConfig
+    prompt: PromptConfig = PromptConfig()
+    data: dict[str, Source]
+    """Sources of questions by task name, as `[data.gsm8k]`."""
+    rollout: RolloutConfig = RolloutConfig()
+    rewards: RewardsConfig = RewardsConfig()
+    advantages: AdvantagesConfig = AdvantagesConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    logprobs: LogprobsConfig = LogprobsConfig()
+    train: TrainConfig = TrainConfig()
+    mesh: MeshConfig = MeshConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> Recipe:
+        if not self.data:
+            raise ValueError("data: no source of questions; add a table such as [data.gsm8k]")
+        if self.rollout.top_p < 1 or self.rollout.top_k:
+            raise ValueError(
+                "rollout.top_p / rollout.top_k truncate the distribution that is sampled, while "
+                "the objective's ratio is over the full vocabulary; use top_p = 1, top_k = 0"
+            )
+        steps, prompts = self.train.prompts_per_step, self.rollout.prompts_per_iteration
+        if steps is not None and prompts % steps:
+            divisors = [d for d in range(1, prompts + 1) if prompts % d == 0]
+            near = [d for d in divisors if d < steps][-1:] + [d for d in divisors if d > steps][:1]
+            raise ValueError(
+                f"train.prompts_per_step = {steps} does not divide rollout.prompts_per_iteration "
+                f"= {prompts}; nearest that do: {', '.join(map(str, near))}"
+            )
+        return self
+
+
+def parse_recipe(text: str, *, origin: str, overrides: list[str] | None = None) -> Recipe:
+    """Check TOML `text` (with `section.key=value` overrides) and return it as a `Recipe`.
+
+    Raises:
+        UserError: all faults at once, each with `origin`, the key, the value and the fix.
+    """
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{origin}: not valid TOML: {error}") from None
+    for override in overrides or []:
+        set_key(document, override)
+    try:
+        return Recipe.model_validate(document)
+    except ValidationError as error:
+        lines = [_explain(fault, document) for fault in error.errors()]
+        raise UserError("\n".join(f"{origin}: {line}" for line in lines)) from None
+
+
+def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
+    """`parse_recipe` of a file."""
+    return parse_recipe(read_recipe_text(path), origin=str(path), overrides=overrides)
+
+
+def read_recipe_text(path: Path) -> str:
+    """The text of a recipe file; `UserError` naming the recipes beside it when there is none."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        beside = sorted(p.name for p in path.parent.glob("*.toml")) if path.parent.is_dir() else []
+        known = f"; there are {', '.join(beside)}" if beside else ""
+        raise UserError(f"{path}: no such recipe{known}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 at byte {error.start}") from None
+
+
+def override_text(text: str, overrides: list[str]) -> str:
+    """Recipe text with overrides written into it, comments and order kept."""
+    document = tomlkit.parse(text)
+    for override in overrides:
+        set_key(document, override)
+    return tomlkit.dumps(document)
+
+
+def set_key(document: Any, override: str) -> None:
+    """Apply one `section.key=value` to a TOML document; the value is TOML, else plain text."""
+    dotted, separator, raw = override.partition("=")
+    keys = dotted.strip().split(".")
+    if not separator or not all(keys):
+        raise UserError(f"--set {override!r}: write it as section.key=value")
+    table = document
+    for depth, key in enumerate(keys[:-1]):
+        table = table.setdefault(key, {})
+        if not isinstance(table, dict):
+            raise UserError(f"--set {override!r}: {'.'.join(keys[: depth + 1])} is no table")
+    try:
+        table[keys[-1]] = tomllib.loads(f"value = {raw}")["value"]
+    except tomllib.TOMLDecodeError:
+        table[keys[-1]] = raw.strip()
+
+
+def _explain(fault: Any, document: dict[str, Any]) -> str:
+    """One pydantic fault as a line a user can act on."""
+    # A tagged union puts its tag into the location; it is no key of the file.
+    path = [str(part) for part in fault["loc"]]
+    if len(path) > 2 and path[0] == "data" and path[2] in ("generator", "dataset"):
+        del path[2]
+    key = ".".join(path)
+    if fault["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(path[-1], _fields_beside(path), n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        return f"unknown key {key!r}{hint}"
+    if fault["type"] == "missing":
+        return f"{key} is required"
+    if fault["type"] == "union_tag_not_found":
+        return f'{key}: say kind = "generator" or kind = "dataset"'
+    message = fault["msg"].removeprefix("Value error, ")
+    if not key:
+        return message
+    shown = "" if isinstance(fault["input"], (dict, list)) else f" = {fault['input']!r}"
+    return f"{key}{shown}: {message[0].lower()}{message[1:]}"
+
+
+def _fields_beside(path: list[str]) -> list[str]:
+    """Names of the fields that may stand where the last part of `path` stands."""
+    if path[0] == "data" and len(path) > 2:
+        models: list[type[BaseModel]] = [GeneratorSource, DatasetSource]
+        inner = path[2:-1]
+    else:
+        models, inner = [Recipe], path[:-1]
+    for part in inner:
+        annotations = [
+            model.model_fields[part].annotation for model in models if part in model.model_fields
+        ]
+        models = [a for a in annotations if isinstance(a, type) and issubclass(a, BaseModel)]
+    return [name for model in models for name in model.model_fields]

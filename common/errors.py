@@ -1,0 +1,25 @@
+"""What a command may end with: each exception below carries its exit code."""
+
+
+class UserError(ValueError):
+    """A fault its user can mend: names the file, the field, the value and the fix. Exit code 2."""
+
+    exit_code = 2
+
+
+class NoLearningSignalError(UserError):
+    """Every group of the iteration has equal rewards, so no gradient exists. Exit code 4."""
+
+    exit_code = 4
+
+
+class SamplerGapError(UserError):
+    """Sampler and trainer disagree about the logprobs of the same tokens. Exit code 5."""
+
+    exit_code = 5
+
+
+class NonFiniteError(UserError):
+    """Loss or gradient was not finite in three steps running. Exit code 6."""
+
+    exit_code = 6

@@ -1,0 +1,28 @@
+"""`metrics.jsonl`: every optimizer step of a run as a line, for plotting with any tool.
+
+Derived from the iterations' files and rebuilt from them; nothing reads it as truth.
+"""
+
+from __future__ import annotations
+
+import json
+
+import pyarrow as pa
+
+from common.runs.layout import Run
+from common.runs.manifest import has_manifest, write_atomically
+from common.runs.schemas import TRAIN
+from common.runs.shards import read_output
+
+
+def training_steps(run: Run) -> pa.Table:
+    """The metrics of all optimizer steps of all complete iterations (schema `TRAIN`)."""
+    outputs = [run.train(number) for number in range(1, run.last_policy() + 1)]
+    tables = [read_output(output) for output in outputs if has_manifest(output)]
+    return pa.concat_tables(tables).select(TRAIN.names) if tables else TRAIN.empty_table()
+
+
+def rebuild_metrics(run: Run) -> None:
+    """Write `metrics.jsonl` anew."""
+    lines = [json.dumps(row) for row in training_steps(run).to_pylist()]
+    write_atomically(run.metrics, "".join(f"{line}\n" for line in lines).encode())

@@ -1,0 +1,108 @@
+"""What an evaluation says: pass@k, maj@k, and how sure it is. Needs numpy only."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+
+def pass_at_k(correct: int, samples: int, k: int) -> float:
+    """Probability that one of k samples is right, estimated without bias from n of them.
+
+    1 - C(n-c, k) / C(n, k), as a product (Chen et al., arXiv 2107.03374, section 2.1).
+
+    Args:
+        correct: c, how many of the n samples are right.
+        samples: n.
+        k: at most n.
+    """
+    assert 0 <= correct <= samples and 1 <= k <= samples, (correct, samples, k)
+    wrong = samples - correct
+    if wrong < k:
+        return 1.0
+    return float(1 - np.prod(1 - k / np.arange(wrong + 1, samples + 1)))
+
+
+def powers_up_to(samples: int) -> list[int]:
+    """The k that are reported for n samples: 1, 2, 4, ... and n."""
+    return sorted({2**i for i in range(samples.bit_length())} | {samples}) if samples else []
+
+
+def maj_at_k(answers: Sequence[str | None], rewards: Sequence[float | None]) -> float:
+    """Whether the answer given most often is right, over all k samples of a question.
+
+    Samples without an answer have no vote. Answers that tie for the most votes share them: the
+    value is the expected one of choosing among them at random.
+
+    Args:
+        answers: what the rule read in each sample.
+        rewards: of each sample; an answer's is that of the samples that gave it.
+    """
+    votes = Counter(answer for answer in answers if answer is not None)
+    if not votes:
+        return 0.0
+    most = max(votes.values())
+    value = {a: r or 0.0 for a, r in zip(answers, rewards, strict=True) if a is not None}
+    winners = [value[answer] for answer, count in votes.items() if count == most]
+    return sum(winners) / len(winners)
+
+
+def mean_over_tasks(values: Mapping[str, ArrayLike]) -> float:
+    """Mean of the tasks' means: a task with more questions weighs no more."""
+    return float(np.mean([np.mean(np.asarray(v, dtype=np.float64)) for v in values.values()]))
+
+
+def bootstrap_interval(
+    values: Mapping[str, ArrayLike], *, level: float = 0.95, resamples: int = 10_000, seed: int = 0
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of `mean_over_tasks`, questions resampled within each task.
+
+    Args:
+        values: one number a question, by task; no task empty.
+    """
+    generator = np.random.default_rng(seed)
+    total = np.zeros(resamples)
+    for task in values.values():
+        total += _resampled_means(np.asarray(task, dtype=np.float64), resamples, generator)
+    tail = (1 - level) / 2
+    low, high = np.quantile(total / len(values), [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def paired_difference(pairs: Mapping[str, tuple[ArrayLike, ArrayLike]]) -> dict[str, float]:
+    """After minus before on the same questions, as the mean over tasks, with its 95 % interval.
+
+    Pairing takes the questions' own difficulty out of the comparison: what is resampled are the
+    differences question by question.
+
+    Args:
+        pairs: by task, a value for each question before, and after in the same order.
+    """
+    before = {task: np.asarray(b, dtype=np.float64) for task, (b, _) in pairs.items()}
+    after = {task: np.asarray(a, dtype=np.float64) for task, (_, a) in pairs.items()}
+    difference = {task: after[task] - before[task] for task in pairs}
+    low, high = bootstrap_interval(difference)
+    return {
+        "questions": sum(map(len, difference.values())),
+        "before": mean_over_tasks(before),
+        "after": mean_over_tasks(after),
+        "difference": mean_over_tasks(difference),
+        "low": low,
+        "high": high,
+    }
+
+
+def _resampled_means(
+    values: NDArray[np.float64], resamples: int, generator: np.random.Generator
+) -> NDArray[np.float64]:
+    """Means of `resamples` draws with replacement.
+
+    Equal values are drawn together, by a multinomial: rewards take few values, so this costs
+    resamples × distinct values and not resamples × questions.
+    """
+    distinct, counts = np.unique(values, return_counts=True)
+    drawn = generator.multinomial(len(values), counts / len(values), size=resamples)
+    return drawn @ distinct / len(values)

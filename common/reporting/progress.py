@@ -1,0 +1,75 @@
+"""Lines and progress bars on the terminal; text of models and data made harmless first."""
+
+from __future__ import annotations
+
+import os
+import sys
+import unicodedata
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+Item = TypeVar("Item")
+
+_quiet = False
+
+
+def set_quiet(quiet: bool) -> None:
+    """Say only what went wrong, for this process."""
+    global _quiet
+    _quiet = quiet
+
+
+def clean(text: str) -> str:
+    """`text` without control and bidirectional characters, which could rewrite the terminal."""
+    return "".join(c for c in text if c in "\n\t" or not unicodedata.category(c).startswith("C"))
+
+
+def say(line: str) -> None:
+    """Print a line to standard output on rank 0, unless quiet."""
+    if not _quiet and os.environ.get("RANK", "0") == "0":
+        print(clean(line), flush=True)
+
+
+def warn(line: str) -> None:
+    """Print a warning to standard error, quiet or not."""
+    print(f"warning: {clean(line)}", file=sys.stderr, flush=True)
+
+
+def bars_wanted() -> bool:
+    """Bars are for people: a terminal, rank 0, not quiet."""
+    return not _quiet and sys.stderr.isatty() and os.environ.get("RANK", "0") == "0"
+
+
+@contextmanager
+def bar(label: str, total: int) -> Iterator[Bar]:
+    """A progress bar on standard error; counts silently where bars are not wanted."""
+    if not bars_wanted():
+        yield Bar()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(label, total=total)
+        yield Bar(lambda n: progress.advance(task, n))
+
+
+class Bar:
+    """What `bar` yields: `advance` moves it."""
+
+    def __init__(self, move: object = None) -> None:
+        self._move = move
+
+    def advance(self, amount: int = 1) -> None:
+        if callable(self._move):
+            self._move(amount)
+
+
+def track(items: Iterable[Item], label: str, total: int) -> Iterator[Item]:
+    """Iterate with a progress bar."""
+    with bar(label, total) as shown:
+        for item in items:
+            yield item
+            shown.advance()

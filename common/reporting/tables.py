@@ -1,0 +1,175 @@
+"""A run as polars tables: what `stages.show` prints."""
+
+from __future__ import annotations
+
+import polars as pl
+import pyarrow as pa
+
+from common.config import Recipe
+from common.errors import UserError
+from common.reporting.metrics import training_steps
+from common.runs.freshness import status_of
+from common.runs.layout import ITERATION_STAGES, Output, Run
+from common.runs.manifest import has_manifest, read_manifest
+from common.runs.shards import read_output
+
+STEP_COLUMNS = (
+    "reward_mean",
+    "reward_std",
+    "zero_variance_groups",
+    "completions",
+    "loss",
+    "kl",
+    "entropy",
+    "clip_fraction_low",
+    "clip_fraction_high",
+    "approx_kl",
+    "grad_norm",
+    "learning_rate",
+    "sampler_gap_mean",
+    "truncated_fraction",
+)
+
+
+def run_table(run: Run) -> pl.DataFrame:
+    """One row an iteration: means over its optimizer steps, mean completion length."""
+    steps = _frame(training_steps(run))
+    if steps.is_empty():
+        raise UserError(f"{run.root}: no iteration is complete yet; make iteration N=1")
+    means = [pl.col(name).mean() for name in STEP_COLUMNS]
+    length = (pl.col("completion_tokens") / pl.col("completions")).mean().alias("tokens")
+    return steps.group_by("iteration", maintain_order=True).agg(
+        pl.len().alias("steps"), *means, length
+    )
+
+
+def groups_table(run: Run, iteration: int) -> pl.DataFrame:
+    """One row a group of an iteration: the question, rewards, verdicts, lengths."""
+    return (
+        scored_completions(run, iteration)
+        .group_by("group_id", maintain_order=True)
+        .agg(
+            pl.col("task").first(),
+            pl.col("question").first(),
+            pl.col("answer").first(),
+            pl.col("reward").mean().alias("reward_mean"),
+            pl.col("reward").std().alias("reward_std"),
+            (pl.col("verdict") == "correct").sum().alias("correct"),
+            pl.len().alias("samples"),
+            pl.col("completion_ids").list.len().mean().alias("tokens"),
+            (pl.col("finish_reason") == "length").sum().alias("truncated"),
+        )
+    )
+
+
+def scored_completions(run: Run, iteration: int) -> pl.DataFrame:
+    """Rollout and score of an iteration, side by side; without scores where there are none."""
+    rollout = _frame(read_output(run.rollout(iteration)))
+    if not has_manifest(run.score(iteration)):
+        raise UserError(
+            f"{run.score(iteration).path} is missing; make it with: {run.score(iteration).command}"
+        )
+    score = _frame(read_output(run.score(iteration)))
+    return rollout.join(score, on="rollout_id", how="inner", maintain_order="left")
+
+
+def status_table(run: Run) -> pl.DataFrame:
+    """One row an iteration: the state of each stage, and why it is stale."""
+    rows = [_states(run, number) for number in range(last_begun(run) + 1)]
+    return pl.DataFrame(rows, infer_schema_length=None).fill_null("")
+
+
+def recipe_changes(run: Run, recipe: Recipe) -> pl.DataFrame:
+    """Where a finished stage was made with other recipe values than those now in force."""
+    rows = []
+    for iteration in range(1, last_begun(run) + 1):
+        for stage in ITERATION_STAGES:
+            output = run.stage_output(stage, iteration)
+            if not has_manifest(output):
+                continue
+            made_with = read_manifest(output).recipe
+            now = recipe.model_dump(mode="json")
+            rows += [
+                {"iteration": iteration, "stage": stage, "key": key, "made with": a, "now": b}
+                for key, a, b in _differences(made_with, now)
+            ]
+    return pl.DataFrame(rows, infer_schema_length=None)
+
+
+def disk_table(run: Run) -> pl.DataFrame:
+    """Bytes on disk by part of the run; a file linked several times counts once."""
+    sizes: dict[str, int] = {}
+    seen: set[tuple[int, int]] = set()
+    for path in sorted(run.root.rglob("*")):
+        stat = path.stat()
+        if path.is_file() and (stat.st_dev, stat.st_ino) not in seen:
+            seen.add((stat.st_dev, stat.st_ino))
+            part = path.relative_to(run.root).parts
+            kind = part[2] if part[0] == "iterations" and len(part) > 3 else part[0]
+            sizes[kind] = sizes.get(kind, 0) + stat.st_size
+    frame = pl.DataFrame({"part": list(sizes), "bytes": list(sizes.values())})
+    return frame.sort("bytes", descending=True)
+
+
+def evaluation_facts(run: Run) -> pl.DataFrame:
+    """One row a policy and task: the figures that `evaluate` put into its manifest."""
+    rows = [
+        {"policy": number, "task": task} | figures
+        for number in run.evaluations()
+        for task, figures in read_manifest(run.evaluation(number)).facts["tasks"].items()
+    ]
+    if not rows:
+        raise UserError(f"{run.root}: no policy is evaluated yet; make evaluate N=0")
+    return pl.DataFrame(rows, infer_schema_length=None)
+
+
+def greedy_correct(run: Run, policy: int) -> pl.DataFrame:
+    """`prompt_id`, `task` and whether the greedy completion of a policy is correct."""
+    frame = _frame(
+        read_output(run.evaluation(policy), ["prompt_id", "task", "sample_index", "verdict"])
+    )
+    return frame.filter(pl.col("sample_index") == -1).select(
+        "prompt_id", "task", (pl.col("verdict") == "correct").alias("correct")
+    )
+
+
+def last_begun(run: Run) -> int:
+    """The highest iteration that has anything on disk."""
+    folders = (run.root / "iterations").glob("[0-9]*")
+    return max((int(folder.name) for folder in folders if folder.name.isdecimal()), default=0)
+
+
+def _frame(table: pa.Table) -> pl.DataFrame:
+    frame = pl.from_arrow(table)
+    assert isinstance(frame, pl.DataFrame)
+    return frame
+
+
+def _state(run: Run, output: Output) -> str:
+    try:
+        status = status_of(run, output)
+    except UserError as error:
+        return f"damaged: {str(error).splitlines()[0]}"
+    return status.state if status.state != "stale" else f"stale: {status.reason}"
+
+
+def _states(run: Run, iteration: int) -> dict[str, object]:
+    row: dict[str, object] = {"iteration": iteration}
+    row["prepare"] = "" if iteration else _state(run, run.prompts)
+    for stage in ITERATION_STAGES:
+        row[stage] = _state(run, run.stage_output(stage, iteration)) if iteration else ""
+    begun = run.evaluation(iteration)
+    row["evaluate"] = _state(run, begun) if begun.path.exists() or begun.partial.exists() else ""
+    return row
+
+
+def _differences(made_with: object, now: object, key: str = "") -> list[tuple[str, str, str]]:
+    if isinstance(made_with, dict) and isinstance(now, dict):
+        return [
+            difference
+            for name in made_with
+            for difference in _differences(
+                made_with[name], now.get(name), f"{key}.{name}" if key else name
+            )
+        ]
+    return [] if made_with == now else [(key, str(made_with), str(now))]

@@ -1,0 +1,172 @@
+"""Where everything of a run lies on disk. No other module builds a path into a run.
+
+    data/runs/<run>/
+      recipe.toml  prompts/  policies/0000 …  trainer/0001 …  iterations/0001/{rollout,score,…}/
+      evaluations/0000 …  metrics.jsonl
+
+Iteration N samples policy N - 1 and writes policy N.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from common.errors import UserError
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+DEFAULT_RECIPE = REPOSITORY / "workflows" / "recipes" / "arithmetic.toml"
+
+Stage = Literal["prepare", "rollout", "score", "logprobs", "train", "evaluate"]
+ITERATION_STAGES: tuple[Stage, ...] = ("rollout", "score", "logprobs", "train")
+
+_RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+@dataclass(frozen=True)
+class Output:
+    """What one stage makes: a directory that exists only when it is complete.
+
+    It is made in `partial` beside it and renamed once its manifest is written.
+    """
+
+    run: Path
+    """Root of the run."""
+    name: str
+    """Path within the run, also the name under which manifests list it as an input."""
+    stage: Stage
+    iteration: int
+
+    @property
+    def path(self) -> Path:
+        return self.run / self.name
+
+    @property
+    def partial(self) -> Path:
+        return self.path.with_name(self.path.name + ".partial")
+
+    @property
+    def replaced(self) -> Path:
+        """Where a former output stands for the moment between two renames."""
+        return self.path.with_name(self.path.name + ".old")
+
+    @property
+    def manifest(self) -> Path:
+        return self.path / "manifest.json"
+
+    @property
+    def command(self) -> str:
+        """The command line that makes this output again."""
+        number = "" if self.stage == "prepare" else f" --iteration {self.iteration}"
+        return f"python -m stages.{self.stage} --run {self.run.name}{number} --overwrite"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run directory and the paths inside it."""
+
+    root: Path
+
+    @classmethod
+    def named(cls, name: str, runs_directory: Path | None = None) -> Run:
+        """The run called `name`; it need not exist yet.
+
+        Raises:
+            UserError: the name could escape the runs directory or confuse a shell.
+        """
+        if not _RUN_NAME.fullmatch(name):
+            raise UserError(
+                f"--run {name!r}: a run's name is 1 to 64 of the characters A-Z a-z 0-9 . _ - "
+                "and begins with a letter or a digit"
+            )
+        return cls((runs_directory or default_runs_directory()) / name)
+
+    @property
+    def name(self) -> str:
+        return self.root.name
+
+    @property
+    def recipe(self) -> Path:
+        return self.root / "recipe.toml"
+
+    @property
+    def metrics(self) -> Path:
+        return self.root / "metrics.jsonl"
+
+    @property
+    def prompts(self) -> Output:
+        return Output(self.root, "prompts", "prepare", 0)
+
+    def policy(self, number: int) -> Output:
+        stage: Stage = "train" if number else "prepare"
+        return Output(self.root, f"policies/{number:04d}", stage, number)
+
+    def trainer(self, number: int) -> Output:
+        """Optimizer, masters and schedule after iteration `number`."""
+        return Output(self.root, f"trainer/{number:04d}", "train", number)
+
+    def rollout(self, iteration: int) -> Output:
+        return self._of_iteration(iteration, "rollout")
+
+    def score(self, iteration: int) -> Output:
+        return self._of_iteration(iteration, "score")
+
+    def logprobs(self, iteration: int) -> Output:
+        return self._of_iteration(iteration, "logprobs")
+
+    def train(self, iteration: int) -> Output:
+        return self._of_iteration(iteration, "train")
+
+    def evaluation(self, policy: int) -> Output:
+        return Output(self.root, f"evaluations/{policy:04d}", "evaluate", policy)
+
+    def output(self, name: str) -> Output:
+        """The output that manifests call `name`: `policies/0002`, `iterations/0003/rollout`."""
+        kind, _, rest = name.partition("/")
+        number, _, stage = rest.partition("/")
+        if kind == "prompts":
+            return self.prompts
+        if kind == "iterations":
+            return getattr(self, stage)(int(number))
+        singular = {"policies": "policy", "evaluations": "evaluation"}.get(kind, kind)
+        return getattr(self, singular)(int(number))
+
+    def stage_output(self, stage: Stage, iteration: int) -> Output:
+        """The output whose manifest says that `stage` of `iteration` is complete."""
+        if stage == "prepare":
+            return self.prompts
+        if stage == "evaluate":
+            return self.evaluation(iteration)
+        return self._of_iteration(iteration, stage)
+
+    def last_policy(self) -> int:
+        """Number of the newest complete policy, -1 before `prepare`."""
+        return max((int(p.parent.name) for p in self._manifests("policies")), default=-1)
+
+    def evaluations(self) -> list[int]:
+        """Numbers of the policies that have been evaluated, ascending."""
+        return sorted(int(p.parent.name) for p in self._manifests("evaluations"))
+
+    def _manifests(self, folder: str) -> list[Path]:
+        return [
+            path
+            for path in (self.root / folder).glob("*/manifest.json")
+            if path.parent.name.isdecimal()
+        ]
+
+    def _of_iteration(self, iteration: int, stage: Stage) -> Output:
+        if iteration < 1:
+            raise UserError(f"--iteration {iteration}: iterations are counted from 1")
+        return Output(self.root, f"iterations/{iteration:04d}/{stage}", stage, iteration)
+
+
+def default_runs_directory() -> Path:
+    """`$STAGED_GRPO_RUNS` if set, else `data/runs` of this repository."""
+    return Path(os.environ.get("STAGED_GRPO_RUNS") or REPOSITORY / "data" / "runs").absolute()
+
+
+def shard_name(index: int) -> str:
+    return f"shard-{index:05d}.parquet"

@@ -1,0 +1,205 @@
+"""The manifest of an output: what it consists of, and what it was made from.
+
+It is the last file written. What it lists is verified whenever it is read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import resource
+import sys
+import time
+import uuid
+from collections.abc import Iterable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from common.errors import UserError
+from common.runs.hashing import sha256_of_file
+from common.runs.layout import Output
+from common.runs.schemas import SCHEMA_VERSION
+
+
+class FileRecord(BaseModel):
+    """One file of an output. The stat fields only decide whether to hash it again."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    bytes: int
+    sha256: str
+    rows: int | None = None
+    keys: str | None = None
+    """Of a shard: content hash of its first column, which a hand edit must leave as it is."""
+    mtime_ns: int
+    ctime_ns: int
+    inode: int
+
+    @classmethod
+    def of(cls, path: Path, *, rows: int | None = None, keys: str | None = None) -> FileRecord:
+        """Record of a file on disk, hashed now."""
+        stat = path.stat()
+        return cls(
+            name=path.name,
+            bytes=stat.st_size,
+            sha256=sha256_of_file(path),
+            rows=rows,
+            keys=keys,
+            mtime_ns=stat.st_mtime_ns,
+            ctime_ns=stat.st_ctime_ns,
+            inode=stat.st_ino,
+        )
+
+    def untouched(self, path: Path) -> bool:
+        """Whether the file's stat is still the recorded one."""
+        stat = path.stat()
+        now = (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
+        return now == (self.bytes, self.mtime_ns, self.ctime_ns, self.inode)
+
+
+class Manifest(BaseModel):
+    """What is in an output (files, rows, content hash) and how it came to be."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    schema_version: int = SCHEMA_VERSION
+    stage: str
+    iteration: int
+    inputs: dict[str, str]
+    """Content hash of each input by its name in the run; `name:fact` is a fact of its manifest."""
+    recipe: dict[str, Any]
+    """The sections of the recipe that made it."""
+    seed: int
+    files: list[FileRecord]
+    rows: int
+    content_hash: str
+    facts: dict[str, Any] = {}
+    """Results that later stages or people read, a function of inputs, recipe and seed."""
+    edited: bool = False
+    """Whether files were edited by hand and accepted."""
+    pruned: bool = False
+    """Whether the files were deleted to bound the disk; hashes stay."""
+    recorded: dict[str, Any] = {}
+    """Wall time, memory, host and versions: never hashed, never compared."""
+
+    @property
+    def shards(self) -> list[FileRecord]:
+        return [file for file in self.files if file.name.endswith(".parquet")]
+
+
+def read_manifest(output: Output) -> Manifest:
+    """The manifest of a complete output.
+
+    Raises:
+        UserError: there is none, it is damaged, or a newer version of the project wrote it.
+    """
+    path = output.manifest
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        version = content.get("schema_version")
+        if isinstance(version, int) and version > SCHEMA_VERSION:
+            raise UserError(
+                f"{path}: schema version {version}, this program reads up to {SCHEMA_VERSION}; "
+                "update staged-grpo"
+            )
+        manifest = Manifest.model_validate(content)
+    except FileNotFoundError:
+        raise UserError(f"{output.path} is missing; make it with: {output.command}") from None
+    except (ValueError, AttributeError, ValidationError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(
+            f"{path}: damaged manifest ({str(error).splitlines()[0]}); "
+            f"make it again: {output.command}"
+        ) from None
+    if (manifest.stage, manifest.iteration) != (output.stage, output.iteration):
+        raise UserError(
+            f"{path}: written by {manifest.stage} of iteration {manifest.iteration}, not by "
+            f"{output.stage} of iteration {output.iteration}; make it again: {output.command}"
+        )
+    return manifest
+
+
+def has_manifest(output: Output) -> bool:
+    return output.manifest.is_file()
+
+
+def verify_files(output: Output, manifest: Manifest) -> None:
+    """Hash every file whose stat changed since the manifest was written.
+
+    Raises:
+        UserError: a file is missing or its content is not what the manifest says.
+    """
+    if manifest.pruned:
+        return
+    for record in manifest.files:
+        path = output.path / record.name
+        if not path.is_file():
+            raise UserError(f"{path} is missing; make it again: {output.command}")
+        if not record.untouched(path):
+            check_sha256(output, record, sha256_of_file(path))
+
+
+def check_sha256(output: Output, record: FileRecord, found: str) -> None:
+    """Raise `UserError` naming the file and both hashes unless `found` is the recorded one."""
+    if found == record.sha256:
+        return
+    accept = output.command.replace("--overwrite", "--accept-edits")
+    raise UserError(
+        f"{output.path / record.name} is not what its manifest says: sha256 is {found}, "
+        f"recorded {record.sha256}.\n"
+        f"  Edited on purpose? {accept}\n"
+        f"  Damaged?           {output.command}"
+    )
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a whole file or nothing: temporary file, fsync, rename, fsync of the directory."""
+    temporary = path.with_name(f".tmp-{uuid.uuid4().hex}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_directory(path.parent)
+
+
+def sync_directory(folder: Path) -> None:
+    """Make renames inside `folder` durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    text = json.dumps(manifest.model_dump(mode="json"), indent=1, ensure_ascii=False)
+    write_atomically(folder / "manifest.json", text.encode() + b"\n")
+
+
+def recorded_now(started: float, packages: Iterable[str] = ()) -> dict[str, Any]:
+    """What is noted about the making of an output: wall seconds, peak memory, host, versions.
+
+    Args:
+        started: `time.monotonic()` at the beginning.
+        packages: distributions whose versions matter to the result.
+    """
+    # Linux counts the peak in KiB, macOS in bytes.
+    unit = 1 if sys.platform == "darwin" else 1024
+    return {
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "wall_seconds": round(time.monotonic() - started, 3),
+        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
+        "host": platform.node(),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in ("staged-grpo", *packages)},
+    }

@@ -1,0 +1,58 @@
+"""The recipe in force: the run's own `recipe.toml`, which a given recipe or override changes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from common.config import Recipe, override_text, parse_recipe, read_recipe_text
+from common.errors import UserError
+from common.runs.layout import DEFAULT_RECIPE, Run
+from common.runs.manifest import has_manifest, read_manifest, write_atomically
+
+
+def recipe_in_force(
+    run: Run, recipe: Path | None = None, overrides: list[str] | None = None, *, write: bool = False
+) -> Recipe:
+    """The recipe that holds for what is still to be made in `run`.
+
+    Args:
+        recipe: replaces the run's recipe; a new run without one takes the default recipe.
+        overrides: `section.key=value`, put into the run's recipe.
+        write: store the result in the run.
+
+    Raises:
+        UserError: the recipe is faulty, or names another model or data set than the run began with.
+    """
+    source = recipe or (run.recipe if run.recipe.is_file() else DEFAULT_RECIPE)
+    text = read_recipe_text(source)
+    parse_recipe(text, origin=str(source))
+    if overrides:
+        text = override_text(text, overrides)
+    parsed = parse_recipe(text, origin=f"{source} with --set" if overrides else str(source))
+    _same_model_and_data(run, parsed, source)
+    if write and not (run.recipe.is_file() and run.recipe.read_text(encoding="utf-8") == text):
+        run.root.mkdir(parents=True, exist_ok=True)
+        write_atomically(run.recipe, text.encode())
+    return parsed
+
+
+def what_prepare_uses(recipe: Recipe) -> dict[str, Any]:
+    """The sections that decide prompts and policy 0; fixed once a run has begun."""
+    return {
+        "model": {"path": recipe.model.path},
+        "data": {name: source.model_dump(mode="json") for name, source in recipe.data.items()},
+    }
+
+
+def _same_model_and_data(run: Run, recipe: Recipe, source: Path) -> None:
+    if not has_manifest(run.prompts):
+        return
+    began = read_manifest(run.prompts).recipe
+    for section, now in what_prepare_uses(recipe).items():
+        if now != began.get(section):
+            raise UserError(
+                f"{source}: [{section}] is {now}, but run {run.name!r} began with "
+                f"{began.get(section)}; a run keeps its model and its data: choose another "
+                "RUN, or remove this one"
+            )

@@ -1,0 +1,247 @@
+"""Writing an output shard by shard, and reading it back verified.
+
+A shard is written whole (temporary file, fsync, rename) with a small `.done.json` beside it; the
+manifest comes last and makes the output complete; then the directory takes its final name. What
+was killed on the way goes on from the shards that are verified.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from common.errors import UserError
+from common.runs.hashing import TableHasher, sha256_of_bytes, table_content_hash
+from common.runs.layout import Output
+from common.runs.manifest import (
+    FileRecord,
+    Manifest,
+    check_sha256,
+    read_manifest,
+    recorded_now,
+    sync_directory,
+    write_atomically,
+    write_manifest,
+)
+from common.runs.schemas import SCHEMA_VERSION
+
+# Measured, not determined by the inputs; left out of content hashes.
+MEASURED_COLUMNS = frozenset({"tokens_per_second", "peak_memory_bytes", "step_seconds"})
+
+
+class OutputWriter:
+    """Makes one output in its `.partial` directory; `commit` makes it complete."""
+
+    def __init__(
+        self,
+        output: Output,
+        *,
+        inputs: dict[str, str],
+        recipe: dict[str, Any],
+        seed: int,
+        names: list[str],
+        schema: pa.Schema,
+    ) -> None:
+        """Describe the output; nothing is written before `open`.
+
+        Args:
+            inputs: content hashes of what it is made from, by name.
+            recipe: the recipe's sections that decide the content.
+            names: every shard of the output, in order.
+            schema: of each shard.
+        """
+        self.output = output
+        self.names = names
+        self._schema = schema
+        self._inputs = inputs
+        self._recipe = recipe
+        self._seed = seed
+        self._started = time.monotonic()
+
+    def open(self) -> OutputWriter:
+        """Take up the partial directory: keep it if made from the same inputs, else begin anew."""
+        folder = self.output.partial
+        intention = {
+            "inputs": self._inputs,
+            "recipe": self._recipe,
+            "seed": self._seed,
+            "names": self.names,
+        }
+        plan = json.dumps(intention, indent=1, sort_keys=True).encode()
+        path = folder / "plan.json"
+        if folder.exists() and not (path.is_file() and path.read_bytes() == plan):
+            shutil.rmtree(folder)
+        if not folder.exists():
+            folder.mkdir(parents=True)
+            write_atomically(path, plan)
+        for leftover in folder.glob(".tmp-*"):
+            leftover.unlink()
+        return self
+
+    def pending(self) -> list[str]:
+        """Names of the shards that are not there, or not as their `.done.json` says."""
+        return [name for name in self.names if self._done(name) is None]
+
+    def write(self, name: str, table: pa.Table) -> None:
+        """Write one shard; columns are put in the schema's order and cast to its types."""
+        assert name in self.names, f"{name} is no shard of {self.output.name}"
+        table = table.select(self._schema.names).cast(self._schema)
+        data = self._encode(name, table)
+        folder = self.output.partial
+        write_atomically(folder / name, data)
+        done = {
+            "sha256": sha256_of_bytes(data),
+            "bytes": len(data),
+            "rows": table.num_rows,
+            "keys": keys_hash(table),
+        }
+        write_atomically(folder / f"{name}.done.json", json.dumps(done).encode())
+
+    def commit(
+        self,
+        facts: dict[str, Any] | None = None,
+        recorded: dict[str, Any] | None = None,
+        *,
+        packages: Collection[str] = (),
+        publish_output: bool = True,
+    ) -> Manifest:
+        """Write the manifest and give the directory its final name.
+
+        Args:
+            facts: results that are a function of the inputs.
+            recorded: measurements to note beside wall time and memory.
+            packages: distributions whose versions matter to the result.
+            publish_output: leave the rename to the caller, who commits several outputs as one.
+        """
+        hasher = TableHasher(self._schema, without=MEASURED_COLUMNS)
+        records = []
+        for name in self.names:
+            record = self._done(name)
+            assert record is not None, f"{name} of {self.output.name} was never written"
+            hasher.update(_read_verified(self.output, record, self.output.partial))
+            records.append(record)
+        manifest = Manifest(
+            stage=self.output.stage,
+            iteration=self.output.iteration,
+            inputs=self._inputs,
+            recipe=self._recipe,
+            seed=self._seed,
+            files=records,
+            rows=sum(record.rows or 0 for record in records),
+            content_hash=hasher.hexdigest(),
+            facts=facts or {},
+            recorded=recorded_now(self._started, packages) | (recorded or {}),
+        )
+        write_manifest(self.output.partial, manifest)
+        if publish_output:
+            publish(self.output)
+        return manifest
+
+    def _encode(self, name: str, table: pa.Table) -> bytes:
+        metadata = {
+            "schema_version": str(SCHEMA_VERSION),
+            "stage": self.output.stage,
+            "iteration": str(self.output.iteration),
+            "shard": f"{self.names.index(name)} of {len(self.names)}",
+            "inputs": json.dumps(self._inputs),
+            "seed": str(self._seed),
+        }
+        return encode_parquet(table.replace_schema_metadata(metadata))
+
+    def _done(self, name: str) -> FileRecord | None:
+        """Record of a finished shard whose bytes are those that were written, else None."""
+        path = self.output.partial / name
+        try:
+            done = json.loads((self.output.partial / f"{name}.done.json").read_bytes())
+            record = FileRecord.of(path, rows=done["rows"], keys=done["keys"])
+        except (FileNotFoundError, ValueError, KeyError):
+            return None
+        return record if record.sha256 == done["sha256"] else None
+
+
+def keys_hash(table: pa.Table) -> str:
+    """Content hash of a shard's first column, its key."""
+    return table_content_hash(table.select([0]))
+
+
+def encode_parquet(table: pa.Table) -> bytes:
+    """A table as the bytes of a Parquet file with page checksums."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
+    return sink.getvalue().to_pybytes()
+
+
+def publish(output: Output) -> None:
+    """Give a partial output that has its manifest the final name, replacing a former one.
+
+    Safe to repeat: a kill between the renames leaves a state that the next call completes.
+    """
+    if (output.partial / "manifest.json").is_file():
+        for scrap in (*output.partial.glob("*.done.json"), output.partial / "plan.json"):
+            scrap.unlink(missing_ok=True)
+        if output.path.exists():
+            shutil.rmtree(output.replaced, ignore_errors=True)
+            output.path.rename(output.replaced)
+        output.partial.rename(output.path)
+        sync_directory(output.path.parent)
+    if output.path.exists():
+        shutil.rmtree(output.replaced, ignore_errors=True)
+
+
+def read_shard(output: Output, record: FileRecord) -> pa.Table:
+    """One verified shard of a complete output.
+
+    Raises:
+        UserError: the file is missing or is not the one its manifest lists.
+    """
+    return _read_verified(output, record, output.path)
+
+
+def read_shards(output: Output, columns: list[str] | None = None) -> Iterator[pa.Table]:
+    """Verified shards of a complete output, in order, with the columns asked for."""
+    for record in read_manifest(output).shards:
+        table = read_shard(output, record)
+        yield table.select(columns) if columns else table
+
+
+def read_output(output: Output, columns: list[str] | None = None) -> pa.Table:
+    """All verified rows of a complete output."""
+    return pa.concat_tables(read_shards(output, columns))
+
+
+def join(left: pa.Table, right: pa.Table, *, key: str, names: tuple[str, str]) -> pa.Table:
+    """`left` with the new columns of `right`, which must have the same keys in the same order.
+
+    Raises:
+        UserError: a key is missing, superfluous or in another place; `names` says whose.
+    """
+    mine, theirs = left.column(key).to_pylist(), right.column(key).to_pylist()
+    if mine != theirs:
+        missing, extra = sorted(set(mine) - set(theirs)), sorted(set(theirs) - set(mine))
+        what = (
+            f"{len(missing)} rows missing {missing[:3]}, {len(extra)} superfluous {extra[:3]}"
+            if missing or extra
+            else "the same rows in another order"
+        )
+        raise UserError(f"{names[1]} does not match {names[0]}: {what}; make {names[1]} again")
+    for field in right.schema:
+        if field.name not in left.schema.names:
+            left = left.append_column(field, right.column(field.name))
+    return left
+
+
+def _read_verified(output: Output, record: FileRecord, folder: Path) -> pa.Table:
+    path = folder / record.name
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; make it again: {output.command}") from None
+    check_sha256(output, record, sha256_of_bytes(data))
+    return pq.read_table(pa.BufferReader(data), page_checksum_verification=True)

@@ -1,0 +1,131 @@
+"""show: a run in the terminal. Reads everything, writes nothing, loads no model.
+
+python -m stages.show run --run demo
+python -m stages.show completions --run demo --iteration 3 --worst 5
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import polars as pl
+import typer
+
+from common.command import Context, Debug, Iteration, Json, RunName, launch, open_context
+from common.errors import UserError
+from common.reporting import tables
+from common.reporting.passk import paired_difference
+from common.reporting.terminal import bytes_text, print_completion, print_table
+
+Limit = Annotated[int, typer.Option("--limit", min=0, help="Rows to show; 0 for all.")]
+
+
+def run(run: RunName = "demo", as_json: Json = False, debug: Debug = False) -> None:
+    """One line an iteration: reward, loss, KL, entropy, lengths."""
+    context = _open(run)
+    _print(tables.run_table(context.run), f"run {run}", as_json)
+
+
+def iteration(
+    run: RunName,
+    iteration: Iteration,
+    limit: Limit = 20,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """The groups of an iteration: question, rewards, lengths."""
+    context = _open(run)
+    _print(tables.groups_table(context.run, iteration), f"iteration {iteration}", as_json, limit)
+
+
+def completions(
+    run: RunName,
+    iteration: Iteration,
+    best: Annotated[int, typer.Option("--best", min=0, help="How many of the best.")] = 0,
+    worst: Annotated[int, typer.Option("--worst", min=0, help="How many of the worst.")] = 0,
+    task: Annotated[str, typer.Option("--task", help="Only this source of questions.")] = "",
+    debug: Debug = False,
+) -> None:
+    """The best and the worst completions of an iteration, as they were written."""
+    frame = tables.scored_completions(_open(run).run, iteration).filter(
+        pl.col("reward").is_not_null()
+    )
+    if task:
+        known = frame["task"].unique(maintain_order=True).to_list()
+        if task not in known:
+            raise UserError(f"--task {task!r}: iteration {iteration} has {', '.join(known)}")
+        frame = frame.filter(pl.col("task") == task)
+    if not best and not worst:
+        best = worst = 2
+    ranked = frame.sort("reward", "advantage", descending=True, maintain_order=True)
+    for row in ranked.head(best).to_dicts() + ranked.tail(worst).to_dicts():
+        print_completion(row)
+
+
+def status(run: RunName = "demo", as_json: Json = False, debug: Debug = False) -> None:
+    """What is complete, what is stale and why, and what was made with another recipe."""
+    context = _open(run)
+    _print(tables.status_table(context.run), f"run {run}", as_json)
+    changes = tables.recipe_changes(context.run, context.recipe)
+    if not changes.is_empty() and not as_json:
+        print_table(changes, title="made with other values than those now in force")
+
+
+def evaluations(run: RunName = "demo", as_json: Json = False, debug: Debug = False) -> None:
+    """Held-out accuracy by policy and task, and the last policy against the first."""
+    context = _open(run)
+    _print(tables.evaluation_facts(context.run), f"evaluations of {run}", as_json)
+    numbers = context.run.evaluations()
+    if len(numbers) > 1 and not as_json:
+        first, last = numbers[0], numbers[-1]
+        difference = _against(context, first, last)
+        print_table(difference, title=f"greedy accuracy, policy {last} minus policy {first}")
+
+
+def disk(run: RunName = "demo", as_json: Json = False, debug: Debug = False) -> None:
+    """Bytes on disk by part of the run."""
+    frame = tables.disk_table(_open(run).run)
+    if not as_json:
+        size = pl.col("bytes").map_elements(bytes_text, return_dtype=pl.String).alias("size")
+        frame = frame.select("part", size)
+    _print(frame, f"disk of {run}", as_json)
+
+
+def recipe(run: RunName = "demo", debug: Debug = False) -> None:
+    """The recipe in force, every key with its value."""
+    print(json.dumps(_open(run).recipe.model_dump(mode="json"), indent=2))
+
+
+def _against(context: Context, first: int, last: int) -> pl.DataFrame:
+    """Paired difference of greedy accuracy by task and as the mean over tasks, with intervals."""
+    before = tables.greedy_correct(context.run, first)
+    after = tables.greedy_correct(context.run, last)
+    both = before.join(after, on=["prompt_id", "task"], suffix="_after", how="inner")
+    by_task = {
+        task: (group["correct"].to_numpy(), group["correct_after"].to_numpy())
+        for (task,), group in both.group_by(["task"], maintain_order=True)
+    }
+    rows = [
+        {"task": name, **paired_difference({name: pair})} for name, pair in sorted(by_task.items())
+    ]
+    rows.append({"task": "mean over tasks", **paired_difference(by_task)})
+    return pl.DataFrame(rows)
+
+
+def _open(run: str) -> Context:
+    context = open_context(run, write=False)
+    if not context.run.root.is_dir() or context.run.last_policy() < 0:
+        raise UserError(f"{context.run.root}: no such run yet; make iteration N=1 RUN={run}")
+    return context
+
+
+def _print(frame: pl.DataFrame, title: str, as_json: bool, limit: int = 0) -> None:
+    if as_json:
+        print(frame.write_json())
+    else:
+        print_table(frame, title=title, limit=limit or None)
+
+
+if __name__ == "__main__":
+    launch(run, iteration, completions, status, evaluations, disk, recipe)

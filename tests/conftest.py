@@ -1,0 +1,155 @@
+"""Shared fixtures: tiny random models with a real tokenizer, and runs made by the real stages."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+TINY = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 256,
+}
+
+RECIPE = """\
+[model]
+path = "{policy}"
+
+[data.multiplication]
+kind = "generator"
+generator = "multiplication"
+train = 40
+eval = 8
+
+[rollout]
+prompts_per_iteration = 6
+group_size = 4
+groups_per_shard = 2
+max_completion_tokens = 12
+max_concurrent = 8
+
+[rewards.format]
+weight = 0.1
+
+[objective]
+kl_coef = 0.01
+
+[train]
+learning_rate = 1e-3
+"""
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with a byte-level tokenizer of some 300 tokens and a ChatML template."""
+    from workflows.pretraining_tokenizer import build_tokenizer
+
+    folder = tmp_path_factory.mktemp("tokenizer")
+    build_tokenizer(["What is 12 * 3?", "How many times"]).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def make_policy(
+    tiny_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Path]:
+    """Factory of tiny random policies: `make_policy("llama", layers=5, tied=False)`."""
+    made: dict[str, Path] = {}
+
+    def make(
+        model_type: str = "qwen2", layers: int = 2, tied: bool = True, **changes: object
+    ) -> Path:
+        import torch
+        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+        name = json.dumps([model_type, layers, tied, changes], sort_keys=True)
+        if name not in made:
+            folder = tmp_path_factory.mktemp(model_type)
+            tokenizer = AutoTokenizer.from_pretrained(tiny_tokenizer)
+            config = AutoConfig.for_model(
+                model_type,
+                **TINY
+                | {
+                    "vocab_size": len(tokenizer),
+                    "num_hidden_layers": layers,
+                    "tie_word_embeddings": tied,
+                    "eos_token_id": tokenizer.eos_token_id,
+                    "pad_token_id": tokenizer.pad_token_id,
+                    "bos_token_id": None,
+                }
+                | changes,
+            )
+            torch.manual_seed(0)
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+            with torch.no_grad():
+                # The usual initial scale gives flat distributions that hide mistakes.
+                for parameter in model.parameters():
+                    if parameter.ndim == 2:
+                        parameter.normal_(0, 0.15)
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+            made[name] = folder
+        return made[name]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_policy(make_policy: Callable[..., Path]) -> Path:
+    """A tiny random Qwen2 with tied embeddings."""
+    return make_policy()
+
+
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty runs directory that commands of this test use."""
+    folder = tmp_path / "runs"
+    folder.mkdir()
+    monkeypatch.setenv("STAGED_GRPO_RUNS", str(folder))
+    return folder
+
+
+@pytest.fixture
+def recipe_file(tmp_path: Path, tiny_policy: Path) -> Path:
+    """A recipe of seconds: 6 prompts x 4 samples in 3 shards, tiny random policy."""
+    path = tmp_path / "tiny.toml"
+    path.write_text(RECIPE.format(policy=tiny_policy))
+    return path
+
+
+@pytest.fixture
+def stage() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run a stage as a user does: `stage("score", "--run", "a", "--iteration", "1")`.
+
+    `ranks=2` goes through torchrun; `expect` is the exit code that must come.
+    """
+
+    def run(
+        name: str, *arguments: str, expect: int = 0, ranks: int = 0
+    ) -> subprocess.CompletedProcess[str]:
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+        command = [sys.executable, *(launcher if ranks else []), "-m", f"stages.{name}", *arguments]
+        done = subprocess.run(
+            command,
+            cwd=REPOSITORY,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
+        assert done.returncode == expect, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    return run

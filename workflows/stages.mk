@@ -1,0 +1,25 @@
+# How a stage is called: the very command line one would type.
+
+VENV ?= .venv
+RUN ?= demo
+NPROC ?= 1
+
+include workflows/checks.mk
+
+PYTHON := $(VENV)/bin/python
+PIP := $(PYTHON) -m pip --disable-pip-version-check -q
+READY := $(VENV)/.ready
+READY_DEV := $(VENV)/.ready-dev
+
+# Text in single quotes for the shell, whatever it holds.
+quoted = '$(subst ','\'',$(1))'
+
+RECIPE_OPTIONS := $(if $(value RECIPE), --recipe $(call quoted,$(value RECIPE)))
+SET_OPTIONS := $(foreach item,$(value SET), --set $(call quoted,$(item)))
+
+# Stages that run a model take NPROC processes; the others are one process.
+TORCHRUN := $(VENV)/bin/torchrun --standalone --nproc-per-node
+launcher = $(if $(filter-out 1,$(if $(filter rollout logprobs train evaluate,$(1)),$(NPROC),1)),$(TORCHRUN) $(NPROC),$(PYTHON))
+
+# $(call stage,score,3): run a stage; prepare has no iteration.
+stage = $(call launcher,$(1)) -m stages.$(1) --run $(RUN)$(if $(2), --iteration $(2))$(RECIPE_OPTIONS)$(SET_OPTIONS)
