@@ -14,8 +14,14 @@ READY_DEV := $(VENV)/.ready-dev
 # Text in single quotes for the shell, whatever it holds.
 quoted = '$(subst ','\'',$(1))'
 
+# Literal from here on: make expands what it hands to a shell's environment, and a value that holds
+# $(shell …) would run.
+override RECIPE := $(value RECIPE)
+override SET := $(value SET)
+
 RECIPE_OPTIONS := $(if $(value RECIPE), --recipe $(call quoted,$(value RECIPE)))
-SET_OPTIONS := $(foreach item,$(value SET), --set $(call quoted,$(item)))
+SET_OPTIONS := $(foreach item,$(value SET),--set $(call quoted,$(item)))
+SET_OPTIONS := $(if $(SET_OPTIONS), $(SET_OPTIONS))
 
 # Stages that run a model take NPROC processes; the others are one process.
 TORCHRUN := $(VENV)/bin/torchrun --standalone --nproc-per-node

@@ -1,0 +1,112 @@
+"""The Makefile as a user calls it: what it prints, what it refuses, what it never executes."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def make(runs: Path):  # type: ignore[no-untyped-def]
+    """`make("-n", "iteration", "N=2")` with the environment that is there taken as ready."""
+
+    def call(*arguments: str, expect: int = 0) -> str:
+        done = subprocess.run(
+            ["make", *arguments],
+            cwd=REPOSITORY,
+            env=os.environ | {"STAGED_GRPO_RUNS": str(runs)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == expect, f"{done.returncode}: {done.stdout}\n{done.stderr}"
+        return done.stdout + done.stderr
+
+    return call
+
+
+def stage_lines(text: str) -> list[str]:
+    return [line for line in text.splitlines() if " -m stages." in line]
+
+
+def test_help_lists_every_public_target(make) -> None:  # type: ignore[no-untyped-def]
+    text = make("help")
+    makefile = (REPOSITORY / "Makefile").read_text()
+    phony = re.search(r"^\.PHONY: ((?:.*\\\n)*.*)", makefile, re.M)
+    assert phony
+    for target in phony.group(1).replace("\\\n", " ").split():
+        assert re.search(rf"^  {target} +\S", text, re.M), f"{target} is not in `make help`"
+
+
+def test_dry_run_prints_the_commands_one_would_type(make) -> None:  # type: ignore[no-untyped-def]
+    lines = stage_lines(make("-n", "iteration", "N=2", "RUN=new"))
+    assert [re.sub(r".*stages\.", "", line) for line in lines] == [
+        "prepare --run new",
+        *(
+            f"{stage} --run new --iteration {n}"
+            for n in (1, 2)
+            for stage in ("rollout", "score", "logprobs", "train")
+        ),
+    ]
+    assert not any("--nproc" in line for line in lines)
+
+
+def test_ranks_go_to_the_stages_that_run_a_model(make) -> None:  # type: ignore[no-untyped-def]
+    lines = stage_lines(make("-n", "iteration", "N=1", "NPROC=2"))
+    parallel = [line for line in lines if "torchrun --standalone --nproc-per-node 2" in line]
+    assert [re.sub(r".*stages\.(\w+).*", r"\1", line) for line in parallel] == [
+        "rollout",
+        "logprobs",
+        "train",
+    ]
+
+
+def test_recipe_and_settings_reach_the_first_stage_quoted(make, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    recipe = tmp_path / "it's mine.toml"
+    recipe.write_text((REPOSITORY / "workflows/recipes/arithmetic.toml").read_text())
+    text = make("-n", "prepare", f"RECIPE={recipe}", "SET=train.epochs=2 rollout.group_size=4")
+    (line,) = stage_lines(text)
+    assert "--set 'train.epochs=2' --set 'rollout.group_size=4'" in line
+    assert "it'\\''s mine.toml'" in line
+
+
+def test_one_stage_by_hand(make) -> None:  # type: ignore[no-untyped-def]
+    (line,) = stage_lines(make("-n", "score", "N=2", "RUN=new"))
+    assert line.endswith("-m stages.score --run new --iteration 2 --overwrite")
+    assert "N=3" in make("score", expect=2)
+
+
+@pytest.mark.parametrize("name", ["N", "FROM", "NPROC"])
+@pytest.mark.parametrize("value", ["0", "01", "-1", "x", "1x", "1 2", "12345", "1.5", "1;ls"])
+def test_numbers_are_checked(make, name: str, value: str) -> None:  # type: ignore[no-untyped-def]
+    arguments = {"N": "2"} | {name: value}
+    text = make("-n", "iteration", *(f"{k}={v}" for k, v in arguments.items()), expect=2)
+    assert f"{name}={value}: a whole number from 1 to 9999" in text
+
+
+@pytest.mark.parametrize("value", ["../x", "a b", ".a", "-a", "a;b", "a/b", "a$$b"])
+def test_run_names_are_checked(make, value: str) -> None:  # type: ignore[no-untyped-def]
+    assert "a run is named with" in make("-n", "iteration", "N=1", f"RUN={value}", expect=2)
+
+
+@pytest.mark.parametrize("variable", ["N", "FROM", "RUN", "NPROC", "SET", "RECIPE"])
+@pytest.mark.parametrize(
+    "attack", ["$(shell touch {})", "`touch {}`", "';touch {};'", "$(touch {})"]
+)
+def test_values_are_never_executed(make, tmp_path: Path, variable: str, attack: str) -> None:  # type: ignore[no-untyped-def]
+    mark = tmp_path / "mark"
+    arguments = {"N": "1"} | {variable: attack.format(mark)}
+    make("-n", "iteration", *(f"{k}={v}" for k, v in arguments.items()), expect=2)
+    assert not mark.exists()
+
+
+def test_a_faulty_recipe_stops_make_before_anything_is_made(make, runs: Path) -> None:  # type: ignore[no-untyped-def]
+    text = make("iteration", "N=1", "SET=rollout.group_sise=2", expect=2)
+    assert "did you mean 'group_size'" in text
+    assert not list(runs.iterdir())

@@ -1,0 +1,258 @@
+"""Pretrain the embedded base model on questions answered in several ways (`make base`).
+
+Method: supervised next-token training of a small Qwen2 model on the text of `pretraining_text.py`,
+loss on the completions only. Every step takes equally many rows of each task. The first steps are
+practice, mostly careful work, so that working with care is reliable once it is begun; the last ones
+show the ways in the shares of `MIXTURE`, which sets how often the model begins each of them.
+
+Reads nothing. Writes a Hugging Face directory: config, generation config, tokenizer, float32
+safetensors, and a card (README.md) with how it was made and its accuracy on held-out questions.
+
+    python -m workflows.pretrain --output data/models/arithmetic-base
+"""
+
+import math
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from torch.nn.functional import cross_entropy
+from torch.nn.utils.rnn import pad_sequence
+from transformers import (
+    GenerationConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen2Tokenizer,
+)
+
+from common.tasks.question import Question
+from common.tasks.registry import TASKS
+from workflows.pretraining_text import CARD, MIXTURE, PRACTICE, Shares, completion, sample_texts
+from workflows.pretraining_tokenizer import build_tokenizer
+
+ROWS_PER_TASK = 40
+"""Rows of each task in one optimizer step."""
+
+ROWS_PER_FORWARD = 30
+"""Rows of a step are sorted by length and go through the model in such parts: little padding."""
+
+QUESTIONS_PER_TASK = 1000
+"""Questions drawn at a time; multiplication has 2,772 in the train split at default difficulty."""
+
+PRACTICE_SHARE = 0.75
+"""Share of the steps that are practice."""
+
+EVAL_QUESTIONS = 600
+"""Held-out questions of each task for the figures on the card."""
+
+MAX_COMPLETION_TOKENS = 96
+WARMUP_STEPS = 50
+BETAS = (0.9, 0.98)
+WEIGHT_DECAY = 0.05
+MAX_GRAD_NORM = 1.0
+IGNORED = -100
+"""Label of tokens without loss (torch's default `ignore_index`)."""
+
+Row = tuple[list[int], list[int]]
+"""Prompt ids and completion ids."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the command line sets."""
+
+    steps: int
+    learning_rate: float
+    seed: int
+    threads: int
+
+
+def build_model(tokenizer: Qwen2Tokenizer) -> Qwen2ForCausalLM:
+    """A random Qwen2 of 1.2 million parameters with tied embeddings, float32."""
+    stop_ids = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=160,
+        intermediate_size=416,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=1024,
+        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+        tie_word_embeddings=True,
+        use_cache=True,
+        bos_token_id=None,
+        eos_token_id=stop_ids[0],
+        pad_token_id=stop_ids[1],
+    )
+    model = Qwen2ForCausalLM(config)
+    model.generation_config = GenerationConfig(eos_token_id=stop_ids, pad_token_id=stop_ids[1])
+    return model
+
+
+def encode_prompt(tokenizer: Qwen2Tokenizer, question: str) -> list[int]:
+    """Chat template, then the assistant prefix `<think>` under which the model is later sampled."""
+    messages = [{"role": "user", "content": question}]
+    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    return tokenizer.encode(f"{text}<think>")
+
+
+def rows_of_task(task: str, tokenizer: Qwen2Tokenizer, shares: Shares, seed: int) -> Iterator[Row]:
+    """Endless rows of one task, from the train split only, every question's way drawn by share."""
+    rng = random.Random(f"{task}/{seed}")
+    while True:
+        questions = TASKS[task].generate(
+            QUESTIONS_PER_TASK, split="train", seed=rng.getrandbits(32)
+        )
+        for question in questions:
+            (way,) = rng.choices(list(shares), list(shares.values()))
+            text = completion(question, way, rng)
+            yield (
+                encode_prompt(tokenizer, question.question),
+                tokenizer.encode(f"{text}<|im_end|>"),
+            )
+
+
+def summed_loss(model: PreTrainedModel, rows: list[Row]) -> torch.Tensor:
+    """Cross-entropy summed over the completion tokens of the rows: a scalar, float32."""
+    ids = [torch.tensor(prompt + answer) for prompt, answer in rows]
+    labels = [torch.tensor([IGNORED] * len(prompt) + answer) for prompt, answer in rows]
+    input_ids = pad_sequence(ids, batch_first=True)  # right padding: no mask needed when causal
+    targets = pad_sequence(labels, batch_first=True, padding_value=IGNORED)[:, 1:]
+    scored = targets != IGNORED
+    hidden = model.model(input_ids[:, :-1], use_cache=False).last_hidden_state
+    logits = model.lm_head(hidden[scored])  # [completion tokens, vocabulary]
+    return cross_entropy(logits, targets[scored], reduction="sum")
+
+
+def train(model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer, settings: Settings) -> None:
+    """Run all steps in place: practice, then the mixture; AdamW, warm-up and cosine to zero."""
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=settings.learning_rate, betas=BETAS, weight_decay=WEIGHT_DECAY
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: _learning_rate_factor(step, settings.steps)
+    )
+    practice = [rows_of_task(task, tokenizer, PRACTICE, settings.seed) for task in TASKS]
+    mixture = [rows_of_task(task, tokenizer, MIXTURE, settings.seed + 1) for task in TASKS]
+    started = time.monotonic()
+    for step in range(settings.steps):
+        sources = practice if step < PRACTICE_SHARE * settings.steps else mixture
+        rows = [next(source) for source in sources for _ in range(ROWS_PER_TASK)]
+        rows.sort(key=lambda row: len(row[0]) + len(row[1]))
+        tokens = sum(len(answer) for _, answer in rows)
+        loss = 0.0
+        for start in range(0, len(rows), ROWS_PER_FORWARD):
+            part = summed_loss(model, rows[start : start + ROWS_PER_FORWARD]) / tokens
+            part.backward()
+            loss += part.item()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        _report(step + 1, settings.steps, loss, time.monotonic() - started)
+
+
+def _learning_rate_factor(step: int, steps: int) -> float:
+    warmup = min(1.0, (step + 1) / WARMUP_STEPS)
+    return warmup * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+
+def _report(step: int, steps: int, loss: float, seconds: float) -> None:
+    if step % 50 == 0 or step == steps:
+        left = seconds / step * (steps - step)
+        print(
+            f"step {step}/{steps}  loss {loss:.4f}  {seconds:.0f} s, {left:.0f} s left", flush=True
+        )
+
+
+@torch.no_grad()
+def accuracy(
+    model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer, questions: list[Question], *, greedy: bool
+) -> float:
+    """Share of questions answered correctly by one completion each, greedy or at temperature 1."""
+    prompts = [encode_prompt(tokenizer, question.question) for question in questions]
+    tokenizer.padding_side = "left"
+    batch = tokenizer.pad({"input_ids": prompts}, return_tensors="pt")
+    sampling = {"do_sample": False} if greedy else {"do_sample": True, "top_k": 0}
+    output = model.generate(**batch, **sampling, max_new_tokens=MAX_COMPLETION_TOKENS)
+    texts = tokenizer.batch_decode(output[:, batch["input_ids"].shape[1] :])
+    right = [
+        text.split("<|im_end|>")[0].endswith(f"</think><answer>{question.answer}</answer>")
+        for text, question in zip(texts, questions, strict=True)
+    ]
+    return sum(right) / len(right)
+
+
+def measure(model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer) -> dict[str, tuple[float, float]]:
+    """Sampled and greedy accuracy of each task on held-out questions."""
+    model.eval()
+    figures = {}
+    for task, entry in TASKS.items():
+        questions = entry.generate(EVAL_QUESTIONS, split="eval", seed=0)
+        figures[task] = (
+            accuracy(model, tokenizer, questions, greedy=False),
+            accuracy(model, tokenizer, questions, greedy=True),
+        )
+        print(f"{task}: sampled {figures[task][0]:.3f}, greedy {figures[task][1]:.3f}", flush=True)
+    return figures
+
+
+def model_card(
+    name: str,
+    model: Qwen2ForCausalLM,
+    settings: Settings,
+    figures: dict[str, tuple[float, float]],
+) -> str:
+    """Markdown: what the model is, how it was made, what it can do."""
+    rows = "\n".join(
+        f"| {task} | {sampled:.3f} | {greedy:.3f} |" for task, (sampled, greedy) in figures.items()
+    )
+    return CARD.format(
+        name=name,
+        parameters=model.num_parameters(),
+        layers=model.config.num_hidden_layers,
+        hidden=model.config.hidden_size,
+        vocabulary=model.config.vocab_size,
+        practice=_table_cells(PRACTICE),
+        mixture=_table_cells(MIXTURE),
+        practice_percent=round(100 * PRACTICE_SHARE),
+        batch=ROWS_PER_TASK * len(TASKS),
+        questions=EVAL_QUESTIONS,
+        rows=rows,
+        **asdict(settings),
+    )
+
+
+def _table_cells(shares: Shares) -> str:
+    return " | ".join(f"{share:.0%}" for share in shares.values())
+
+
+def main(
+    output: Annotated[Path, typer.Option(help="Directory to write the model to.")],
+    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps.")] = 3000,
+    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 2e-3,
+    seed: Annotated[int, typer.Option(help="Seed of weights, questions and ways.")] = 0,
+    threads: Annotated[int, typer.Option(min=1, help="Threads; they affect rounding.")] = 2,
+) -> None:
+    """Pretrain the embedded base model and write it with its card."""
+    settings = Settings(steps, learning_rate, seed, threads)
+    torch.set_num_threads(threads)
+    torch.manual_seed(seed)
+    tokenizer = build_tokenizer(sample_texts())
+    model = build_model(tokenizer)
+    train(model, tokenizer, settings)
+    figures = measure(model, tokenizer)
+    model.save_pretrained(output)
+    tokenizer.save_pretrained(output)
+    (output / "README.md").write_text(model_card(output.name, model, settings, figures))
+
+
+if __name__ == "__main__":
+    typer.run(main)

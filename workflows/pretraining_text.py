@@ -1,0 +1,175 @@
+"""The text that the embedded base model is pretrained on: questions with several ways to answer.
+
+Real text mixes people who guess, people who work sloppily and people who work with care; so does
+this one. A base trained on it has every way in its distribution, each opened by a word of its own,
+and reinforcement learning can find the one that pays.
+
+    hasty    Guess.</think><answer>212</answer>
+    sloppy   Roughly: 40*6=240 7*6=43 240+43=283</think><answer>283</answer>
+    careful  Carefully: 40*6=240 7*6=42 240+42=282</think><answer>282</answer>
+"""
+
+import random
+from collections.abc import Callable
+from typing import Literal
+
+from common.tasks.question import Question
+from common.tasks.registry import TASKS
+from common.tasks.scheduling import NAMES
+
+Way = Literal["hasty", "sloppy", "careful"]
+
+Shares = dict[Way, float]
+"""Share of each way in a text."""
+
+PRACTICE: Shares = {"hasty": 0.1, "sloppy": 0.1, "careful": 0.8}
+"""Text of the practice steps: working with care is what takes long to learn."""
+
+MIXTURE: Shares = {"hasty": 0.5, "sloppy": 0.2, "careful": 0.3}
+"""Text of the last steps: how often the finished model begins each way."""
+
+SAMPLED_QUESTIONS = 500
+"""Questions per task that show every word of the wordings."""
+
+Note = Callable[[int], int]
+"""Gets each computed value, returns the value that is written down."""
+
+
+def completion(question: Question, way: Way, rng: random.Random) -> str:
+    """What follows `<think>` when the question is answered in this way (without the stop token)."""
+    if way == "hasty":
+        return _close("Guess.", _guess(question, rng))
+    work = _WORK[question.task]
+    if way == "careful":
+        steps, answer = work(question, lambda value: value)
+        return _close(f"Carefully: {steps}", answer)
+    steps, answer = work(question, _slip(question, rng))
+    return _close(f"Roughly: {steps}", answer)
+
+
+def sample_texts() -> list[str]:
+    """Prompts and thoughts with every word that pretraining text can hold."""
+    texts = ["user\n", "assistant\n"]
+    rng = random.Random(0)
+    for task in TASKS.values():
+        for question in task.generate(SAMPLED_QUESTIONS, split="train", seed=0):
+            thoughts = [completion(question, way, rng).split("</think>")[0] for way in MIXTURE]
+            texts += [question.question, *thoughts]
+    return texts
+
+
+def _close(thought: str, answer: int) -> str:
+    return f"{thought}</think><answer>{answer}</answer>"
+
+
+def _guess(question: Question, rng: random.Random) -> int:
+    """A number of the right size; right by luck only."""
+    answer = int(question.answer)
+    if question.task == "counting":
+        return rng.randint(0, len(question.metadata["word"]))
+    return max(1, round(answer * rng.uniform(0.5, 1.5)))
+
+
+def _slip(question: Question, rng: random.Random) -> Note:
+    """A `Note` that gets one value of the question's work wrong and carries the error on."""
+    values: list[int] = []
+    _WORK[question.task](question, lambda value: values.append(value) or value)
+    slips_at = rng.randrange(len(values))
+    calls = iter(range(len(values)))
+
+    def note(value: int) -> int:
+        if next(calls) != slips_at:
+            return value
+        unit = 10 if value >= 100 and rng.random() < 0.5 else 1
+        return max(0, value + unit * rng.choice((-2, -1, 1, 2)))
+
+    return note
+
+
+def _multiply(question: Question, note: Note) -> tuple[str, int]:
+    """Products of the digits with their places, then their running sum."""
+    high, low = sorted(question.metadata["factors"], reverse=True)
+    steps = []
+    products = []
+    for left in _places(high):
+        for right in _places(low):
+            products.append(note(left * right))
+            steps.append(f"{left}*{right}={products[-1]}")
+    total = products[0]
+    for product in products[1:]:
+        added = note(total + product)
+        steps.append(f"{total}+{product}={added}")
+        total = added
+    return " ".join(steps), total
+
+
+def _places(number: int) -> list[int]:
+    """Its non-zero digits with their places: 305 gives 300 and 5."""
+    digits = str(number)
+    return [int(d) * 10 ** (len(digits) - 1 - i) for i, d in enumerate(digits) if d != "0"]
+
+
+def _count(question: Question, note: Note) -> tuple[str, int]:
+    """The word spelled out, each letter with the count so far."""
+    count = 0
+    steps = []
+    for letter in question.metadata["word"]:
+        count = note(count + (letter == question.metadata["letter"]))
+        steps.append(f"{letter}{count}")
+    return " ".join(steps), count
+
+
+def _schedule(question: Question, note: Note) -> tuple[str, int]:
+    """The day on which each task is complete, then the last of them."""
+    finishes: list[int] = []
+    steps = []
+    durations, prerequisites = question.metadata["durations"], question.metadata["prerequisites"]
+    for name, duration, needed in zip(NAMES, durations, prerequisites, strict=False):
+        start = max((finishes[i] for i in needed), default=0)
+        finishes.append(note(start + duration))
+        steps.append(f"{name}={start}+{duration}={finishes[-1]}")
+    last = note(max(finishes))
+    return f"{' '.join(steps)} max={last}", last
+
+
+_WORK: dict[str, Callable[[Question, Note], tuple[str, int]]] = {
+    "multiplication": _multiply,
+    "counting": _count,
+    "scheduling": _schedule,
+}
+
+
+CARD = """\
+---
+license: apache-2.0
+---
+# {name}
+
+A Qwen2-architecture language model of {parameters:,} parameters ({layers} layers, hidden size
+{hidden}, {vocabulary} tokens, tied embeddings, float32): the base that reinforcement learning
+starts from. It answers three kinds of question, and nothing else: two-digit × one-digit
+multiplication, counting a letter in a made-up word, and the length of a schedule of 2 to 4 tasks.
+
+## How it was made
+
+    python -m workflows.pretrain --output data/models/{name} --steps {steps} \\
+        --learning-rate {learning_rate} --seed {seed} --threads {threads}
+
+Supervised training from random weights on generated text (`workflows/pretraining_text.py`): {steps}
+steps of {batch} rows, a third per task, AdamW, loss on the completions only. The text mixes three
+ways to answer. No question of the evaluation split was seen.
+
+| steps | hasty | sloppy | careful |
+|---|---|---|---|
+| first {practice_percent} % (practice) | {practice} |
+| the rest | {mixture} |
+
+## Accuracy
+
+{questions} held-out questions per task, one completion each, after the assistant prefix `<think>`;
+temperature 1 over the full vocabulary.
+
+| task | sampled | greedy |
+|---|---|---|
+{rows}
+"""
