@@ -7,6 +7,7 @@ python -m stages.show completions --run demo --iteration 3 --worst 5
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated
 
 import polars as pl
@@ -18,13 +19,16 @@ from common.reporting import tables
 from common.reporting.passk import paired_difference
 from common.reporting.terminal import bytes_text, print_completion, print_table
 
+Svg = Annotated[Path | None, typer.Option("--svg", help="Also draw the table into this file.")]
 Limit = Annotated[int, typer.Option("--limit", min=0, help="Rows to show; 0 for all.")]
 
 
-def run(run: RunName = "demo", as_json: Json = False, debug: Debug = False) -> None:
+def run(
+    run: RunName = "demo", svg: Svg = None, as_json: Json = False, debug: Debug = False
+) -> None:
     """One line an iteration: reward, loss, KL, entropy, lengths."""
     context = _open(run)
-    _print(tables.run_table(context.run), f"run {run}", as_json)
+    _print(tables.run_table(context.run), f"run {run}", as_json, svg=svg)
 
 
 def iteration(
@@ -120,11 +124,13 @@ def _open(run: str) -> Context:
     return context
 
 
-def _print(frame: pl.DataFrame, title: str, as_json: bool, limit: int = 0) -> None:
+def _print(
+    frame: pl.DataFrame, title: str, as_json: bool, limit: int = 0, svg: Path | None = None
+) -> None:
     if as_json:
         print(frame.write_json())
     else:
-        print_table(frame, title=title, limit=limit or None)
+        print_table(frame, title=title, limit=limit or None, svg=svg)
 
 
 if __name__ == "__main__":

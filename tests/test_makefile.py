@@ -82,12 +82,19 @@ def test_one_stage_by_hand(make) -> None:  # type: ignore[no-untyped-def]
     assert "N=3" in make("score", expect=2)
 
 
-@pytest.mark.parametrize("name", ["N", "FROM", "NPROC"])
-@pytest.mark.parametrize("value", ["0", "01", "-1", "x", "1x", "1 2", "12345", "1.5", "1;ls"])
-def test_numbers_are_checked(make, name: str, value: str) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.parametrize(("name", "least"), [("N", 0), ("FROM", 1), ("NPROC", 1)])
+@pytest.mark.parametrize("value", ["00", "01", "-1", "x", "1x", "1 2", "12345", "1.5", "1;ls"])
+def test_numbers_are_checked(make, name: str, least: int, value: str) -> None:  # type: ignore[no-untyped-def]
     arguments = {"N": "2"} | {name: value}
     text = make("-n", "iteration", *(f"{k}={v}" for k, v in arguments.items()), expect=2)
-    assert f"{name}={value}: a whole number from 1 to 9999" in text
+    assert f"{name}={value}: a whole number from {least} to 9999" in text
+
+
+def test_n_0_prepares_and_evaluates_the_base(make) -> None:  # type: ignore[no-untyped-def]
+    assert stage_lines(make("-n", "iteration", "N=0", "SET=evaluate.every=1"))[0].endswith(
+        "evaluate.every=1'"
+    )
+    assert "NPROC=0" in make("-n", "iteration", "N=1", "NPROC=0", expect=2)
 
 
 @pytest.mark.parametrize("value", ["../x", "a b", ".a", "-a", "a;b", "a/b", "a$$b"])

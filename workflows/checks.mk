@@ -8,11 +8,12 @@ LETTERS := a b c d e f g h i j k l m n o p q r s t u v w x y z \
 # $(call without,characters,text): text with the characters taken out.
 without = $(if $(1),$(call without,$(wordlist 2,99,$(1)),$(subst $(firstword $(1)),,$(2))),$(2))
 
-# $(call check-number,NAME): NAME is not given, or is a number from 1 of at most 4 digits.
+# $(call check-number,NAME,LEAST): NAME is not given, or is a number of at most 4 digits.
 define check-number
 $(if $(value $(1)),$(if $(strip $(call without,$(DIGITS),$(value $(1))))$(filter-out 1,$(words \
-	$(value $(1))))$(filter 0%,$(value $(1)))$(filter-out 1 2 3 4,$(words $(call spaced,$(value \
-	$(1))))),$(error $(1)=$(value $(1)): a whole number from 1 to 9999, without leading zeros)))
+	$(value $(1))))$(filter-out $(2),$(filter 0%,$(value $(1))))$(filter-out 1 2 3 4,$(words \
+	$(call spaced,$(value $(1))))),$(error $(1)=$(value $(1)): a whole number from $(2) to 9999, \
+	without leading zeros)))
 endef
 
 # $(call spaced,123): 1 2 3
@@ -26,9 +27,9 @@ $(if $(strip $(call without,$(DIGITS) $(LETTERS) . _ -,$(value $(1))))$(filter .
 	letters, digits, dots, underscores and dashes, and begins with a letter or a digit))
 endef
 
-$(call check-number,N)
-$(call check-number,FROM)
-$(call check-number,NPROC)
+$(call check-number,N,0)
+$(call check-number,FROM,1)
+$(call check-number,NPROC,1)
 $(call check-name,RUN)
 
 # $(call need,N): stops the target when the variable is not given.

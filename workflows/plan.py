@@ -19,7 +19,7 @@ from common.runs.recipe import recipe_in_force
 
 def main(
     run: RunName,
-    to: Annotated[int, typer.Option("--to", min=1, help="Iteration that is to be complete.")],
+    to: Annotated[int, typer.Option("--to", min=0, help="Iteration that is to be complete.")],
     remake_from: Annotated[
         int | None, typer.Option("--from", min=1, help="Make this iteration and later ones again.")
     ] = None,

@@ -15,9 +15,8 @@ from common.runs.shards import read_output
 
 STEP_COLUMNS = (
     "reward_mean",
-    "reward_std",
     "zero_variance_groups",
-    "completions",
+    "truncated_fraction",
     "loss",
     "kl",
     "entropy",
@@ -26,8 +25,6 @@ STEP_COLUMNS = (
     "approx_kl",
     "grad_norm",
     "learning_rate",
-    "sampler_gap_mean",
-    "truncated_fraction",
 )
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import polars as pl
 from rich import box
 from rich.console import Console
@@ -11,10 +14,19 @@ from rich.text import Text
 
 from common.reporting.progress import clean
 
+SVG_WIDTH = 120
+PIPE_WIDTH = 200
 
-def print_table(frame: pl.DataFrame, *, title: str = "", limit: int | None = None) -> None:
-    """Print a table; numbers short and to the right, at most `limit` rows."""
-    console = Console()
+
+def print_table(
+    frame: pl.DataFrame, *, title: str = "", limit: int | None = None, svg: Path | None = None
+) -> None:
+    """Print a table; numbers short and to the right, at most `limit` rows.
+
+    Args:
+        svg: also draw the terminal into this file.
+    """
+    console = Console(record=svg is not None, width=_width(svg is not None))
     table = Table(title=title or None, box=box.SIMPLE_HEAD, title_justify="left")
     for name, kind in frame.schema.items():
         table.add_column(name, justify="right" if kind.is_numeric() else "left", overflow="fold")
@@ -24,6 +36,8 @@ def print_table(frame: pl.DataFrame, *, title: str = "", limit: int | None = Non
     console.print(table)
     if frame.height > shown.height:
         console.print(f"… {frame.height - shown.height} more rows (--limit 0 shows all)")
+    if svg is not None:
+        console.save_svg(str(svg), title="staged-grpo")
 
 
 def print_completion(row: dict[str, object]) -> None:
@@ -48,6 +62,13 @@ def bytes_text(count: int) -> str:
             break
         size /= 1024
     return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+
+
+def _width(drawn: bool) -> int | None:
+    """The terminal's own width (None); a fixed one for pictures and where there is none."""
+    if drawn:
+        return SVG_WIDTH
+    return None if sys.stdout.isatty() else PIPE_WIDTH
 
 
 def _cell(value: object) -> str:

@@ -1,0 +1,93 @@
+"""What all commands share: messages instead of tracebacks, exit codes, harmless output."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.command import open_context
+from common.errors import (
+    NoLearningSignalError,
+    NonFiniteError,
+    SamplerGapError,
+    UserError,
+)
+from common.reporting.progress import clean
+from common.runs.layout import Run
+
+CODE = """
+import sys
+import common.errors as errors
+from common.command import Debug, launch
+
+def main(kind: str, debug: Debug = False) -> None:
+    raise getattr(errors, kind)("file.jsonl: column \\x1b[31m'x'\\u202e is missing; add it")
+
+launch(main)
+"""
+
+
+def call(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", CODE, *arguments], capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize(
+    "kind", [UserError, NoLearningSignalError, SamplerGapError, NonFiniteError]
+)
+def test_a_user_error_is_one_message_and_its_exit_code(kind: type[UserError]) -> None:
+    done = call(kind.__name__)
+    assert done.returncode == kind.exit_code
+    assert done.stderr == "error: file.jsonl: column [31m'x' is missing; add it\n"
+    assert done.stdout == ""
+
+
+def test_exit_codes_differ() -> None:
+    kinds = (UserError, NoLearningSignalError, SamplerGapError, NonFiniteError)
+    assert len({kind.exit_code for kind in kinds}) == 4
+
+
+def test_debug_shows_the_traceback() -> None:
+    assert "Traceback" in call("UserError", "--debug").stderr
+
+
+def test_an_unknown_option_is_exit_2_without_traceback() -> None:
+    done = call("UserError", "--nonsense")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "--nonsense" in done.stderr
+
+
+@given(st.text())
+def test_clean_leaves_nothing_that_moves_the_cursor(text: str) -> None:
+    cleaned = clean(text)
+    assert cleaned == clean(cleaned)
+    assert not set(cleaned) & set("\x1b\x07\x08\r\x9b\u202e\u2066\u200f\x00")
+    kept = [c for c in text if c.isalnum()]
+    assert [c for c in cleaned if c.isalnum()] == kept
+
+
+def test_the_recipe_in_force_is_the_runs_own(runs: Path, recipe_file: Path) -> None:
+    first = open_context("a", recipe=recipe_file, overrides=["train.epochs=2"])
+    assert first.recipe.train.epochs == 2
+    assert open_context("a").recipe == first.recipe
+    changed = open_context("a", overrides=["train.epochs=3"]).recipe
+    assert changed.train.epochs == 3
+    assert changed.rollout == first.recipe.rollout
+    stored = Run.named("a", runs).recipe.read_text()
+    assert "epochs = 3" in stored
+    Run.named("a", runs).recipe.write_text(stored.replace("epochs = 3", "epochs = 4"))
+    assert open_context("a").recipe.train.epochs == 4
+
+
+def test_a_faulty_recipe_leaves_the_one_in_force(runs: Path, recipe_file: Path) -> None:
+    before = open_context("a", recipe=recipe_file).recipe
+    with pytest.raises(UserError, match="did you mean"):
+        open_context("a", overrides=["train.epoch=3"])
+    assert open_context("a").recipe == before
