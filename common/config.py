@@ -1,4 +1,4 @@
-"""The recipe: one typed description of an experiment, read from TOML, unknown keys refused.
+"""The recipe: one typed description of an experiment, unknown keys refused.
 
 A recipe is a file in `workflows/recipes/`; the one in force for a run is its own `recipe.toml`.
 Every field is documented under its name; `python -m stages.show recipe` prints them all.
@@ -6,15 +6,9 @@ Every field is documented under its name; `python -m stages.show recipe` prints 
 
 from __future__ import annotations
 
-import difflib
-import tomllib
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import tomlkit
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-
-from common.errors import UserError
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 VerifyType = Literal["LAST_NUMBER", "BOXED_NUMERICAL", "ANSWER_TAG", "EXACT"]
 TaskName = Literal["multiplication", "counting", "scheduling"]
@@ -264,101 +258,3 @@ class Recipe(Section):
                 f"= {prompts}; nearest that do: {', '.join(map(str, near))}"
             )
         return self
-
-
-def parse_recipe(text: str, *, origin: str, overrides: list[str] | None = None) -> Recipe:
-    """Check TOML `text` (with `section.key=value` overrides) and return it as a `Recipe`.
-
-    Raises:
-        UserError: all faults at once, each with `origin`, the key, the value and the fix.
-    """
-    try:
-        document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{origin}: not valid TOML: {error}") from None
-    for override in overrides or []:
-        set_key(document, override)
-    try:
-        return Recipe.model_validate(document)
-    except ValidationError as error:
-        lines = [_explain(fault, document) for fault in error.errors()]
-        raise UserError("\n".join(f"{origin}: {line}" for line in lines)) from None
-
-
-def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
-    """`parse_recipe` of a file."""
-    return parse_recipe(read_recipe_text(path), origin=str(path), overrides=overrides)
-
-
-def read_recipe_text(path: Path) -> str:
-    """The text of a recipe file; `UserError` naming the recipes beside it when there is none."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        beside = sorted(p.name for p in path.parent.glob("*.toml")) if path.parent.is_dir() else []
-        known = f"; there are {', '.join(beside)}" if beside else ""
-        raise UserError(f"{path}: no such recipe{known}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 at byte {error.start}") from None
-
-
-def override_text(text: str, overrides: list[str]) -> str:
-    """Recipe text with overrides written into it, comments and order kept."""
-    document = tomlkit.parse(text)
-    for override in overrides:
-        set_key(document, override)
-    return tomlkit.dumps(document)
-
-
-def set_key(document: Any, override: str) -> None:
-    """Apply one `section.key=value` to a TOML document; the value is TOML, else plain text."""
-    dotted, separator, raw = override.partition("=")
-    keys = dotted.strip().split(".")
-    if not separator or not all(keys):
-        raise UserError(f"--set {override!r}: write it as section.key=value")
-    table = document
-    for depth, key in enumerate(keys[:-1]):
-        table = table.setdefault(key, {})
-        if not isinstance(table, dict):
-            raise UserError(f"--set {override!r}: {'.'.join(keys[: depth + 1])} is no table")
-    try:
-        table[keys[-1]] = tomllib.loads(f"value = {raw}")["value"]
-    except tomllib.TOMLDecodeError:
-        table[keys[-1]] = raw.strip()
-
-
-def _explain(fault: Any, document: dict[str, Any]) -> str:
-    """One pydantic fault as a line a user can act on."""
-    # A tagged union puts its tag into the location; it is no key of the file.
-    path = [str(part) for part in fault["loc"]]
-    if len(path) > 2 and path[0] == "data" and path[2] in ("generator", "dataset"):
-        del path[2]
-    key = ".".join(path)
-    if fault["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(path[-1], _fields_beside(path), n=1, cutoff=0.5)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        return f"unknown key {key!r}{hint}"
-    if fault["type"] == "missing":
-        return f"{key} is required"
-    if fault["type"] == "union_tag_not_found":
-        return f'{key}: say kind = "generator" or kind = "dataset"'
-    message = fault["msg"].removeprefix("Value error, ")
-    if not key:
-        return message
-    shown = "" if isinstance(fault["input"], (dict, list)) else f" = {fault['input']!r}"
-    return f"{key}{shown}: {message[0].lower()}{message[1:]}"
-
-
-def _fields_beside(path: list[str]) -> list[str]:
-    """Names of the fields that may stand where the last part of `path` stands."""
-    if path[0] == "data" and len(path) > 2:
-        models: list[type[BaseModel]] = [GeneratorSource, DatasetSource]
-        inner = path[2:-1]
-    else:
-        models, inner = [Recipe], path[:-1]
-    for part in inner:
-        annotations = [
-            model.model_fields[part].annotation for model in models if part in model.model_fields
-        ]
-        models = [a for a in annotations if isinstance(a, type) and issubclass(a, BaseModel)]
-    return [name for model in models for name in model.model_fields]

@@ -15,6 +15,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 WINGS = (
     "errors",
     "config",
+    "recipe_file",
     "runs",
     "reporting",
     "command",

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from common.config import Recipe, load_recipe, override_text, parse_recipe
+from common.config import Recipe
 from common.errors import UserError
+from common.recipe_file import load_recipe, override_text, parse_recipe
 
 BASE = """
 [model]

@@ -71,9 +71,17 @@ def _guess(question: Question, rng: random.Random) -> int:
 
 
 def _slip(question: Question, rng: random.Random) -> Note:
-    """A `Note` that gets one value of the question's work wrong and carries the error on."""
+    """A `Note` that gets one value of the question's work wrong; what follows carries it on.
+
+    Nothing is written below 0, so a slip downwards from 0 leaves the work right.
+    """
     values: list[int] = []
-    _WORK[question.task](question, lambda value: values.append(value) or value)
+
+    def record(value: int) -> int:
+        values.append(value)
+        return value
+
+    _WORK[question.task](question, record)
     slips_at = rng.randrange(len(values))
     calls = iter(range(len(values)))
 
@@ -166,10 +174,11 @@ ways to answer. No question of the evaluation split was seen.
 
 ## Accuracy
 
-{questions} held-out questions per task, one completion each, after the assistant prefix `<think>`;
-temperature 1 over the full vocabulary.
+{questions} held-out questions per task, one completion each, after the assistant prefix `<think>`:
+sampled at temperature 1 over the full vocabulary, greedy, and greedy when the completion is made to
+begin with "Carefully:".
 
-| task | sampled | greedy |
-|---|---|---|
+| task | sampled | greedy | greedy with care |
+|---|---|---|---|
 {rows}
 """

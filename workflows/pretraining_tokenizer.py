@@ -35,8 +35,8 @@ def build_tokenizer(texts: Iterable[str]) -> "Qwen2Tokenizer":
     tokens = [*alphabet, *(left + right for left, right in merges)]
     tokenizer = Qwen2Tokenizer(
         vocab={token: i for i, token in enumerate(tokens)},
-        merges=merges,
-        unk_token=None,
+        merges=merges,  # type: ignore[arg-type]  # pairs are taken too, and are what a file holds
+        unk_token=None,  # type: ignore[arg-type]  # bytes leave nothing unknown
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
         additional_special_tokens=["<|im_start|>"],

@@ -92,8 +92,6 @@ def _convert(gguf: Path, output: Path) -> None:
     # The weights are dense again; a leftover quantisation entry would make loaders refuse them.
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
-    model.hf_quantizer = None
-    model.is_quantized = False
     model.save_pretrained(output)
     tokenizer.save_pretrained(output)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -31,22 +30,24 @@ def powers_up_to(samples: int) -> list[int]:
     return sorted({2**i for i in range(samples.bit_length())} | {samples}) if samples else []
 
 
-def maj_at_k(answers: Sequence[str | None], rewards: Sequence[float | None]) -> float:
+def maj_at_k(answers: Sequence[str | None], rewards: Sequence[float]) -> float:
     """Whether the answer given most often is right, over all k samples of a question.
 
     Samples without an answer have no vote. Answers that tie for the most votes share them: the
     value is the expected one of choosing among them at random.
 
     Args:
-        answers: what the rule read in each sample.
-        rewards: of each sample; an answer's is that of the samples that gave it.
+        answers: the text that the rule read in each sample, equal as texts.
+        rewards: of each sample; an answer is worth the mean of the samples that gave it.
     """
-    votes = Counter(answer for answer in answers if answer is not None)
-    if not votes:
+    by_answer: dict[str, list[float]] = {}
+    for answer, reward in zip(answers, rewards, strict=True):
+        if answer is not None:
+            by_answer.setdefault(answer, []).append(reward)
+    if not by_answer:
         return 0.0
-    most = max(votes.values())
-    value = {a: r or 0.0 for a, r in zip(answers, rewards, strict=True) if a is not None}
-    winners = [value[answer] for answer, count in votes.items() if count == most]
+    most = max(map(len, by_answer.values()))
+    winners = [float(np.mean(given)) for given in by_answer.values() if len(given) == most]
     return sum(winners) / len(winners)
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from common.config import Recipe, override_text, parse_recipe, read_recipe_text
+from common.config import Recipe
 from common.errors import UserError
+from common.recipe_file import override_text, parse_recipe, read_recipe_text
 from common.runs.layout import DEFAULT_RECIPE, Run
 from common.runs.manifest import has_manifest, read_manifest, write_atomically
 

@@ -1,0 +1,92 @@
+"""The policy that is sampled: prompts rendered for it, its samples as rows of a table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from common.config import PromptConfig, Recipe
+from common.errors import UserError
+from common.modeling.chat import completion_text, load_tokenizer, render, stop_ids
+from common.modeling.load import compute_dtype, load_causal_lm, load_config
+
+if TYPE_CHECKING:
+    import torch
+
+    from common.generation.drawing import Sample
+    from common.generation.sampler import Sampler
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A row of `prompts/`, rendered."""
+
+    row: Mapping[str, Any]
+    ids: list[int]
+    prefix: str
+    """What of the text of `ids` belongs to the assistant."""
+
+
+class SamplingPolicy:
+    """A policy to be sampled: its tokenizer, what ends its turn, and its weights when needed."""
+
+    def __init__(self, policy_dir: Path, prompt: PromptConfig) -> None:
+        """Raises:
+        UserError: no usable tokenizer or configuration, or nothing that ends a completion.
+        """
+        self.policy_dir = policy_dir
+        self._prompt = prompt
+        self._tokenizer = load_tokenizer(policy_dir)
+        self._stops = stop_ids(policy_dir, self._tokenizer)
+        config = load_config(policy_dir).get_text_config()
+        self._context: int | None = getattr(config, "max_position_embeddings", None)
+
+    def render(self, row: Mapping[str, Any]) -> Prompt:
+        """The prompt of a row of `prompts/`."""
+        ids, prefix = render(row["messages"], self._tokenizer, self._prompt)
+        return Prompt(row, ids, prefix)
+
+    def fits(
+        self, prompt: Prompt, max_completion_tokens: int, on_long: Literal["error", "drop"]
+    ) -> bool:
+        """Whether the longest completion stays within the model's context.
+
+        Raises:
+            UserError: it does not, and `on_long` is "error".
+        """
+        room = max_completion_tokens + len(prompt.ids)
+        if self._context is None or room <= self._context:
+            return True
+        if on_long == "error":
+            raise UserError(
+                f"prompt {prompt.row['prompt_id']} ({prompt.row['task']}) has {len(prompt.ids)} "
+                f"tokens; with max_completion_tokens = {max_completion_tokens} that is "
+                f"beyond the context of {self._context}; lower it, or leave such prompts out with "
+                'rollout.on_long = "drop"'
+            )
+        return False
+
+    def sampler(self, recipe: Recipe, device: torch.device) -> Sampler:
+        """Load the weights."""
+        from common.generation.sampler import Sampler
+
+        dtype = compute_dtype(recipe.model.dtype, device)
+        model = load_causal_lm(self.policy_dir, dtype, device)
+        return Sampler(model, self._stops, max_concurrent=recipe.rollout.max_concurrent)
+
+    def columns(self, prompt: Prompt, sample: Sample) -> dict[str, Any]:
+        """The columns that rollouts and evaluations share, for one completion."""
+        return {
+            "prompt_id": prompt.row["prompt_id"],
+            "task": prompt.row["task"],
+            "prompt_ids": prompt.ids,
+            "completion_ids": sample.completion_ids,
+            "assistant_prefix": prompt.prefix,
+            "completion_text": completion_text(sample.completion_ids, self._tokenizer, self._stops),
+            "finish_reason": sample.finish_reason,
+            "question": prompt.row["question"],
+            "answer": prompt.row["answer"],
+            "verify_type": prompt.row["verify_type"],
+        }

@@ -1,0 +1,253 @@
+"""The native sampler: many completions at once from a Hugging Face decoder's own forward.
+
+A prompt is computed once for its group. Its keys and values are copied into a row of the cache for
+each sample; a row whose sample ends is taken by the next one waiting, and when none waits, the last
+row moves into the gap, so that a step computes rows in use only.
+
+Batch shape, admission and cache length follow from the requests of one `generate` call alone. A
+shard is one call, which is why it comes out the same whoever makes it and whatever was made before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from common.errors import UserError
+from common.generation.cache import PromptCache, check_cacheable, step_masks
+from common.generation.drawing import Drawing, Sample
+from common.generation.rows import Prefill, Rows
+from common.generation.sampling import Sampling
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# Most prompts of a prefill. Logits are taken at [prompts, distinct ends], so it bounds their size.
+PREFILL_PROMPTS = 16
+
+
+@dataclass(frozen=True)
+class Request:
+    """A prompt and the seeds of its samples; None instead of a seed asks for greedy decoding."""
+
+    prompt_ids: Sequence[int]
+    seeds: Sequence[int | None]
+
+
+class Sampler:
+    """Draws completions from a decoder that is whole on one device and in eval mode."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        stop_ids: Sequence[int],
+        *,
+        max_concurrent: int = 64,
+        prefill_tokens: int = 4096,
+        look_every: int | None = None,
+    ) -> None:
+        """Args:
+            model: any Hugging Face decoder with full or sliding attention, `sdpa` or `eager`.
+            stop_ids: every token that ends a completion.
+            max_concurrent: rows of the cache.
+            prefill_tokens: most tokens of a prefill, padding included, if it has several prompts.
+            look_every: steps between looking which samples have ended. Looking makes the host
+                wait for the device, so None is 1 on the CPU and 8 elsewhere.
+
+        Raises:
+            UserError: the decoder keeps a state that is not keys and values by position.
+        """
+        self.config = model.config.get_text_config()
+        check_cacheable(self.config)
+        self._model = model
+        self._stop_ids = list(stop_ids)
+        self._max_concurrent = max_concurrent
+        self._prefill_tokens = prefill_tokens
+        self._look_every = look_every or (1 if model.device.type == "cpu" else 8)
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        requests: Sequence[Request],
+        *,
+        max_completion_tokens: int,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        on_ended: Callable[[int], object] = lambda samples: None,
+    ) -> list[list[Sample]]:
+        """One `Sample` for each seed of each request, in their order.
+
+        Args:
+            max_completion_tokens: the stop token included.
+            on_ended: told how many samples have ended since it was last told.
+
+        Raises:
+            UserError: a prompt is empty or leaves no room for `max_completion_tokens`.
+            NonFiniteError: the policy's logits are not finite.
+        """
+        check_lengths(requests, max_completion_tokens, self.config)
+        drawing = Drawing(
+            [seed for request in requests for seed in request.seeds],
+            self._stop_ids,
+            max_completion_tokens,
+            Sampling(temperature, top_p, top_k),
+            vocabulary=self._model.get_output_embeddings().weight.shape[0],
+            device=self._model.device,
+        )
+        longest = max((len(request.prompt_ids) for request in requests), default=0)
+        rows = Rows(
+            min(self._max_concurrent, drawing.count),
+            longest + max_completion_tokens,
+            drawing.nobody,
+            self._model.device,
+        )
+        self._decode(drawing, rows, self._prefills(requests, drawing, on_ended), on_ended)
+        samples = iter(drawing.samples())
+        return [[next(samples) for _ in request.seeds] for request in requests]
+
+    def _decode(
+        self,
+        drawing: Drawing,
+        rows: Rows,
+        prefills: Iterator[Prefill],
+        on_ended: Callable[[int], object],
+    ) -> None:
+        """Decode until every sample has ended."""
+        prefill = next(prefills, None)
+        while True:
+            # 1. Samples that wait enter free rows; prompts are computed when their turn comes.
+            while prefill is not None and rows.free:
+                rows.admit(prefill)
+                if not prefill.waiting:
+                    prefill = next(prefills, None)
+            if not rows.active:
+                return
+            # 2. None waits any more: the last rows move into the gaps and the batch shrinks.
+            rows.compact()
+            for _ in range(self._look_every):
+                # 3. Forward: each row's newest token against its own keys and values.
+                logits = self._step(rows)  # [n, V]
+                # 4. Draw its next token and note it.
+                tokens, ended = drawing.draw(logits, *rows.in_step())
+                rows.end_step(tokens, ended)
+            # 5. Rows whose samples have ended are free.
+            on_ended(rows.release_ended())
+
+    def _step(self, rows: Rows) -> Tensor:
+        """Logits [n, V] behind the newest token of each row."""
+        tokens, positions, used = rows.begin_step()
+        output = self._model(
+            input_ids=tokens[:, None],
+            position_ids=positions[:, None],
+            attention_mask=step_masks(self.config, positions, used, self._model.dtype),
+            past_key_values=rows.cache,
+            use_cache=True,
+        )
+        return output.logits[:, -1]
+
+    def _prefills(
+        self, requests: Sequence[Request], drawing: Drawing, on_ended: Callable[[int], object]
+    ) -> Iterator[Prefill]:
+        """Prefills in the order of the requests, each made when it is asked for."""
+        first = 0
+        for batch in self._prefill_batches([request for request in requests if request.seeds]):
+            counts = [len(request.seeds) for request in batch]
+            prefill = self._prefill(batch, counts, first, drawing)
+            first += sum(counts)
+            on_ended(sum(counts) - prefill.waiting)
+            if prefill.waiting:
+                yield prefill
+
+    def _prefill_batches(self, requests: Sequence[Request]) -> Iterator[list[Request]]:
+        batch: list[Request] = []
+        longest = 0
+        for request in requests:
+            longest = max(longest, len(request.prompt_ids))
+            full = (len(batch) + 1) * longest > self._prefill_tokens
+            if batch and (full or len(batch) == PREFILL_PROMPTS):
+                yield batch
+                batch, longest = [], len(request.prompt_ids)
+            batch.append(request)
+        if batch:
+            yield batch
+
+    def _prefill(
+        self, batch: list[Request], counts: list[int], first: int, drawing: Drawing
+    ) -> Prefill:
+        """Compute prompts, padded behind, and draw the first token of each of their samples.
+
+        Padding stands after all that is used, so a causal mask, the model's own, is enough.
+
+        Args:
+            counts: samples of each prompt.
+            first: index of the first of these samples.
+        """
+        device = self._model.device
+        lengths = torch.tensor([len(request.prompt_ids) for request in batch])  # [B]
+        input_ids = torch.zeros((len(batch), int(lengths.max())), dtype=torch.int64)  # [B, L]
+        for row, request in enumerate(batch):
+            input_ids[row, : len(request.prompt_ids)] = torch.as_tensor(request.prompt_ids)
+        cache = PromptCache()
+        ends, which_end = torch.unique(lengths - 1, return_inverse=True)
+        output = self._model(
+            input_ids=input_ids.to(device),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=ends.to(device),
+        )
+        logits = output.logits[torch.arange(len(batch)), which_end]  # [B, V]
+        prompts = torch.repeat_interleave(torch.tensor(counts))  # [K] prompt of each sample
+        samples = first + torch.arange(len(prompts))  # [K]
+        tokens, ended = self._first_tokens(logits, prompts.to(device), samples.to(device), drawing)
+        waiting = (~ended).cpu()
+        return Prefill(
+            cache=cache,
+            samples=samples[waiting].to(device),
+            prompts=prompts[waiting].to(device),
+            lengths=lengths[prompts[waiting]],
+            tokens=tokens[~ended],
+        )
+
+    def _first_tokens(
+        self, logits: Tensor, prompts: Tensor, samples: Tensor, drawing: Drawing
+    ) -> tuple[Tensor, Tensor]:
+        """First token [K] of each sample and whether it ends it [K]; few rows of logits at once."""
+        parts = [
+            drawing.draw(logits[prompt], sample, torch.zeros_like(sample))
+            for prompt, sample in zip(
+                prompts.split(self._max_concurrent),
+                samples.split(self._max_concurrent),
+                strict=True,
+            )
+        ]
+        tokens, ended = zip(*parts, strict=True)
+        return torch.cat(tokens), torch.cat(ended)
+
+
+def context_length(config: Any) -> int | None:
+    """Positions that the model was made for; None where its configuration does not say."""
+    return getattr(config, "max_position_embeddings", None)
+
+
+def check_lengths(requests: Sequence[Request], max_completion_tokens: int, config: Any) -> None:
+    """Refuse prompts that are empty or leave no room in the context for the longest completion.
+
+    Raises:
+        UserError: the first such request, with the numbers.
+    """
+    context = context_length(config)
+    for index, request in enumerate(requests):
+        length = len(request.prompt_ids)
+        if not length:
+            raise UserError(f"prompt {index} has no token; nothing predicts its first one")
+        if context is not None and length + max_completion_tokens > context:
+            raise UserError(
+                f"prompt {index} has {length} tokens; with max_completion_tokens = "
+                f"{max_completion_tokens} that is beyond the model's context of {context}; lower "
+                'rollout.max_completion_tokens or leave it out with rollout.on_long = "drop"'
+            )

@@ -1,0 +1,101 @@
+"""Shards divided over ranks: each makes its own, the first rank completes the output."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from common.errors import UserError
+from common.reporting.progress import Bar, bar, say
+from common.runs.layout import Run
+from common.runs.manifest import read_manifest
+from common.runs.shards import OutputWriter, read_shard
+
+if TYPE_CHECKING:
+    from common.mesh.mesh import Mesh
+
+
+def make_shards(
+    writer: OutputWriter,
+    mesh: Mesh,
+    make: Callable[[int, Bar], pa.Table],
+    *,
+    chosen: range,
+    label: str,
+    total: int,
+) -> bool:
+    """Make the shards that are missing, rank r of W every W-th of them.
+
+    Which shards there are and what is in them does not depend on the ranks.
+
+    Args:
+        make: shard index → its table; moves the bar by each completion.
+        chosen: shards asked for.
+        total: completions of a shard.
+
+    Returns:
+        Whether this rank is to complete the output: it is the first one and no shard is missing.
+    """
+    if mesh.is_main:
+        writer.open()
+    pending: list[str] = mesh.gather_objects(writer.pending() if mesh.is_main else [])[0]
+    if kept := len(writer.names) - len(pending):
+        say(f"{writer.output.name}: {kept} of {len(writer.names)} shards were complete already")
+    mine = [i for i in chosen if writer.names[i] in pending][mesh.rank :: mesh.world_size]
+    with bar(label, len(mine) * total) as shown:
+        for index in mine:
+            mesh.at(f"{label}, {writer.names[index]}")
+            writer.write(writer.names[index], make(index, shown))
+    mesh.at(f"waiting for the other ranks' shards of {label}")
+    mesh.barrier()
+    if not mesh.is_main:
+        return False
+    if missing := writer.pending():
+        say(f"{writer.output.name}: {len(missing)} of {len(writer.names)} shards are still missing")
+    return not missing
+
+
+def chosen_shards(text: str, count: int) -> range:
+    """The shards that `--shards` names: `0-3`, `2`, or all of them when it is empty.
+
+    Raises:
+        UserError: not a range of the shards that there are.
+    """
+    if not text:
+        return range(count)
+    match = re.fullmatch(r"(\d{1,6})(?:-(\d{1,6}))?", text)
+    if match is not None:
+        first = int(match[1])
+        last = int(match[2] or first)
+        if first <= last < count:
+            return range(first, last + 1)
+    raise UserError(f"--shards {text!r}: write it as 0-{count - 1} or 0; there are {count} shards")
+
+
+def read_prompts(run: Run, split: str) -> pa.Table:
+    """The verified prompts of a split, `train` or `eval`, in order.
+
+    Raises:
+        UserError: there are none.
+    """
+    records = [r for r in read_manifest(run.prompts).shards if r.name.startswith(f"{split}-")]
+    tables = [read_shard(run.prompts, record) for record in records]
+    if not sum(len(table) for table in tables):
+        raise UserError(
+            f"{run.prompts.path}: there are no {split} questions; raise {split} of a source in the "
+            "recipe's [data]"
+        )
+    return pa.concat_tables(tables)
+
+
+def read_partial(writer: OutputWriter, columns: list[str]) -> pa.Table:
+    """Columns of all shards of an output that is not yet complete."""
+    folder = writer.output.partial
+    return pa.concat_tables(
+        pq.read_table(folder / name, columns=columns, page_checksum_verification=True)
+        for name in writer.names
+    )

@@ -1,0 +1,104 @@
+"""Which rank failed first, where and why: said once, by whoever knows it.
+
+When a rank dies, the others fail in turn with a closed connection or a timeout, and torchrun's
+own report names any of them. So the ranks agree in the store that the launcher keeps: the first
+failure is entered there, and a rank that only lost its peer looks there, and at the processes,
+for the cause. A killed rank enters nothing; its process is found to be gone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from torch.distributed import Store  # type: ignore[attr-defined]
+
+# What gloo and NCCL say when it is the other side that failed.
+_OF_A_PEER = (
+    "connection closed by peer",
+    "connection reset",
+    "connection refused",
+    "broken pipe",
+    "timed out",
+    "timeout",
+    "socket closed",
+    "remote process exited",
+)
+_SECONDS_TO_LEARN_THE_CAUSE = 2.0
+
+
+@dataclass(frozen=True)
+class Failure:
+    """The first failure of a run of processes."""
+
+    rank: int
+    position: str
+    reason: str
+
+
+def claim(store: Store, failure: Failure) -> Failure:
+    """Enter `failure` unless another rank was first; returns the one that stands."""
+    text = json.dumps(asdict(failure))
+    return Failure(**json.loads(store.compare_set("failure", "", text)))
+
+
+def is_of_a_peer(error: BaseException) -> bool:
+    """Whether an exception says no more than that another rank does not answer."""
+    message = str(error).lower()
+    return isinstance(error, RuntimeError) and any(text in message for text in _OF_A_PEER)
+
+
+def cause(store: Store, rank: int, world_size: int, position: str, symptom: str) -> Failure:
+    """The first failure, as seen from a rank that lost its peer at `position`."""
+    deadline = time.monotonic() + _SECONDS_TO_LEARN_THE_CAUSE
+    while time.monotonic() < deadline:
+        if store.check(["failure"]):
+            return Failure(**json.loads(store.get("failure")))
+        for other in range(world_size):
+            if other != rank and _is_gone(store, other):
+                reason = "the process is gone without a message: killed, or out of memory"
+                return claim(store, Failure(other, _last_position(store, other), reason))
+        time.sleep(0.01)
+    others = "; ".join(
+        f"rank {other} was at {_last_position(store, other)}"
+        for other in range(world_size)
+        if other != rank
+    )
+    return claim(store, Failure(rank, position, f"no answer from its peer ({symptom}); {others}"))
+
+
+def announce_process(store: Store, rank: int) -> None:
+    """Tell the others which process this rank is."""
+    store.set(f"process/{rank}", f"{socket.gethostname()} {os.getpid()}")
+
+
+def announce_position(store: Store, rank: int, position: str) -> None:
+    store.set(f"position/{rank}", position)
+
+
+def _last_position(store: Store, rank: int) -> str:
+    key = f"position/{rank}"
+    return store.get(key).decode() if store.check([key]) else "its start"
+
+
+def _is_gone(store: Store, rank: int) -> bool:
+    """Whether another rank's process has ended, as far as this host can see."""
+    key = f"process/{rank}"
+    if not store.check([key]):
+        return False
+    host, pid = store.get(key).decode().split()
+    if host != socket.gethostname():
+        return False
+    try:
+        os.kill(int(pid), 0)
+        # A killed process stays in the table until its launcher has read its exit status.
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False
+    return state == "Z"

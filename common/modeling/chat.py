@@ -1,0 +1,170 @@
+"""From chat messages to the token ids that generation continues, and back to text.
+
+Prompts become one string first and are tokenized once, so that the ids are those the model would
+see for that text. Completions stay ids; their text is for people and rules and is never tokenized
+again.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from common.config import PromptConfig
+from common.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# Tokens by which chat models end a turn. Some checkpoints name only end-of-text as their eos.
+TURN_ENDS = (
+    "<|im_end|>",  # ChatML: Qwen, SmolLM2
+    "<|eot_id|>",  # Llama 3
+    "<|eom_id|>",
+    "<|eot|>",  # Llama 4
+    "<end_of_turn>",  # Gemma
+    "<|end|>",  # Phi 3
+    "<|end_of_text|>",
+    "<|endoftext|>",
+)
+
+# Table 1 of DeepSeek-R1 (arXiv 2501.12948), with a line break before each speaker.
+R1_ZERO = (
+    "A conversation between User and Assistant. The user asks a question, and the Assistant "
+    "solves it. The assistant first thinks about the reasoning process in the mind and then "
+    "provides the user with the answer. The reasoning process and answer are enclosed within "
+    "<think> </think> and <answer> </answer> tags, respectively, i.e., <think> reasoning process "
+    "here </think> <answer> answer here </answer>."
+)
+
+_OPENED = re.compile(r"<think>\s*\Z")
+
+
+def load_tokenizer(policy_dir: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a Hugging Face directory; nothing is fetched, no code of it is run.
+
+    Raises:
+        UserError: there is none that transformers can use.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(
+            policy_dir, local_files_only=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(f"{policy_dir}: no tokenizer that transformers can use: {reason}") from None
+
+
+def render(
+    messages: Sequence[Mapping[str, str]], tokenizer: PreTrainedTokenizerBase, prompt: PromptConfig
+) -> tuple[list[int], str]:
+    """Token ids of a prompt up to where the completion begins, and its assistant prefix.
+
+    A chat template that opens `<think>` itself is not given a second one; what it wrote is then
+    part of the prefix, since rules judge prefix and completion together.
+
+    Args:
+        messages: roles and contents, the last one the user's.
+
+    Raises:
+        UserError: the template is missing or refuses the messages.
+    """
+    if not messages or messages[-1]["role"] != "user":
+        raise UserError("a prompt's last message must be the user's; nothing is to be answered")
+    turns = _with_system(messages, prompt.system)
+    if prompt.template == "chat" or (prompt.template == "auto" and tokenizer.chat_template):
+        text, prefix = _join(_chat(turns, tokenizer), prompt.assistant_prefix)
+        # The template has written the special tokens that the model expects.
+        return tokenizer(text, add_special_tokens=False)["input_ids"], prefix
+    ids = tokenizer(_r1_zero(turns, prompt.assistant_prefix))["input_ids"]
+    if ids[-1] == tokenizer.eos_token_id:
+        del ids[-1]
+    return ids, prompt.assistant_prefix
+
+
+def stop_ids(policy_dir: Path, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Every token that ends a completion, ascending: whatever config, generation config or
+    tokenizer call end of sequence, and the special tokens by which chats end a turn.
+
+    Raises:
+        UserError: there is none, so that no completion would ever stop.
+    """
+    found: set[int] = set()
+    for name in ("generation_config.json", "config.json"):
+        path = Path(policy_dir) / name
+        if path.is_file():
+            found.update(_eos_of(json.loads(path.read_text(encoding="utf-8"))))
+    if tokenizer.eos_token_id is not None:
+        found.add(tokenizer.eos_token_id)
+    added = tokenizer.added_tokens_decoder
+    found.update(id for id, token in added.items() if token.special and token.content in TURN_ENDS)
+    if not found:
+        raise UserError(
+            f"{policy_dir}: no end-of-sequence token; set eos_token_id in generation_config.json"
+        )
+    return sorted(found)
+
+
+def completion_text(
+    completion_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, stops: Iterable[int]
+) -> str:
+    """Text of a completion without the stop token that ended it, otherwise as it is."""
+    ids = list(completion_ids)
+    if ids and ids[-1] in set(stops):
+        del ids[-1]
+    text = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    assert isinstance(text, str)
+    return text
+
+
+def _with_system(messages: Sequence[Mapping[str, str]], system: str) -> list[dict[str, str]]:
+    """The recipe's system message first; before the data's own where there is one."""
+    turns = [{"role": m["role"], "content": m["content"]} for m in messages]
+    if not system:
+        return turns
+    if turns[0]["role"] == "system":
+        system = f"{system}\n\n{turns.pop(0)['content']}"
+    return [{"role": "system", "content": system}, *turns]
+
+
+def _chat(turns: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase) -> str:
+    from jinja2 import TemplateError
+
+    name = tokenizer.name_or_path
+    if not tokenizer.chat_template:
+        raise UserError(f'{name}: there is no chat template; use prompt.template = "r1_zero"')
+    try:
+        rendered = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    except TemplateError as error:
+        roles = [turn["role"] for turn in turns]
+        fix = "; if it takes no system message, leave prompt.system empty" * ("system" in roles)
+        raise UserError(f"{name}: its chat template refuses roles {roles}: {error}{fix}") from None
+    assert isinstance(rendered, str)
+    return rendered
+
+
+def _join(rendered: str, prefix: str) -> tuple[str, str]:
+    """A rendered prompt with the prefix behind it, and all of that which is the assistant's."""
+    opened = _OPENED.search(rendered)
+    if opened is None:
+        return rendered + prefix, prefix
+    rest = prefix.removeprefix("<think>")
+    return rendered + rest, opened.group() + rest
+
+
+def _r1_zero(turns: list[dict[str, str]], prefix: str) -> str:
+    before = {"system": " ", "user": "\nUser: ", "assistant": "\nAssistant: "}
+    text = R1_ZERO + "".join(before[turn["role"]] + turn["content"] for turn in turns)
+    return f"{text}\nAssistant: {prefix}" if prefix else f"{text}\nAssistant:"
+
+
+def _eos_of(config: dict[str, Any]) -> list[int]:
+    eos = config.get("eos_token_id")
+    if eos is None:
+        return []
+    return [int(id) for id in eos] if isinstance(eos, list) else [int(eos)]

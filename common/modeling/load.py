@@ -1,0 +1,261 @@
+"""Models from disk: a whole causal language model, or the part that one pipeline stage needs.
+
+Only safetensors are read and no code of a checkpoint is run. A part is built by the model's own
+class on the meta device, emptied of what other ranks hold, and filled by `from_pretrained`: it
+materialises only the tensors that are still there, converts checkpoint names where a family needs
+it (mixtures of experts), makes non-persistent buffers (rotary frequencies) and restores ties.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from safetensors import safe_open
+from torch import nn
+
+from common.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+
+def load_config(policy_dir: Path) -> PretrainedConfig:
+    """The configuration of a Hugging Face directory.
+
+    Raises:
+        UserError: no config.json, not readable, or an architecture that needs remote code.
+    """
+    from transformers import AutoConfig
+
+    path = Path(policy_dir) / "config.json"
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; model.path must be a Hugging Face model directory")
+    try:
+        return AutoConfig.from_pretrained(
+            policy_dir, local_files_only=True, trust_remote_code=False
+        )
+    except (ValueError, KeyError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"{path}: transformers cannot use it: {reason}") from error
+
+
+def load_causal_lm(
+    policy_dir: Path, dtype: torch.dtype, device: torch.device | str = "cpu"
+) -> PreTrainedModel:
+    """The whole model in eval mode.
+
+    Raises:
+        UserError: no safetensors, or the checkpoint's tensors are not the model's.
+    """
+    model = _from_pretrained(model_class(load_config(policy_dir)), policy_dir, dtype)
+    return _to(model, device)
+
+
+def load_part(
+    policy_dir: Path,
+    layers: range,
+    *,
+    first: bool,
+    last: bool,
+    dtype: torch.dtype,
+    device: torch.device | str = "cpu",
+) -> PreTrainedModel:
+    """The model with `layers` (global indices) only, in eval mode; the rest passes through.
+
+    The first part keeps the embedding, the last the final norm and the head. With tied embeddings
+    both keep the matrix, under the name of the embedding.
+
+    Raises:
+        UserError: as `load_causal_lm`, or the architecture has no pipeline plan to cut it by.
+    """
+    config = load_config(policy_dir)
+    whole = model_class(config)
+    if first and last:
+        return load_causal_lm(policy_dir, dtype, device)
+    plan = pipeline_plan(config)
+    part = _from_pretrained(_part_class(whole, plan, layers, first, last), policy_dir, dtype)
+    if not last:
+        # Kept while loading only, because a tied matrix may be stored under the head's name.
+        part.set_output_embeddings(PassThrough())
+    _check_all_planned(part, plan)
+    return _to(part, device)
+
+
+def compute_dtype(
+    name: Literal["auto", "float32", "bfloat16"], device: torch.device
+) -> torch.dtype:
+    """The recipe's `model.dtype` on this device."""
+    if name == "auto":
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    return getattr(torch, name)
+
+
+def model_class(config: PretrainedConfig) -> type[PreTrainedModel]:
+    """The class that `AutoModelForCausalLM` would take; `UserError` when there is none."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    found: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    if found is None:
+        raise UserError(f"model_type {config.model_type!r} is no causal language model")
+    return found[0] if isinstance(found, tuple) else found
+
+
+def pipeline_plan(config: PretrainedConfig) -> list[str]:
+    """The base model's modules in order: embedding, `layers`, then those behind the layers.
+
+    Raises:
+        UserError: transformers has no plan for this architecture.
+    """
+    plan = list(getattr(config, "base_model_pp_plan", None) or ())
+    if "layers" not in plan[1:]:
+        raise UserError(
+            f"transformers has no pipeline plan (base_model_pp_plan) for model_type "
+            f"{config.model_type!r}; use mesh.pp_degree = 1"
+        )
+    return plan
+
+
+def tied_embeddings(config: PretrainedConfig) -> bool:
+    """Whether head and embedding are one matrix."""
+    return bool(getattr(config, "tie_word_embeddings", False))
+
+
+class PassThrough(nn.Module):
+    """Stands where a module of another rank was, so that global layer indices hold."""
+
+    def __init__(self, replaced: nn.Module | None = None) -> None:
+        super().__init__()
+        # Some families choose the mask of a layer by this attribute of it.
+        self.attention_type = getattr(replaced, "attention_type", None)
+
+    def forward(self, hidden: torch.Tensor, *_args: Any, **_kwargs: Any) -> torch.Tensor:
+        return hidden
+
+
+def _part_class(
+    whole: type[PreTrainedModel], plan: list[str], layers: range, first: bool, last: bool
+) -> type[PreTrainedModel]:
+    """`whole`, emptied at the end of its constructor: the loader sees only what is left."""
+    embedding, final = plan[0], plan[plan.index("layers") + 1 :]
+
+    def construct(self: Any, config: PretrainedConfig, *args: Any, **kwargs: Any) -> None:
+        whole.__init__(self, config, *args, **kwargs)
+        tied = tied_embeddings(config)
+        base = self.base_model
+        for index, layer in enumerate(base.layers):
+            if index not in layers:
+                base.layers[index] = PassThrough(layer)
+        if not (first or (tied and last)):
+            setattr(base, embedding, PassThrough())
+        if not last:
+            for name in final:
+                setattr(base, name, PassThrough())
+        if not (last or (tied and first)):
+            self.set_output_embeddings(PassThrough())
+        if not (first or last):
+            self.all_tied_weights_keys = {}
+
+    # transformers looks up weight conversions by the class's name and module.
+    return type(whole.__name__, (whole,), {"__init__": construct, "__module__": whole.__module__})
+
+
+def _from_pretrained(
+    cls: type[PreTrainedModel], policy_dir: Path, dtype: torch.dtype
+) -> PreTrainedModel:
+    """`from_pretrained`, strict: every parameter must come from the checkpoint."""
+    with quiet_transformers():
+        try:
+            loaded: Any = cls.from_pretrained(
+                policy_dir,
+                dtype=dtype,
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
+        except OSError as error:
+            raise UserError(f"{policy_dir}: no safetensors to read: {error}") from error
+        except RuntimeError as error:
+            # Shapes differ; the loader's own message goes to its log.
+            if faults := _wrong_shapes(cls, policy_dir):
+                raise _other_architecture(policy_dir, faults) from error
+            raise
+    model, info = loaded
+    if info["missing_keys"]:
+        faults = [f"{name} is missing" for name in sorted(info["missing_keys"])]
+        raise _other_architecture(policy_dir, faults)
+    _check_tie(model, policy_dir)
+    return model.eval()
+
+
+def _other_architecture(policy_dir: Path, faults: list[str]) -> UserError:
+    return UserError(
+        f"{policy_dir}: the checkpoint is not of the architecture in its config.json, "
+        f"{len(faults)} tensors differ: {'; '.join(faults[:5])}"
+    )
+
+
+def _wrong_shapes(cls: type[PreTrainedModel], policy_dir: Path) -> list[str]:
+    """What is wrong with the tensors that the model has names for."""
+    with torch.device("meta"):
+        expected = cls(load_config(policy_dir)).state_dict()
+    faults = []
+    for path in sorted(Path(policy_dir).glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for name in sorted(expected.keys() & set(file.keys())):
+                found, wanted = file.get_slice(name).get_shape(), list(expected[name].shape)
+                if found != wanted:
+                    faults.append(f"{name} has shape {found}, the configuration says {wanted}")
+    return faults
+
+
+def _check_tie(model: PreTrainedModel, policy_dir: Path) -> None:
+    """transformers unties a model whose file has two different matrices; ranks could not agree."""
+    if not tied_embeddings(model.config) or not type(model)._tied_weights_keys:
+        return
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if isinstance(embedding, PassThrough) or isinstance(head, PassThrough):
+        return
+    if embedding.weight is not head.weight:
+        raise UserError(
+            f"{policy_dir}: the configuration ties head and embedding (tie_word_embeddings), but "
+            "the checkpoint has two different matrices; set tie_word_embeddings to false"
+        )
+
+
+def _check_all_planned(part: PreTrainedModel, plan: list[str]) -> None:
+    """A parameter outside the plan would exist on every rank and drift apart."""
+    planned = {f"{part.base_model_prefix}.{name}" for name in plan}
+    head = part.get_output_embeddings()
+    of_head = {id(p) for p in head.parameters()} if isinstance(head, nn.Module) else set()
+    for name, parameter in part.named_parameters():
+        if not any(name.startswith(f"{p}.") for p in planned) and id(parameter) not in of_head:
+            raise UserError(
+                f"model_type {part.config.model_type!r} has the parameter {name} outside its "
+                "pipeline plan; use mesh.pp_degree = 1"
+            )
+
+
+def _to(model: Any, device: torch.device | str) -> PreTrainedModel:
+    """`model.to`, whose decorated signature no type checker can follow."""
+    return model.to(device)
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No bar for every load or save, and no report of tensors that belong to other ranks."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

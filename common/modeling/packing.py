@@ -1,0 +1,268 @@
+"""Rows to packs and back: the only place that knows which hidden state predicts which token.
+
+A pack is one input row that holds whole groups or parts of them. A group's prompt stands in it
+once, its completions behind it, each seeing the prompt and itself (`masks.py`):
+
+    input      p0 p1 p2 │ a0 a1 │ b0        prompt p, completions a = a0 a1 a2 and b = b0 b1
+    position    0  1  2 │  3  4 │  3
+    completion -1 -1 -1 │  0  0 │  1
+
+    target        a0  a1  a2  b0  b1
+    predict_from   2   3   4   2   5        index of the hidden state, hence the one-token shift
+
+The last token of a completion predicts nothing that was sampled, so it is never an input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from common.errors import UserError
+from common.modeling.first_fit import Block, first_fit
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One row to be packed; rows of the same `group` have the same prompt."""
+
+    prompt_ids: Sequence[int]
+    completion_ids: Sequence[int]
+    group: int
+
+
+@dataclass(frozen=True)
+class PackBatch:
+    """P packs of S input tokens and T targets, int64 unless said, on the CPU when made.
+
+    Padding has `group_ids`, `completion_ids` and `row` -1, `target_mask` False, 0 elsewhere.
+    """
+
+    input_ids: Tensor
+    """[P, S]"""
+    position_ids: Tensor
+    """[P, S] position in the text that the model sees: a completion continues its prompt."""
+    group_ids: Tensor
+    """[P, S] which copy of a prompt in its pack, counted from 0: tokens of two never meet."""
+    completion_ids: Tensor
+    """[P, S] index of the completion in the packed list; -1 on prompt tokens."""
+    predict_from: Tensor
+    """[P, T] index into S of the hidden state that predicts the target."""
+    target_ids: Tensor
+    """[P, T]"""
+    target_mask: Tensor
+    """[P, T] bool, False on padding."""
+    row: Tensor
+    """[P, T] index of the target's completion in the packed list."""
+    offset: Tensor
+    """[P, T] index of the target inside its completion."""
+
+    @property
+    def num_packs(self) -> int:
+        return self.input_ids.shape[0]
+
+    @property
+    def num_targets(self) -> int:
+        """Completion tokens of the batch, padding excluded."""
+        return int(self.target_mask.sum())
+
+    def to(self, device: torch.device | str) -> PackBatch:
+        return PackBatch(*(tensor.to(device) for tensor in self._tensors()))
+
+    def select(self, packs: slice | Tensor) -> PackBatch:
+        """The given packs: a view for a slice, a copy for an index tensor."""
+        return PackBatch(*(tensor[packs] for tensor in self._tensors()))
+
+    def microbatches(self, count: int) -> list[PackBatch]:
+        """`count` views of P / count packs each; P must be a multiple of `count`."""
+        assert self.num_packs % count == 0, (self.num_packs, count)
+        size = self.num_packs // count
+        return [self.select(slice(i * size, (i + 1) * size)) for i in range(count)]
+
+    def _tensors(self) -> list[Tensor]:
+        return [getattr(self, field.name) for field in fields(self)]
+
+
+def pack(
+    completions: Sequence[Completion],
+    *,
+    tokens_per_pack: int | None,
+    share_prompts: bool = True,
+    bucket: int = 64,
+    min_packs: int = 1,
+    multiple_of: int = 1,
+) -> PackBatch:
+    """Lay completions into packs, deterministically and independently of any device.
+
+    Args:
+        completions: rows in the order that `row` counts them. One without tokens has no target.
+        tokens_per_pack: most input tokens of a pack. A completion that is longer (its prompt
+            counted) raises it, since every pack is padded to the longest anyway. None gives each
+            completion a pack of its own: the padded batch.
+        share_prompts: have a prompt once in a pack for all completions of its group there.
+        bucket: S and T are rounded up to a multiple of it, so that few shapes occur.
+        min_packs: empty packs are added up to this number
+        multiple_of: and then up to a multiple of this one.
+
+    Raises:
+        UserError: an empty prompt (its first token has no predictor), or two prompts in a group.
+    """
+    _check(completions)
+    targets = [len(c.completion_ids) for c in completions]
+    packs = _blocks(completions, targets, tokens_per_pack, share_prompts)
+    targets_in = [sum(targets[row] for block in blocks for row in block) for blocks in packs]
+    # A block has its prompt, and its completions without their last tokens.
+    inputs_in = [
+        count + sum(len(completions[block[0]].prompt_ids) - len(block) for block in blocks)
+        for count, blocks in zip(targets_in, packs, strict=True)
+    ]
+    batch = _empty(
+        _round_up(max(len(packs), min_packs), multiple_of),
+        _round_up(max(inputs_in, default=0), bucket),
+        _round_up(max(targets_in, default=0), bucket),
+    )
+    for index, blocks in enumerate(packs):
+        _fill(batch, index, blocks, completions)
+    return batch
+
+
+def gather_to_rows(values: Tensor, batch: PackBatch, lengths: Sequence[int]) -> list[Tensor]:
+    """Take per-target values [P, T] back to the packed list's order.
+
+    Args:
+        lengths: tokens of each completion.
+
+    Returns:
+        One 1-D tensor a completion, views of a single one on `values`' device.
+    """
+    mask = batch.target_mask.to(values.device)
+    flat = values.new_empty(sum(lengths))
+    assert int(mask.sum()) == len(flat), (int(mask.sum()), len(flat))
+    flat[_flat_index(batch, lengths).to(values.device)] = values[mask]
+    return list(flat.split(list(lengths)))
+
+
+def scatter_to_packs(rows: Sequence[Tensor], batch: PackBatch, fill: float | int | bool) -> Tensor:
+    """Lay one 1-D tensor a completion out as [P, T], `fill` on padding: gather's inverse."""
+    lengths = [len(row) for row in rows]
+    flat = torch.cat(list(rows)) if rows else torch.zeros(0)
+    assert batch.num_targets == len(flat), (batch.num_targets, len(flat))
+    packed = torch.full(batch.row.shape, fill, dtype=flat.dtype, device=flat.device)
+    packed[batch.target_mask.to(flat.device)] = flat[_flat_index(batch, lengths).to(flat.device)]
+    return packed
+
+
+def spread_to_packs(values: Tensor, batch: PackBatch, fill: float | int | bool) -> Tensor:
+    """Give each target [P, T] the value of its completion from `values` [C]; `fill` on padding."""
+    packed = torch.full(batch.row.shape, fill, dtype=values.dtype, device=values.device)
+    mask = batch.target_mask.to(values.device)
+    packed[mask] = values[batch.row.to(values.device)[mask]]
+    return packed
+
+
+def _check(completions: Sequence[Completion]) -> None:
+    prompts: dict[int, list[int]] = {}
+    for index, completion in enumerate(completions):
+        prompt = list(completion.prompt_ids)
+        if not prompt:
+            raise UserError(
+                f"completion {index} (group {completion.group}) has an empty prompt, so nothing "
+                "predicts its first token; render prompts with at least one token"
+            )
+        if prompts.setdefault(completion.group, prompt) != prompt:
+            raise UserError(
+                f"completion {index} has another prompt than the first of its group "
+                f"{completion.group}; a group is the completions of one prompt"
+            )
+
+
+def _blocks(
+    completions: Sequence[Completion],
+    targets: list[int],
+    tokens_per_pack: int | None,
+    share_prompts: bool,
+) -> list[list[Block]]:
+    """The blocks of each pack; completions without tokens are in none."""
+    present = [row for row, count in enumerate(targets) if count]
+    if tokens_per_pack is None:
+        return [[[row]] for row in present]
+    groups: dict[int, list[int]] = {}
+    for row in present:
+        groups.setdefault(completions[row].group if share_prompts else row, []).append(row)
+    prompts = [len(c.prompt_ids) for c in completions]
+    own = [count - 1 for count in targets]  # the last token is no input
+    longest = max((prompts[row] + own[row] for row in present), default=0)
+    return first_fit(list(groups.values()), prompts, own, max(tokens_per_pack, longest))
+
+
+def _empty(packs: int, inputs: int, targets: int) -> PackBatch:
+    def full(length: int, value: int) -> Tensor:
+        return torch.full((packs, length), value, dtype=torch.int64)
+
+    return PackBatch(
+        input_ids=full(inputs, 0),
+        position_ids=full(inputs, 0),
+        group_ids=full(inputs, -1),
+        completion_ids=full(inputs, -1),
+        predict_from=full(targets, 0),
+        target_ids=full(targets, 0),
+        target_mask=torch.zeros((packs, targets), dtype=torch.bool),
+        row=full(targets, -1),
+        offset=full(targets, 0),
+    )
+
+
+def _fill(
+    batch: PackBatch, index: int, blocks: Sequence[Block], completions: Sequence[Completion]
+) -> None:
+    """Write the blocks of pack `index`: each prompt, then its completions, with their targets."""
+    at, target = 0, 0  # next free input and next free target of the pack
+    for copy, block in enumerate(blocks):
+        prompt = completions[block[0]].prompt_ids
+        prompt_length = len(prompt)
+        last_of_prompt = at + prompt_length - 1
+        _write(batch, index, at, prompt, first_position=0, group=copy, completion=-1)
+        at += prompt_length
+        for row in block:
+            tokens = completions[row].completion_ids
+            inputs, count = len(tokens) - 1, len(tokens)
+            _write(batch, index, at, tokens[:-1], prompt_length, group=copy, completion=row)
+            span = slice(target, target + count)
+            batch.predict_from[index, target] = last_of_prompt
+            batch.predict_from[index, target + 1 : target + count] = torch.arange(at, at + inputs)
+            batch.target_ids[index, span] = torch.as_tensor(tokens, dtype=torch.int64)
+            batch.target_mask[index, span] = True
+            batch.row[index, span] = row
+            batch.offset[index, span] = torch.arange(count)
+            at += inputs
+            target += count
+
+
+def _write(
+    batch: PackBatch,
+    index: int,
+    at: int,
+    tokens: Sequence[int],
+    first_position: int,
+    group: int,
+    completion: int,
+) -> None:
+    span = slice(at, at + len(tokens))
+    batch.input_ids[index, span] = torch.as_tensor(tokens, dtype=torch.int64)
+    batch.position_ids[index, span] = torch.arange(first_position, first_position + len(tokens))
+    batch.group_ids[index, span] = group
+    batch.completion_ids[index, span] = completion
+
+
+def _flat_index(batch: PackBatch, lengths: Sequence[int]) -> Tensor:
+    """Place of every unmasked target in the concatenation of all completions, in pack order."""
+    ends = torch.tensor([0, *lengths], dtype=torch.int64).cumsum(0)
+    mask = batch.target_mask
+    return ends.to(mask.device)[batch.row[mask]] + batch.offset[mask]
+
+
+def _round_up(length: int, bucket: int) -> int:
+    return max(-(-length // bucket), 1) * bucket

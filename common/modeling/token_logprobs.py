@@ -1,0 +1,146 @@
+"""Hidden states and a head to the logprob and entropy of given tokens, never the full logits.
+
+With z the logits over temperature, ℓ = log softmax(z), p = exp ℓ and the token t:
+
+    logprob = ℓ_t             ∂logprob/∂z_j = [j = t] − p_j
+    entropy = −Σ_j p_j ℓ_j    ∂entropy/∂z_j = −p_j (ℓ_j + entropy)
+
+Forward and backward walk over chunks of tokens and hold logits of one chunk at a time. Chunking
+under plain autograd would bound nothing, since every chunk's logits would be kept for backward;
+here backward makes them again from the hidden states, which costs one more product with the head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from common.modeling.head import Head
+
+
+def token_logprobs(
+    hidden: Tensor,
+    target_ids: Tensor,
+    head: Head,
+    *,
+    temperature: float,
+    chunk_tokens: int = 1024,
+) -> tuple[Tensor, Tensor]:
+    """Logprob of each target under softmax(logits / temperature), and that softmax's entropy.
+
+    Args:
+        hidden: [N, H] hidden states after the final norm, any float dtype. The matrix product is
+            in this dtype, all that follows in float32 (float64 for float64).
+        target_ids: [N] int64
+        temperature: the one that sampled.
+        chunk_tokens: tokens whose logits exist at once. The peak is about two float32 buffers of
+            chunk_tokens × V; four where the family has a softcap.
+
+    Returns:
+        logprobs [N] and entropy [N] in nats, float32 (float64 for float64), both with gradients
+        to `hidden`, `head.weight` and `head.bias`. Second derivatives are refused.
+    """
+    assert hidden.ndim == 2 and target_ids.shape == hidden.shape[:1], (
+        hidden.shape,
+        target_ids.shape,
+    )
+    return _TokenLogprobs.apply(
+        hidden, head.weight, head.bias, target_ids, head, temperature, chunk_tokens
+    )
+
+
+class _TokenLogprobs(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        target_ids: Tensor,
+        head: Head,
+        temperature: float,
+        chunk_tokens: int,
+    ) -> tuple[Tensor, Tensor]:
+        count = len(hidden)
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        logprobs = hidden.new_empty(count, dtype=wide)
+        entropy = hidden.new_empty(count, dtype=wide)
+        for part in _chunks(count, chunk_tokens):
+            log_p = _log_softmax(head.logits(hidden[part]), temperature)
+            logprobs[part] = log_p.gather(1, target_ids[part, None]).squeeze(1)
+            entropy[part] = log_p.exp().mul_(log_p).sum(dim=-1).neg_()
+        ctx.save_for_backward(hidden, weight, bias, target_ids, entropy)
+        ctx.transform = {"scale": head.scale, "softcap": head.softcap}
+        ctx.temperature, ctx.chunk_tokens = temperature, chunk_tokens
+        ctx.set_materialize_grads(False)
+        return logprobs, entropy
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_logprobs: Tensor | None, grad_entropy: Tensor | None) -> Any:
+        hidden, weight, bias, target_ids, entropy = ctx.saved_tensors
+        head = Head(weight, bias, **ctx.transform)
+        to_hidden, to_weight, to_bias = ctx.needs_input_grad[:3]
+        grad_hidden = torch.empty_like(hidden) if to_hidden else None
+        # Chunks are summed in float32: in bfloat16 a small chunk would vanish beside the sum.
+        grad_weight = torch.zeros_like(weight, dtype=entropy.dtype) if to_weight else None
+        grad_bias = torch.zeros_like(bias, dtype=entropy.dtype) if to_bias else None
+        for part in _chunks(len(hidden), ctx.chunk_tokens):
+            logits = head.logits(hidden[part])
+            slope = head.transform_slope(logits)
+            log_p = _log_softmax(logits, ctx.temperature)
+            del logits
+            grad = _grad_scaled_logits(
+                log_p,
+                target_ids[part],
+                entropy[part],
+                None if grad_logprobs is None else grad_logprobs[part],
+                None if grad_entropy is None else grad_entropy[part],
+            )
+            grad = grad.div_(ctx.temperature).mul_(slope)
+            if grad_bias is not None:
+                grad_bias += grad.sum(dim=0)
+            grad = grad.to(hidden.dtype)
+            if grad_hidden is not None:
+                torch.mm(grad, weight, out=grad_hidden[part])
+            if grad_weight is not None:
+                grad_weight += grad.T @ hidden[part]
+        return (
+            grad_hidden,
+            None if grad_weight is None else grad_weight.to(weight.dtype),
+            None if grad_bias is None else grad_bias.to(bias.dtype),
+            *[None] * 4,
+        )
+
+
+def _grad_scaled_logits(
+    log_p: Tensor,
+    target_ids: Tensor,
+    entropy: Tensor,
+    grad_logprobs: Tensor | None,
+    grad_entropy: Tensor | None,
+) -> Tensor:
+    """[C, V] gradient to logits / temperature by the formulas above; uses up `log_p`."""
+    p = log_p.exp()
+    if grad_logprobs is None:
+        grad_logprobs = torch.zeros_like(entropy)
+    if grad_entropy is None:
+        grad = p.mul_(-grad_logprobs[:, None])
+    else:
+        factor = log_p.add_(entropy[:, None]).mul_(grad_entropy[:, None])
+        grad = p.mul_(factor.add_(grad_logprobs[:, None])).neg_()
+    return grad.scatter_add_(1, target_ids[:, None], grad_logprobs[:, None])
+
+
+def _log_softmax(logits: Tensor, temperature: float) -> Tensor:
+    """[C, V]; uses up `logits`. It subtracts the largest logit before anything is summed, which a
+    difference of logits and logsumexp would not: that rounds at the scale of the logits."""
+    return torch.log_softmax(logits.div_(temperature), dim=-1)
+
+
+def _chunks(count: int, size: int) -> Iterator[slice]:
+    return (slice(start, start + size) for start in range(0, count, size))

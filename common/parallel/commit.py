@@ -1,0 +1,120 @@
+"""Policy, trainer state and metrics of an iteration, committed as one.
+
+Three directories are written beside their places, each with its manifest. That of the metrics
+comes last and decides: without it all three are made again, with it the renames that are missing
+are done by whoever comes next (`freshness.recover`). A policy therefore never stands without the
+trainer state that made it.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from common.parallel.checkpoint import STATE, save_policy, save_trainer
+from common.parallel.optimizer import Optimizer
+from common.parallel.resume import clear_progress
+from common.parallel.training import Row
+from common.runs.folders import commit_folder, commit_policy
+from common.runs.freshness import recover
+from common.runs.hashing import hash_of_parts, sha256_of_file, tensors_content_hash
+from common.runs.layout import Output, Run, shard_name
+from common.runs.schemas import TRAIN
+from common.runs.shards import OutputWriter
+
+PACKAGES = ("torch", "transformers")
+
+
+@dataclass(frozen=True)
+class TrainOutputs:
+    """What one iteration of training makes."""
+
+    run: Run
+    iteration: int
+    inputs: dict[str, str]
+    """Content hashes by name."""
+    recipe: dict[str, Any]
+    """The sections that decide the content."""
+    seed: int
+
+    @property
+    def metrics(self) -> Output:
+        return self.run.train(self.iteration)
+
+    def writer(self) -> OutputWriter:
+        """Of the metrics; its `open` begins or takes up the iteration."""
+        return OutputWriter(
+            self.metrics,
+            inputs=self.inputs,
+            recipe=self.recipe,
+            seed=self.seed,
+            names=[shard_name(0)],
+            schema=TRAIN,
+        )
+
+
+def commit_iteration(
+    outputs: TrainOutputs,
+    writer: OutputWriter,
+    optimizer: Optimizer,
+    rows: list[Row],
+    *,
+    source: Path,
+) -> None:
+    """Write and publish everything; called on every rank.
+
+    Args:
+        source: directory of the policy that was trained.
+    """
+    mesh = optimizer.masters.mesh
+    mesh.at(f"iteration {outputs.iteration}, saving")
+    policy, trainer = outputs.run.policy(outputs.iteration), outputs.run.trainer(outputs.iteration)
+    if mesh.is_main:
+        for output in (policy, trainer):
+            _begin_anew(output.partial)
+    mesh.barrier()
+    save_policy(policy.partial, optimizer.masters, source=source)
+    separate = optimizer.masters.separate
+    save_trainer(trainer.partial, optimizer, with_masters=separate, facts={})
+    if mesh.is_main:
+        _publish(outputs, writer, rows, policy, trainer)
+    mesh.barrier()
+
+
+def _publish(
+    outputs: TrainOutputs, writer: OutputWriter, rows: list[Row], policy: Output, trainer: Output
+) -> None:
+    made: dict[str, Any] = {
+        "inputs": outputs.inputs,
+        "recipe": outputs.recipe,
+        "seed": outputs.seed,
+        "publish_output": False,
+    }
+    of_policy = commit_policy(policy, **made)
+    of_trainer = commit_folder(
+        trainer,
+        content_hash=trainer_content_hash(trainer.partial),
+        facts={policy.name: of_policy.content_hash},
+        **made,
+    )
+    columns = {name: [row[name] for row in rows] for name in TRAIN.names}
+    writer.write(shard_name(0), pa.table(columns, schema=TRAIN))
+    clear_progress(outputs.metrics.partial)
+    facts = {policy.name: of_policy.content_hash, trainer.name: of_trainer.content_hash}
+    writer.commit(facts, packages=PACKAGES, publish_output=False)
+    recover(outputs.run, outputs.metrics)
+
+
+def trainer_content_hash(folder: Path) -> str:
+    """Content of a trainer state, whatever mesh wrote it."""
+    tensors = tensors_content_hash(sorted(folder.glob("*.safetensors")))
+    return hash_of_parts([tensors, sha256_of_file(folder / STATE)])
+
+
+def _begin_anew(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)

@@ -1,0 +1,113 @@
+"""The joined shards of an iteration as samples: rollout, score and logprobs by key."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from common.errors import UserError
+from common.parallel.batches import Sample
+from common.runs.layout import Output, Run
+from common.runs.manifest import read_manifest
+from common.runs.schemas import KEY
+from common.runs.shards import join, read_output
+
+_OF_ROLLOUT = [
+    KEY,
+    "group_id",
+    "prompt_ids",
+    "completion_ids",
+    "sampler_full_logprobs",
+    "finish_reason",
+    "kept",
+]
+
+
+@dataclass(frozen=True)
+class IterationRows:
+    """What training reads of an iteration."""
+
+    samples: list[Sample]
+    """Of kept groups, in the order of the rollout."""
+    temperature: float
+    max_completion_tokens: int
+
+
+def read_samples(run: Run, iteration: int, *, with_reference: bool) -> IterationRows:
+    """Every kept completion with its advantage and logprobs, keys and lengths checked.
+
+    Args:
+        with_reference: `ref_logprobs` are needed.
+
+    Raises:
+        UserError: rows missing or superfluous in one of the three, or values that do not fit.
+    """
+    rollout, score, logprobs = run.rollout(iteration), run.score(iteration), run.logprobs(iteration)
+    table = read_output(rollout, _OF_ROLLOUT)
+    table = _joined(table, rollout, score, [KEY, "reward", "advantage"])
+    table = _joined(table, rollout, logprobs, [KEY, "old_logprobs", "ref_logprobs"])
+    samples = [_sample(row, logprobs, with_reference) for row in _rows(table) if row["kept"]]
+    sampling = read_manifest(rollout).recipe["rollout"]
+    return IterationRows(samples, sampling["temperature"], sampling["max_completion_tokens"])
+
+
+def _joined(table: pa.Table, left: Output, right: Output, columns: list[str]) -> pa.Table:
+    return join(table, read_output(right, columns), key=KEY, names=(left.name, right.name))
+
+
+def _rows(table: pa.Table) -> list[dict[str, Any]]:
+    """Rows with lists of numbers as arrays: Python objects for each token would cost minutes."""
+    columns: dict[str, list[Any]] = {}
+    for field in table.schema:
+        column = table.column(field.name)
+        if pa.types.is_list(field.type):
+            columns[field.name] = [
+                None if cell is None else np.asarray(cell)
+                for chunk in column.chunks
+                for cell in _cells(chunk)
+            ]
+        else:
+            columns[field.name] = column.to_pylist()
+    names = list(columns)
+    return [dict(zip(names, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _cells(lists: pa.ListArray) -> list[np.ndarray | None]:
+    offsets = lists.offsets.to_numpy()
+    values = lists.values.to_numpy(zero_copy_only=False)
+    valid = lists.is_valid().to_numpy(zero_copy_only=False)
+    return [
+        values[begin:end] if there else None
+        for begin, end, there in zip(offsets[:-1], offsets[1:], valid, strict=True)
+    ]
+
+
+def _sample(row: dict[str, Any], logprobs: Output, with_reference: bool) -> Sample:
+    tokens = len(row["completion_ids"])
+    for name in ("old_logprobs", *(("ref_logprobs",) if with_reference else ())):
+        values = row[name]
+        if values is None:
+            raise UserError(
+                f"{logprobs.path}: {name} of {row[KEY]} is null, but objective.kl_coef is not 0; "
+                f"make it with the recipe in force: {logprobs.command}"
+            )
+        if len(values) != tokens:
+            raise UserError(
+                f"{logprobs.path}: {name} of {row[KEY]} has {len(values)} values for {tokens} "
+                f"completion tokens; make it again: {logprobs.command}"
+            )
+    return Sample(
+        rollout_id=row[KEY],
+        group=row["group_id"],
+        prompt_ids=row["prompt_ids"].tolist(),
+        completion_ids=row["completion_ids"].tolist(),
+        old_logprobs=row["old_logprobs"],
+        ref_logprobs=row["ref_logprobs"] if with_reference else None,
+        sampler_logprobs=row["sampler_full_logprobs"],
+        advantage=row["advantage"],
+        reward=row["reward"],
+        truncated=row["finish_reason"] == "length",
+    )

@@ -1,0 +1,84 @@
+"""One pipeline stage as a module: packs or hidden states in, hidden states or logprobs out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from common.modeling.head import Head
+from common.modeling.masks import attention_masks
+from common.modeling.packing import PackBatch
+from common.modeling.token_logprobs import token_logprobs
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class StageModule(nn.Module):
+    """The model's own forward over the layers that are here.
+
+    Masks are made on every rank from the packs, which every rank has read; only hidden states
+    travel. The head is part of the last stage, so that logits are never an output.
+    """
+
+    def __init__(
+        self, part: PreTrainedModel, *, first: bool, last: bool, temperature: float
+    ) -> None:
+        super().__init__()
+        self.part = part
+        self.first = first
+        self.last = last
+        self.temperature = temperature
+
+    def forward(
+        self,
+        inputs: Tensor,
+        *,
+        position_ids: Tensor,
+        group_ids: Tensor,
+        completion_ids: Tensor,
+        predict_from: Tensor,
+        target_ids: Tensor,
+    ) -> Tensor:
+        """Run this stage on B packs.
+
+        Args:
+            inputs: input_ids [B, S] int64 on the first stage, else hidden states [B, S, H].
+            position_ids, group_ids, completion_ids: [B, S]; predict_from, target_ids: [B, T].
+
+        Returns:
+            Hidden states [B, S, H]; on the last stage [B, T, 2], logprob and entropy in nats.
+        """
+        dtype = self.part.dtype
+        masks = attention_masks(self.part.config, position_ids, group_ids, completion_ids, dtype)
+        hidden = self.part.base_model(
+            **{"input_ids" if self.first else "inputs_embeds": inputs},
+            attention_mask=masks,
+            position_ids=position_ids,
+            use_cache=False,
+        ).last_hidden_state
+        return self._logprobs(hidden, predict_from, target_ids) if self.last else hidden
+
+    def _logprobs(self, hidden: Tensor, predict_from: Tensor, target_ids: Tensor) -> Tensor:
+        """[B, S, H] to [B, T, 2]."""
+        index = predict_from.unsqueeze(-1).expand(-1, -1, hidden.shape[-1])
+        predicting = hidden.gather(1, index).flatten(0, 1)  # [B·T, H]
+        head = Head.from_model(self.part)
+        logprobs, entropy = token_logprobs(
+            predicting, target_ids.flatten(), head, temperature=self.temperature
+        )
+        # Stacked last: a pipeline stage's output must own its memory.
+        return torch.stack((logprobs.view_as(target_ids), entropy.view_as(target_ids)), dim=-1)
+
+
+def stage_arguments(packs: PackBatch) -> dict[str, Any]:
+    """The keyword arguments of `StageModule.forward`, all [P, …]."""
+    return {
+        "position_ids": packs.position_ids,
+        "group_ids": packs.group_ids,
+        "completion_ids": packs.completion_ids,
+        "predict_from": packs.predict_from,
+        "target_ids": packs.target_ids,
+    }

@@ -1,0 +1,78 @@
+"""Data sets of the `datasets` library: by hub name, or folders of `Dataset.save_to_disk`.
+
+The library takes seconds to import, so it is imported when a data set asks for it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+from typing import Any
+
+from common.errors import UserError
+from common.reporting.progress import bars_wanted
+from common.tasks.records import Record
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether `name` could be a repository of the Hugging Face hub: `openai/gsm8k`."""
+    return _HUB_NAME.fullmatch(name) is not None
+
+
+def first_line(error: Exception) -> str:
+    """An error of a library, whose messages run over pages, in one line."""
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+
+
+def is_saved_to_disk(path: Path) -> bool:
+    """Whether `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote this folder."""
+    return (path / "dataset_dict.json").is_file() or (
+        (path / "state.json").is_file() and (path / "dataset_info.json").is_file()
+    )
+
+
+def read_saved(path: Path, split: str) -> list[Record]:
+    """All rows of a saved data set, of its `split` if it has several.
+
+    Raises:
+        UserError: it cannot be loaded, or has no such split.
+    """
+    from datasets import DatasetDict, load_from_disk
+
+    try:
+        loaded = load_from_disk(str(path))
+    except Exception as error:
+        raise UserError(f"{path}: cannot be loaded by `datasets`: {first_line(error)}") from None
+    if isinstance(loaded, DatasetDict):
+        if split not in loaded:
+            near = difflib.get_close_matches(split, list(loaded), n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise UserError(f"{path}: no split {split!r}; there are {', '.join(loaded)}{hint}")
+        loaded = loaded[split]
+    return _records(loaded, str(path))
+
+
+def read_hub(name: str, configuration: str, split: str) -> list[Record]:
+    """All rows of one split of a data set on the Hugging Face hub, or of its local cache.
+
+    Raises:
+        UserError: no such data set, configuration or split, or the hub cannot be reached.
+    """
+    from datasets import disable_progress_bars, load_dataset
+
+    if not bars_wanted():
+        disable_progress_bars()
+    try:
+        loaded = load_dataset(name, configuration or None, split=split)
+    except Exception as error:  # of a dozen types: of the library, its HTTP client, the file system
+        raise UserError(
+            f"{name} (split {split!r}): not a local path, and the hub gives: {first_line(error)}"
+        ) from None
+    return _records(loaded, name)
+
+
+def _records(rows: Any, where: str) -> list[Record]:
+    return [Record(dict(row), f"{where} row {number}") for number, row in enumerate(rows)]

@@ -1,0 +1,36 @@
+"""Rows of a data set as they were found, and the faults found in them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from common.errors import UserError
+
+MOST_SHOWN = 10
+
+
+@dataclass(frozen=True)
+class Record:
+    """One row and where it stands, as `train.jsonl:17`."""
+
+    values: dict[str, Any]
+    where: str
+
+
+@dataclass
+class Faults:
+    """Everything wrong with the input, told at once: fixing row by row would take all day."""
+
+    lines: list[str] = field(default_factory=list)
+
+    def add(self, where: str, what: str) -> None:
+        self.lines.append(f"{where}: {what}")
+
+    def raise_any(self) -> None:
+        """Raise `UserError` with the first faults and the number of others, if there are any."""
+        if not self.lines:
+            return
+        others = len(self.lines) - MOST_SHOWN
+        more = [f"... and {others} more faults of the data"] if others > 0 else []
+        raise UserError("\n".join(self.lines[:MOST_SHOWN] + more))

@@ -1,0 +1,266 @@
+"""evaluate: a policy answers the held-out questions, greedily and by samples.
+
+Reads   prompts/eval-*, policies/N
+Writes  evaluations/N: completions with their verdicts; pass@k, maj@k and lengths in the manifest
+
+Each question gets one greedy completion and `evaluate.samples` sampled ones, judged by its verify
+type. The samples' random numbers do not depend on N, so that two policies meet the same luck.
+
+python -m stages.evaluate --run demo --iteration 20
+torchrun --standalone --nproc-per-node 2 -m -- stages.evaluate --run demo --iteration 20
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import polars as pl
+import pyarrow as pa
+import typer
+
+from common.command import (
+    AcceptEdits,
+    Context,
+    Debug,
+    Json,
+    Overrides,
+    Overwrite,
+    Quiet,
+    RecipePath,
+    RunName,
+    launch,
+    open_context,
+)
+from common.config import MeshConfig
+from common.errors import UserError
+from common.reporting.accuracy import GREEDY, figures_by_task, greedy_mean_over_tasks
+from common.reporting.progress import Bar, warn
+from common.reporting.terminal import print_table
+from common.rewards.registry import judge
+from common.runs.edits import accept_edits as take_edits
+from common.runs.folders import open_policy
+from common.runs.freshness import input_hashes
+from common.runs.layout import shard_name
+from common.runs.schemas import EVALUATION
+from common.runs.shards import OutputWriter
+
+if TYPE_CHECKING:
+    from common.generation.policy import Prompt, SamplingPolicy
+    from common.mesh.mesh import Mesh
+
+Policy = Annotated[int, typer.Option("--iteration", min=0, help="Which policy; 0 is the base.")]
+Shards = Annotated[str, typer.Option("--shards", help="Make only these, as 0-3; all by default.")]
+
+QUESTIONS_PER_SHARD = 64
+MOST_INFRA_ERRORS = 0.01
+"""Share of completions whose rule may fail before the figures are refused."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """The questions that a policy answers, the same on every rank."""
+
+    context: Context
+    policy: SamplingPolicy
+    prompts: list[Prompt]
+    max_completion_tokens: int
+
+    @classmethod
+    def of(cls, context: Context) -> Job:
+        """Render the questions; no weights are loaded.
+
+        Raises:
+            UserError: an input is missing, or a question leaves no room for an answer.
+        """
+        from common.generation.policy import SamplingPolicy
+        from common.generation.shard_work import read_prompts
+
+        run, recipe = context.run, context.recipe
+        policy = SamplingPolicy(open_policy(run, context.iteration), recipe.prompt)
+        limit = recipe.evaluate.max_completion_tokens or recipe.rollout.max_completion_tokens
+        rendered = [policy.render(row) for row in read_prompts(run, "eval").to_pylist()]
+        on_long = recipe.rollout.on_long
+        prompts = [prompt for prompt in rendered if policy.fits(prompt, limit, on_long)]
+        if not prompts:
+            raise UserError("no evaluation question leaves room for an answer")
+        if len(prompts) < len(rendered):
+            warn(f"{len(rendered) - len(prompts)} questions leave no room and were dropped")
+        return cls(context, policy, prompts, limit)
+
+    def writer(self) -> OutputWriter:
+        """The output, described by what decides its content."""
+        run, recipe = self.context.run, self.context.recipe
+        count = math.ceil(len(self.prompts) / QUESTIONS_PER_SHARD)
+        return OutputWriter(
+            run.evaluation(self.context.iteration),
+            inputs=input_hashes(run, [run.prompts.name, run.policy(self.context.iteration).name]),
+            recipe={
+                "model": {"dtype": recipe.model.dtype},
+                "prompt": recipe.prompt.model_dump(mode="json"),
+                "evaluate": recipe.evaluate.model_dump(mode="json", exclude={"every"}),
+                "rollout": {
+                    "max_concurrent": recipe.rollout.max_concurrent,
+                    "max_completion_tokens": recipe.rollout.max_completion_tokens,
+                },
+            },
+            seed=recipe.run.seed,
+            names=[shard_name(index) for index in range(count)],
+            schema=EVALUATION,
+        )
+
+    def seeds(self, prompt: Prompt) -> list[int | None]:
+        """Greedy, then the seeds of the samples."""
+        from common.generation.seeds import sample_seed
+
+        recipe = self.context.recipe
+        return [None] + [
+            sample_seed(recipe.run.seed, 0, prompt.row["prompt_id"], index)
+            for index in range(recipe.evaluate.samples)
+        ]
+
+
+def main(
+    run: RunName,
+    iteration: Policy,
+    recipe: RecipePath = None,
+    overrides: Overrides = None,
+    shards: Shards = "",
+    overwrite: Overwrite = False,
+    accept_edits: AcceptEdits = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Answer the held-out questions with a policy and judge the answers."""
+    context = open_context(
+        run,
+        iteration,
+        recipe=recipe,
+        overrides=overrides,
+        overwrite=overwrite,
+        quiet=quiet,
+        as_json=as_json,
+    )
+    output = context.run.evaluation(iteration)
+    if accept_edits:
+        names = take_edits(output, EVALUATION)
+        context.result({"accepted": names}, f"{output.name}: accepted {', '.join(names) or 'none'}")
+        return
+    from common.mesh.mesh import Mesh
+
+    processes = MeshConfig(timeout_seconds=context.recipe.mesh.timeout_seconds)
+    with Mesh.from_environment(processes) as mesh:
+        # One rank looks at the disk for all: what it sees may change while they start.
+        if mesh.gather_objects(mesh.is_main and context.begin(output))[0]:
+            figures = make(Job.of(context), mesh, shards)
+            if figures is not None and not (quiet or as_json):
+                print_table(figures, title=f"policy {iteration}")
+
+
+def make(job: Job, mesh: Mesh, shards: str) -> pl.DataFrame | None:
+    """Make the missing shards of those asked for; commit once all are there.
+
+    Returns:
+        The figures, one row a task, on the rank that committed.
+    """
+    from common.generation.shard_work import chosen_shards, make_shards
+
+    writer = job.writer()
+    complete = make_shards(
+        writer,
+        mesh,
+        Work(job, mesh).shard,
+        chosen=chosen_shards(shards, len(writer.names)),
+        label="evaluate",
+        total=QUESTIONS_PER_SHARD * (1 + job.context.recipe.evaluate.samples),
+    )
+    return commit(job, writer) if complete else None
+
+
+class Work:
+    """What a rank does: shard after shard, the weights loaded before the first one."""
+
+    def __init__(self, job: Job, mesh: Mesh) -> None:
+        self._job = job
+        self._mesh = mesh
+        self._sampler: Any = None
+
+    def shard(self, shard: int, shown: Bar) -> pa.Table:
+        """Answer and judge the questions of one shard."""
+        from common.generation.sampler import Request
+
+        job, recipe = self._job, self._job.context.recipe
+        if self._sampler is None:
+            self._sampler = job.policy.sampler(recipe, self._mesh.device)
+        first = shard * QUESTIONS_PER_SHARD
+        prompts = job.prompts[first : first + QUESTIONS_PER_SHARD]
+        samples = self._sampler.generate(
+            [Request(prompt.ids, job.seeds(prompt)) for prompt in prompts],
+            max_completion_tokens=job.max_completion_tokens,
+            temperature=recipe.evaluate.temperature,
+            on_ended=shown.advance,
+        )
+        rows = [
+            judged_row(
+                job.policy.columns(prompt, sample),
+                f"{job.context.iteration:04d}-{question:05d}",
+                index,
+            )
+            for question, (prompt, answers) in enumerate(zip(prompts, samples, strict=True), first)
+            for index, sample in enumerate(answers, GREEDY)
+        ]
+        return pa.Table.from_pylist(rows, schema=EVALUATION)
+
+
+def judged_row(columns: dict[str, Any], question: str, index: int) -> dict[str, Any]:
+    """A row of the output: a completion's columns and what its rule says."""
+    verdict = judge(columns["assistant_prefix"] + columns["completion_text"], columns)
+    return columns | {
+        "rollout_id": f"{question}-{'greedy' if index == GREEDY else f'{index:04d}'}",
+        "sample_index": index,
+        "reward_answer": verdict.reward,
+        "extracted_answer": verdict.extracted,
+        "verdict": verdict.verdict,
+    }
+
+
+def commit(job: Job, writer: OutputWriter) -> pl.DataFrame:
+    """Write the manifest with the figures, and return those of each task.
+
+    Raises:
+        UserError: more than 1 % of the completions could not be judged.
+    """
+    from common.generation.shard_work import read_partial
+
+    columns = ["task", "prompt_id", "sample_index", "completion_ids", "finish_reason"]
+    judged = pl.from_arrow(read_partial(writer, [*columns, "extracted_answer", "verdict"]))
+    assert isinstance(judged, pl.DataFrame)
+    failed = judged.filter(pl.col("verdict") == "infra_error").height
+    if failed > MOST_INFRA_ERRORS * judged.height:
+        raise UserError(
+            f"{writer.output.partial}: the rules failed on {failed} of {judged.height} completions "
+            f"(verdict infra_error); mend them and run: {writer.output.command}"
+        )
+    facts: dict[str, Any] = {
+        "policy_version": job.context.iteration,
+        "samples": job.context.recipe.evaluate.samples,
+        "temperature": job.context.recipe.evaluate.temperature,
+        "max_completion_tokens": job.max_completion_tokens,
+        "tasks": figures_by_task(judged),
+        "mean_over_tasks": greedy_mean_over_tasks(judged),
+    }
+    writer.commit(facts, packages=("torch", "transformers"))
+    mean = facts["mean_over_tasks"]
+    job.context.result(
+        facts,
+        f"{writer.output.name}: greedy {mean['greedy']:.3f} "
+        f"[{mean['greedy_low']:.3f}, {mean['greedy_high']:.3f}] as the mean over "
+        f"{len(facts['tasks'])} tasks, {mean['questions']} questions",
+    )
+    return pl.DataFrame([{"task": task} | figures for task, figures in facts["tasks"].items()])
+
+
+if __name__ == "__main__":
+    launch(main)

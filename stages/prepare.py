@@ -1,0 +1,196 @@
+"""prepare: questions become prompts, and the model becomes policy 0.
+
+Reads   the recipe's [data] (generators, files, folders, hub data sets) and [model]
+Writes  prompts/train-*.parquet, prompts/eval-*.parquet, policies/0000
+
+Everything is checked before the first byte is written: each row's columns and gold answer, the
+model's files, and that its tokenizer renders a prompt. No training prompt is an evaluation prompt.
+Policy 0 is made of hard links where the file system allows; only safetensors are taken.
+
+python -m stages.prepare --run demo --recipe workflows/recipes/arithmetic.toml
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+import pyarrow as pa
+
+from common.command import (
+    AcceptEdits,
+    Context,
+    Debug,
+    Json,
+    Overrides,
+    Overwrite,
+    Quiet,
+    RecipePath,
+    RunName,
+    launch,
+    open_context,
+)
+from common.config import Recipe
+from common.errors import UserError
+from common.modeling.install import Model, find_model, install
+from common.reporting.progress import say, warn
+from common.rewards.registry import check_gold
+from common.runs.edits import accept_edits as take_edits
+from common.runs.folders import commit_policy
+from common.runs.layout import Run
+from common.runs.manifest import has_manifest
+from common.runs.recipe import what_prepare_uses
+from common.runs.schemas import PROMPTS
+from common.runs.shards import OutputWriter
+from common.tasks.prompts import Prompt, to_table
+from common.tasks.records import Faults
+from common.tasks.sources import Prompts, read_sources
+
+PROMPTS_PER_FILE = 20_000
+
+
+def main(
+    run: RunName,
+    recipe: RecipePath = None,
+    overrides: Overrides = None,
+    overwrite: Overwrite = False,
+    accept_edits: AcceptEdits = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Make prompts of the recipe's questions and policy 0 of its model."""
+    context = open_context(
+        run,
+        recipe=recipe,
+        overrides=overrides,
+        overwrite=overwrite,
+        quiet=quiet,
+        as_json=as_json,
+    )
+    output = context.run.prompts
+    if accept_edits:
+        names = take_edits(output, PROMPTS)
+        context.result({"accepted": names}, f"{output.name}: accepted {', '.join(names) or 'none'}")
+    elif not has_manifest(context.run.policy(0)) or context.begin(output):
+        prepare(context)
+
+
+def prepare(context: Context) -> None:
+    """Check all inputs, then write policy 0, then the prompts, whose manifest completes both.
+
+    Raises:
+        UserError: everything wrong with data and model, before anything is written.
+    """
+    run, recipe = context.run, context.recipe
+    prompts, model = check_inputs(recipe)
+    for notice in prompts.notices:
+        say(notice)
+    settings = what_prepare_uses(recipe)
+    install(model, run.policy(0).partial)
+    facts = {"parameters": model.parameters}
+    commit_policy(run.policy(0), inputs={}, recipe=settings, seed=recipe.run.seed, facts=facts)
+    write_prompts(run, recipe, prompts)
+    counts = {"train": count_tasks(prompts.train), "eval": count_tasks(prompts.eval)}
+    tasks = ", ".join(
+        f"{task} {counts['train'].get(task, 0)} + {counts['eval'].get(task, 0)}"
+        for task in recipe.data
+    )
+    context.result(
+        counts | facts,
+        f"prompts: {len(prompts.train)} for training + {len(prompts.eval)} for evaluation "
+        f"({tasks}); policy 0: {recipe.model.path}, {model.parameters / 1e6:.1f} M parameters",
+    )
+
+
+def check_inputs(recipe: Recipe) -> tuple[Prompts, Model]:
+    """Read the data, find the model and render a prompt.
+
+    Raises:
+        UserError: everything wrong with them, at once.
+    """
+    faults = Faults()
+    prompts = model = None
+    try:
+        prompts = read_sources(recipe.data, check_gold)
+        check_counts(recipe, prompts)
+    except UserError as error:
+        faults.lines += str(error).splitlines()
+    try:
+        model = find_model(recipe.model.path)
+    except UserError as error:
+        faults.lines += str(error).splitlines()
+    faults.raise_any()
+    assert prompts and model
+    check_tokenizer(recipe, model, prompts.train[0])
+    return prompts, model
+
+
+def check_counts(recipe: Recipe, prompts: Prompts) -> None:
+    """Refuse data that leaves a later stage without questions."""
+    if not prompts.train:
+        raise UserError("data: every training question is an evaluation question; none is left")
+    if recipe.evaluate.every and not prompts.eval:
+        raise UserError(
+            f"evaluate.every = {recipe.evaluate.every}, but there are no evaluation questions; "
+            "raise eval of a source in [data], or set evaluate.every = 0"
+        )
+
+
+def check_tokenizer(recipe: Recipe, model: Model, prompt: Prompt) -> None:
+    """Render a prompt as `rollout` will.
+
+    Raises:
+        UserError: configuration or tokenizer cannot be used, the chat template is missing or
+            refuses the prompt, or nothing would end a completion.
+    """
+    from common.generation.policy import SamplingPolicy
+    from common.modeling.chat import load_tokenizer
+
+    (row,) = to_table([prompt]).to_pylist()
+    if not SamplingPolicy(model.folder, recipe.prompt).render(row).ids:
+        raise UserError(f"{model.folder}: its tokenizer makes no tokens of {prompt.question!r}")
+    tokenizer = load_tokenizer(model.folder)
+    ids = tokenizer(prompt.question, add_special_tokens=False)["input_ids"]
+    text = str(tokenizer.decode(ids, clean_up_tokenization_spaces=False))
+    if text.strip() != prompt.question.strip():
+        warn(
+            f"{model.folder}: its tokenizer does not give back the text of a prompt: "
+            f"{prompt.question[:80]!r} becomes {text[:80]!r}, and rules judge such text"
+        )
+
+
+def write_prompts(run: Run, recipe: Recipe, prompts: Prompts) -> None:
+    """Write both splits, a bounded number of prompts in a file."""
+    shards = {**cut("train", prompts.train), **cut("eval", prompts.eval)}
+    writer = OutputWriter(
+        run.prompts,
+        inputs={},
+        recipe=what_prepare_uses(recipe),
+        seed=recipe.run.seed,
+        names=list(shards),
+        schema=PROMPTS,
+    ).open()
+    for name, table in shards.items():
+        writer.write(name, table)
+    writer.commit({"train": count_tasks(prompts.train), "eval": count_tasks(prompts.eval)})
+
+
+def cut(split: str, prompts: Sequence[Prompt]) -> dict[str, pa.Table]:
+    """Tables of a split by the name of their file."""
+    return {
+        f"{split}-{index:05d}.parquet": to_table(
+            prompts[index * PROMPTS_PER_FILE : (index + 1) * PROMPTS_PER_FILE]
+        )
+        for index in range(math.ceil(len(prompts) / PROMPTS_PER_FILE))
+    }
+
+
+def count_tasks(prompts: Iterable[Prompt]) -> dict[str, int]:
+    """How many prompts each task has."""
+    return dict(Counter(prompt.task for prompt in prompts))
+
+
+if __name__ == "__main__":
+    launch(main)

@@ -1,0 +1,293 @@
+"""score: judge completions and take group-relative advantages.
+
+Reads   iterations/N/rollout
+Writes  iterations/N/score: rewards, verdicts and advantages by `rollout_id`
+
+Each completion is judged by its row's verify type and by the recipe's extra rewards, shard by
+shard; a killed score goes on from the shards it has. When all are judged, one pass over the whole
+iteration takes the advantages. No tensor library is loaded: trying another reward takes seconds.
+
+python -m stages.score --run demo --iteration 3
+python -m stages.score --run demo --iteration 3 --set rewards.format.weight=0.2 --overwrite
+python -m stages.score --input any.parquet --output scored.parquet
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import typer
+
+from common.command import (
+    AcceptEdits,
+    Context,
+    Debug,
+    Json,
+    Overrides,
+    Overwrite,
+    Quiet,
+    RecipePath,
+    launch,
+    open_context,
+)
+from common.config import AdvantageKind, Recipe, RewardsConfig
+from common.errors import UserError
+from common.generation.shard_work import chosen_shards
+from common.objective.advantages import compute_advantages
+from common.recipe_file import load_recipe
+from common.reporting.progress import bar, say, set_quiet, warn
+from common.rewards.completions import group_numbers, read_completions
+from common.rewards.registry import EXTRAS
+from common.rewards.scoring import (
+    check_golds,
+    judge_table,
+    refuse_infra_errors,
+    reward_facts,
+    weights_of,
+)
+from common.runs.edits import accept_edits as take_edits
+from common.runs.freshness import input_hashes, status_of
+from common.runs.layout import DEFAULT_RECIPE
+from common.runs.manifest import read_manifest, write_atomically
+from common.runs.schemas import KEY, score_schema
+from common.runs.shards import OutputWriter, encode_parquet, read_shard
+
+RunOption = Annotated[str, typer.Option("--run", help="Name of the run under data/runs.")]
+IterationOption = Annotated[int, typer.Option("--iteration", help="Which iteration, from 1.")]
+Shards = Annotated[str, typer.Option("--shards", help="Judge only these, as 0-3; all by default.")]
+InputPath = Annotated[
+    Path | None, typer.Option("--input", help="Score this file or folder, of no run.")
+]
+OutputPath = Annotated[Path | None, typer.Option("--output", help="Where --input's scores go.")]
+
+# What rules look at and what places a row. Token ids and logprobs would be slow to unpack.
+COLUMNS = [
+    *(KEY, "group_id", "prompt_id", "task", "question", "answer", "verify_type"),
+    *("assistant_prefix", "completion_text", "finish_reason"),
+]
+
+
+def main(
+    run: RunOption = "",
+    iteration: IterationOption = 0,
+    input_path: InputPath = None,
+    output_path: OutputPath = None,
+    recipe: RecipePath = None,
+    overrides: Overrides = None,
+    shards: Shards = "",
+    overwrite: Overwrite = False,
+    accept_edits: AcceptEdits = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Judge the completions of an iteration, or of any file, and take advantages."""
+    if input_path or output_path:
+        if not (input_path and output_path) or run or iteration:
+            raise UserError("give either --run and --iteration, or --input and --output")
+        set_quiet(quiet or as_json)
+        settings = load_recipe(recipe or DEFAULT_RECIPE, overrides)
+        facts = score_file(input_path, output_path, settings, overwrite=overwrite)
+        say(summary(str(output_path), facts))
+        if as_json:
+            print(json.dumps(facts))
+        return
+    context = open_context(
+        run,
+        iteration,
+        recipe=recipe,
+        overrides=overrides,
+        overwrite=overwrite,
+        quiet=quiet,
+        as_json=as_json,
+    )
+    output = context.run.score(iteration)
+    if accept_edits:
+        made_with = RewardsConfig.model_validate(read_manifest(output).recipe["rewards"])
+        names = take_edits(output, score_schema(made_with.extras()))
+        context.result({"accepted": names}, f"{output.name}: accepted {', '.join(names) or 'none'}")
+    elif context.begin(output):
+        score_iteration(context, shards)
+
+
+def score_iteration(context: Context, shards: str) -> None:
+    """Judge the shards that are missing; once all are there, take advantages and commit.
+
+    Raises:
+        UserError: the rollout is missing or stale, a gold answer cannot be read, or the rules
+            failed on more than 1 % of the completions.
+    """
+    run, recipe = context.run, context.recipe
+    source = run.rollout(context.iteration)
+    rollout = read_manifest(source)
+    status = status_of(run, source)
+    if status.state != "fresh":
+        raise UserError(f"{source.path} is stale: {status.reason}; run: {source.command}")
+    completions = {r.name: read_shard(source, r).select(COLUMNS) for r in rollout.shards}
+    chosen = [list(completions)[i] for i in chosen_shards(shards, len(completions))]
+    check_golds({str(source.path / name): table for name, table in completions.items()})
+    writer = OutputWriter(
+        run.score(context.iteration),
+        inputs=input_hashes(run, [source.name]),
+        recipe={
+            "rewards": recipe.rewards.model_dump(mode="json"),
+            "advantages": recipe.advantages.model_dump(mode="json"),
+        },
+        seed=recipe.run.seed,
+        names=list(completions),
+        schema=score_schema(recipe.rewards.extras()),
+    ).open()
+    reasons = judge_shards(writer, {name: completions[name] for name in chosen}, recipe)
+    if missing := writer.pending():
+        say(f"{writer.output.name}: {len(missing)} of {len(completions)} shards are still missing")
+        return
+    facts = finish(writer, completions, recipe.advantages.kind, reasons)
+    context.result(facts, summary(writer.output.name, facts))
+
+
+def judge_shards(
+    writer: OutputWriter, completions: dict[str, pa.Table], recipe: Recipe
+) -> list[str]:
+    """Write the shards that are missing, with advantages still 0; returns reasons of infra errors.
+
+    Shards with infra errors are judged again: what failed may have been mended since.
+    """
+    missing = set(writer.pending())
+    todo = [
+        name
+        for name in completions
+        if name in missing or read_judged(writer, name)["reward"].null_count
+    ]
+    if kept := len(completions) - len(todo):
+        say(f"{writer.output.name}: {kept} of {len(completions)} shards were judged already")
+    reasons: list[str] = []
+    with bar("score", sum(completions[name].num_rows for name in todo)) as shown:
+        for name in todo:
+            rows = completions[name]
+            judged, failed = judge_table(rows, weights_of(recipe.rewards), shown.advance)
+            reasons += failed
+            unknown = pa.nulls(rows.num_rows, pa.float64())
+            advantages = {
+                "advantage": pa.array(np.zeros(rows.num_rows)),
+                "group_reward_mean": unknown,
+                "group_reward_std": unknown,
+            }
+            writer.write(name, with_columns(judged, {KEY: rows[KEY], **advantages}))
+    return reasons
+
+
+def finish(
+    writer: OutputWriter,
+    completions: dict[str, pa.Table],
+    kind: AdvantageKind,
+    reasons: list[str],
+) -> dict[str, Any]:
+    """The pass over the whole iteration: advantages into every shard, then the manifest.
+
+    A kill on the way costs nothing, since the rewards that it starts from stay as they are.
+    """
+    judged = {name: read_judged(writer, name) for name in completions}
+    rows = pa.concat_tables(completions.values())
+    scored = with_columns(
+        pa.concat_tables(judged.values()), {"task": rows["task"], "group_id": rows["group_id"]}
+    )
+    refuse_infra_errors(scored, reasons)
+    advantages, groups = advantage_columns(scored["group_id"].to_pylist(), scored["reward"], kind)
+    start = 0
+    for name, table in judged.items():
+        part = {key: column.slice(start, table.num_rows) for key, column in advantages.items()}
+        writer.write(name, with_columns(table, part))
+        start += table.num_rows
+    facts = reward_facts(scored) | groups
+    writer.commit(facts)
+    tell_faults(facts, reasons)
+    return facts
+
+
+def read_judged(writer: OutputWriter, name: str) -> pa.Table:
+    """A shard of this output that is not yet complete."""
+    return pq.read_table(writer.output.partial / name, page_checksum_verification=True)
+
+
+def score_file(source: Path, target: Path, recipe: Recipe, *, overwrite: bool) -> dict[str, Any]:
+    """Score completions of no run; the file's columns are kept, former scores aside.
+
+    Raises:
+        UserError: the file cannot be scored, or the output is there already.
+    """
+    if target.suffix != ".parquet" or not target.parent.is_dir():
+        raise UserError(f"--output {target}: name a .parquet file in a folder that exists")
+    if target.exists() and not overwrite:
+        raise UserError(f"--output {target} is there already; --overwrite replaces it")
+    completions = read_completions(source)
+    former = set(score_schema(EXTRAS).names) - {KEY}
+    completions = completions.drop_columns([n for n in completions.column_names if n in former])
+    check_golds({str(source): completions})
+    known = [name for name in COLUMNS if name in completions.column_names]
+    with bar("score", completions.num_rows) as shown:
+        judged, reasons = judge_table(
+            completions.select(known), weights_of(recipe.rewards), shown.advance
+        )
+    scored = with_columns(completions, dict(zip(judged.column_names, judged.columns, strict=True)))
+    refuse_infra_errors(scored, reasons)
+    facts = reward_facts(scored)
+    if "group_id" in completions.column_names:
+        numbers = group_numbers(completions["group_id"])
+        advantages, groups = advantage_columns(numbers, scored["reward"], recipe.advantages.kind)
+        scored, facts = with_columns(scored, advantages), facts | groups
+    write_atomically(target, encode_parquet(scored))
+    tell_faults(facts, reasons)
+    return facts
+
+
+def advantage_columns(
+    group_ids: list[int], rewards: pa.ChunkedArray, kind: AdvantageKind
+) -> tuple[dict[str, pa.Array], dict[str, int]]:
+    """The columns of advantages, and the counts of groups with and without variance."""
+    found = compute_advantages(group_ids, rewards.to_pylist(), kind)
+    columns = {
+        "advantage": pa.array(found.advantage),
+        "group_reward_mean": pa.array(found.group_mean, from_pandas=True),  # NaN becomes null
+        "group_reward_std": pa.array(found.group_std, from_pandas=True),
+    }
+    return columns, {"groups": found.groups, "zero_variance_groups": found.zero_variance_groups}
+
+
+def with_columns(table: pa.Table, columns: Mapping[str, Any]) -> pa.Table:
+    """`table` with columns set or, if it has them, replaced."""
+    for name, column in columns.items():
+        if name in table.column_names:
+            table = table.set_column(table.column_names.index(name), name, column)
+        else:
+            table = table.append_column(name, column)
+    return table
+
+
+def tell_faults(facts: dict[str, Any], reasons: list[str]) -> None:
+    """Warn of rows left out and of an iteration that nothing can be learned from."""
+    if failed := facts["verdicts"]["infra_error"]:
+        first = "; ".join(list(dict.fromkeys(reasons))[:3])
+        warn(f"the reward rules failed on {failed} completions, which have no reward: {first}")
+    if facts.get("groups") and facts["groups"] == facts["zero_variance_groups"]:
+        warn("no group has two different rewards: there is nothing to learn, and train will stop")
+
+
+def summary(name: str, facts: dict[str, Any]) -> str:
+    """One line about what was scored."""
+    counts = [f"{n} {outcome}" for outcome, n in facts["verdicts"].items() if n]
+    mean, accuracy = facts["reward_mean"], facts["accuracy"]
+    figures = "no rewards" if mean is None else f"mean reward {mean:.3f}, accuracy {accuracy:.3f}"
+    groups = ""
+    if "groups" in facts:
+        groups = f"; {facts['zero_variance_groups']} of {facts['groups']} groups without variance"
+    return f"{name}: {facts['completions']} completions, {figures} ({', '.join(counts)}){groups}"
+
+
+if __name__ == "__main__":
+    launch(main)

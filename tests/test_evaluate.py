@@ -1,0 +1,189 @@
+"""Evaluations: greedy and sampled answers of every held-out question, and figures that follow."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import polars as pl
+import pytest
+import torch
+
+from common.command import open_context
+from common.errors import UserError
+from common.modeling.chat import stop_ids
+from common.modeling.load import load_causal_lm
+from common.reporting.passk import pass_at_k
+from common.rewards.registry import judge
+from common.rewards.verdict import Verdict
+from common.runs.layout import Run
+from common.runs.manifest import read_manifest
+from common.runs.schemas import EVALUATION
+from common.runs.shards import read_output
+from stages import evaluate, prepare
+
+# Answers are texts a random policy writes now and then, so that some are right.
+RECIPE = """\
+[model]
+path = "{policy}"
+
+[prompt]
+assistant_prefix = ""
+
+[data.first]
+kind = "dataset"
+path = "{data}"
+eval = 5
+verify_type = "LAST_NUMBER"
+
+[data.second]
+kind = "generator"
+generator = "multiplication"
+train = 4
+eval = 3
+
+[rollout]
+max_completion_tokens = 12
+max_concurrent = 16
+
+[evaluate]
+samples = 6
+temperature = 1.2
+"""
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    """A run with policy 0 evaluated; not to be changed."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    questions = [{"question": f"Say {n}", "answer": str(n % 10)} for n in range(9)]
+    (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in questions))
+    recipe = folder / "recipe.toml"
+    recipe.write_text(RECIPE.format(policy=tiny_policy, data=folder / "data.jsonl"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STAGED_GRPO_RUNS", str(folder / "runs"))
+        patch.setattr(evaluate, "QUESTIONS_PER_SHARD", 3)
+        prepare.main("a", recipe=recipe, quiet=True)
+        evaluate.main("a", 0, quiet=True)
+        yield Run.named("a")
+
+
+@pytest.fixture
+def run(whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """A copy of the evaluated run for one test."""
+    shutil.copytree(whole.root.parent, tmp_path / "runs")
+    monkeypatch.setenv("STAGED_GRPO_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setattr(evaluate, "QUESTIONS_PER_SHARD", 3)
+    return Run.named("a")
+
+
+def frame_of(run: Run) -> pl.DataFrame:
+    frame = pl.from_arrow(read_output(run.evaluation(0)))
+    assert isinstance(frame, pl.DataFrame)
+    return frame
+
+
+def test_every_question_has_one_greedy_and_all_sampled_answers(whole: Run) -> None:
+    frame = frame_of(whole)
+    assert frame.columns == EVALUATION.names
+    assert frame["rollout_id"].n_unique() == frame.height == 8 * 7
+    by_question = frame.group_by("prompt_id", maintain_order=True).agg("sample_index", "task")
+    assert by_question["sample_index"].to_list() == [list(range(-1, 6))] * 8
+    assert by_question["task"].list.first().to_list() == ["first"] * 5 + ["second"] * 3
+    assert [record.rows for record in read_manifest(whole.evaluation(0)).shards] == [21, 21, 14]
+    sampled = frame.filter(pl.col("sample_index") >= 0)
+    assert sampled["completion_ids"].n_unique() > 40
+
+
+def test_the_greedy_answer_is_what_generate_says(whole: Run, tiny_policy: Path) -> None:
+    from common.modeling.chat import load_tokenizer
+
+    model = load_causal_lm(tiny_policy, torch.float32)
+    stops = stop_ids(tiny_policy, load_tokenizer(tiny_policy))
+    for row in frame_of(whole).filter(pl.col("sample_index") == -1).to_dicts():
+        prompt = row["prompt_ids"]
+        output = model.generate(
+            torch.tensor([prompt]),
+            attention_mask=torch.ones((1, len(prompt)), dtype=torch.int64),
+            max_new_tokens=12,
+            do_sample=False,
+            eos_token_id=stops,
+            pad_token_id=0,
+        )
+        assert row["completion_ids"] == output[0, len(prompt) :].tolist()
+
+
+def test_verdicts_and_figures_follow_from_the_texts(whole: Run) -> None:
+    frame = frame_of(whole)
+    for row in frame.to_dicts():
+        verdict = judge(row["assistant_prefix"] + row["completion_text"], row)
+        assert (row["verdict"], row["extracted_answer"]) == (verdict.verdict, verdict.extracted)
+        assert row["reward_answer"] == verdict.reward
+    assert 0 < (frame["verdict"] == "correct").sum() < frame.height, "this data would prove little"
+    facts = read_manifest(whole.evaluation(0)).facts
+    assert list(facts["tasks"]) == ["first", "second"]
+    right = (
+        frame.filter(pl.col("sample_index") >= 0)
+        .group_by("task", "prompt_id")
+        .agg((pl.col("verdict") == "correct").sum())
+    )
+    for task, figures in facts["tasks"].items():
+        counts = right.filter(pl.col("task") == task)["verdict"].to_list()
+        for k in (1, 2, 4, 6):
+            expected = sum(pass_at_k(count, 6, k) for count in counts) / len(counts)
+            assert figures[f"pass@{k}"] == pytest.approx(expected)
+        assert figures["greedy_low"] <= figures["greedy"] <= figures["greedy_high"]
+        assert {"maj@6", "tokens", "truncated", "questions"} <= set(figures)
+    assert facts["mean_over_tasks"]["questions"] == 8
+
+
+def test_parts_make_the_same_whole(whole: Run, run: Run) -> None:
+    evaluate.main("a", 0, overwrite=True, shards="1-2", quiet=True)
+    evaluate.main("a", 0, overwrite=True, quiet=True)
+    again, first = (read_manifest(r.evaluation(0)) for r in (run, whole))
+    assert again.content_hash == first.content_hash
+    assert again.facts == first.facts
+
+
+def test_two_policies_meet_the_same_luck(run: Run) -> None:
+    base = evaluate.Job.of(open_context("a", 0))
+    later = replace(base, context=replace(base.context, iteration=7))
+    first, second = ([job.seeds(prompt) for prompt in job.prompts] for job in (base, later))
+    assert first == second
+    assert [seeds[0] for seeds in first] == [None] * 8
+    sampled = [seed for seeds in first for seed in seeds[1:]]
+    assert len(set(sampled)) == 8 * 6
+
+
+def test_the_table_is_printed_and_json_is_one_object(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    overrides = ["evaluate.samples=0", "evaluate.max_completion_tokens=2"]
+    evaluate.main("a", 0, overwrite=True, overrides=overrides)
+    text = capsys.readouterr().out
+    assert "evaluations/0000: greedy" in text and "second" in text and "pass@" not in text
+    assert max(frame_of(run)["completion_ids"].list.len()) == 2
+    evaluate.main("a", 0, overwrite=True, as_json=True)
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["tasks"]["second"]["questions"] == 3
+    evaluate.main("a", 0)
+    assert "nothing to do" in capsys.readouterr().out
+
+
+def test_rules_that_fail_refuse_the_figures(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = Verdict(None, "infra_error", None, "no sandbox")
+    monkeypatch.setattr(evaluate, "judge", lambda text, row: failed)
+    with pytest.raises(UserError, match="the rules failed on 56 of 56 completions"):
+        evaluate.main("a", 0, overwrite=True, quiet=True)
+    assert run.evaluation(0).path.exists(), "the former evaluation stands"
+
+
+def test_what_cannot_be_evaluated_is_refused(run: Run) -> None:
+    with pytest.raises(UserError, match=r"policies/0003 is missing; make it with: .*stages\.train"):
+        evaluate.main("a", 3, quiet=True)
+    too_long = ["evaluate.max_completion_tokens=250"]
+    with pytest.raises(UserError, match="beyond the context of 256"):
+        evaluate.main("a", 0, quiet=True, overwrite=True, overrides=too_long)

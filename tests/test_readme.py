@@ -1,0 +1,88 @@
+"""The README stays true: its commands, files, links and its tree exist."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+README = (REPOSITORY / "README.md").read_text()
+BLOCK_LINES = [
+    line.strip() for line in re.sub(r"\\\n\s+", "", README).splitlines() if line.startswith("    ")
+]
+MAKE = [re.split(r"\s{3,}", line)[0] for line in BLOCK_LINES if line.startswith("make ")]
+STAGES = [re.split(r"\s{3,}", line)[0] for line in BLOCK_LINES if " -m stages." in f" {line}"]
+
+
+@pytest.mark.parametrize("command", MAKE)
+def test_make_commands_are_accepted(command: str, runs: Path) -> None:
+    done = subprocess.run(
+        ["bash", "-c", f"{command} -n"], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("command", STAGES)
+def test_options_of_stage_commands_exist(command: str) -> None:
+    words = command.split()
+    module = words[words.index("-m") + 1]
+    subcommand = [w for w in words[words.index("-m") + 2 :][:1] if not w.startswith("-")]
+    done = subprocess.run(
+        [sys.executable, "-m", module, *subcommand, "--help"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"PATH": "/usr/bin:/bin", "COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"},
+    )
+    assert done.returncode == 0, done.stderr
+    after = words[words.index("-m") + 2 :]
+    for option in (word for word in after if word.startswith("--")):
+        assert re.search(rf"{option}\b", done.stdout), f"{module} has no {option}"
+
+
+def test_links_and_named_files_exist() -> None:
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in link]
+    named = re.findall(r"`((?:common|stages|workflows|data/models)/[\w./-]+)`", README)
+    for path in {*links, *named}:
+        assert (REPOSITORY / path).exists(), path
+
+
+def test_the_tree_is_the_tree() -> None:
+    tree = README[README.index("## The tree") : README.index("## Develop")]
+    entries = re.findall(r"^ {4}( *)([\w./]+) {2,}(.*)", tree, re.M)
+    folder = Path()
+    found: dict[str, set[str]] = {}
+    for indent, name, text in entries:
+        if not indent:
+            folder = Path(name)
+            assert (REPOSITORY / folder).is_dir(), name
+            if folder == Path("stages"):
+                stages = set(text.split(":")[1].split())
+                there = {p.stem for p in (REPOSITORY / "stages").glob("[a-z]*.py")}
+                assert stages == there
+        else:
+            assert (REPOSITORY / folder / name).exists(), f"{folder}/{name}"
+            found.setdefault(str(folder), set()).add(name.rstrip("/"))
+    wings = {p.name for p in (REPOSITORY / "common").iterdir() if (p / "__init__.py").exists()}
+    assert wings <= found["common"]
+
+
+def test_recipes_are_listed() -> None:
+    for path in (REPOSITORY / "workflows" / "recipes").glob("*.toml"):
+        assert f"`{path.name}`" in README
+
+
+def test_the_polars_example_runs_as_written() -> None:
+    """As far as it can without a run: it is one block of valid Python that names real columns."""
+    from common.runs.schemas import ROLLOUT, score_schema
+
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    compile(code, "README", "exec")
+    columns = {*ROLLOUT.names, *score_schema([]).names}
+    for name in re.findall(r'pl\.col\("(\w+)"\)|on="(\w+)"|group_by\("(\w+)"\)', code):
+        assert set(name) - {""} <= columns

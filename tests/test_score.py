@@ -1,0 +1,490 @@
+"""score: rewards and advantages of a rollout, whatever happens on the way, and of other files."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pytest
+
+from common.errors import UserError
+from common.objective.advantages import compute_advantages
+from common.rewards import registry
+from common.rewards.registry import VERIFY, judge_all
+from common.rewards.scoring import judge_table
+from common.runs.layout import Run, shard_name
+from common.runs.manifest import has_manifest, read_manifest
+from common.runs.schemas import KEY, ROLLOUT, score_schema
+from common.runs.shards import OutputWriter, read_output
+from stages import score
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+RECIPE = """\
+[model]
+path = "x"
+[data.sums]
+kind = "dataset"
+path = "y"
+[rewards.format]
+weight = 0.25
+"""
+ANSWERS = [
+    " 7 + 7</think><answer>14</answer>",
+    " 7 + 7</think><answer>13</answer>",
+    " 7 + 7</think> 14",
+    " 7 + 7",
+]
+
+
+def completion(group: int, sample: int, **changes: Any) -> dict[str, Any]:
+    """A row of a rollout; group 1 is right and group 2 is wrong throughout."""
+    text = ANSWERS[{1: 0, 2: 1}.get(group, (group + sample) % 4)]
+    values = {
+        KEY: f"0001-{group:05d}-{sample:04d}",
+        "prompt_id": f"p{group}",
+        "task": "sums" if group % 2 else "others",
+        "group_id": group,
+        "sample_index": sample,
+        "prompt_ids": [1, 2],
+        "completion_ids": [3, 4],
+        "assistant_prefix": "<think>",
+        "completion_text": text,
+        "finish_reason": "stop",
+        "question": "What is 7 + 7?",
+        "answer": "14",
+        "verify_type": "ANSWER_TAG",
+        "sampler_logprobs": [-1.0, -1.0],
+        "sampler_full_logprobs": [-1.0, -1.0],
+        "policy_version": 0,
+        "seed": 1,
+        "kept": True,
+    }
+    return values | changes
+
+
+def write_rollout(
+    run: Run, rows: list[dict[str, Any]], shards: int = 3, inputs: dict[str, str] | None = None
+) -> None:
+    writer = OutputWriter(
+        run.rollout(1),
+        inputs=inputs or {},
+        recipe={},
+        seed=0,
+        names=[shard_name(i) for i in range(shards)],
+        schema=ROLLOUT,
+    ).open()
+    size = len(rows) // shards
+    for index, name in enumerate(writer.names):
+        end = None if index == shards - 1 else (index + 1) * size
+        writer.write(name, pa.Table.from_pylist(rows[index * size : end], schema=ROLLOUT))
+    writer.commit()
+
+
+ROWS = [completion(group, sample) for group in range(6) for sample in range(4)]
+
+
+@pytest.fixture
+def run(runs: Path) -> Run:
+    """A run with a rollout of 6 groups of 4 completions in 3 shards."""
+    place = Run.named("a", runs)
+    place.root.mkdir()
+    place.recipe.write_text(RECIPE)
+    write_rollout(place, ROWS)
+    return place
+
+
+def scores(run: Run) -> pl.DataFrame:
+    frame = pl.from_arrow(read_output(run.score(1)))
+    assert isinstance(frame, pl.DataFrame)
+    return frame
+
+
+def test_rewards_and_advantages_of_an_iteration(run: Run) -> None:
+    score.main("a", 1)
+    table = read_output(run.score(1))
+    assert table.schema.equals(score_schema(["format"]))
+    assert table[KEY].to_pylist() == [row[KEY] for row in ROWS]
+    weights = {"answer": 1.0, "format": 0.25}
+    judged = [judge_all("<think>" + row["completion_text"], row, weights) for row in ROWS]
+    assert table["reward"].to_pylist() == [one.reward for one in judged]
+    assert {1.25, 0.25, 0.0} == set(table["reward"].to_pylist())
+    assert table["reward_format"].to_pylist() == [one.extras["format"] for one in judged]
+    assert table["verdict"].to_pylist() == [one.verdict.verdict for one in judged]
+    assert table["extracted_answer"].to_pylist() == [one.verdict.extracted for one in judged]
+    groups = [row["group_id"] for row in ROWS]
+    expected = compute_advantages(groups, [one.reward for one in judged], "group")
+    np.testing.assert_array_equal(table["advantage"].to_numpy(), expected.advantage)
+    np.testing.assert_array_equal(table["group_reward_mean"].to_numpy(), expected.group_mean)
+    np.testing.assert_array_equal(table["group_reward_std"].to_numpy(), expected.group_std)
+
+
+def test_what_is_said_about_an_iteration(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    score.main("a", 1)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line == (
+        "iterations/0001/score: 24 completions, mean reward 0.500, accuracy 0.333 "
+        "(8 correct, 8 wrong, 8 no_answer); 2 of 6 groups without variance"
+    )
+    facts = read_manifest(run.score(1)).facts
+    assert facts["verdicts"]["infra_error"] == 0
+    assert facts["tasks"]["sums"]["completions"] == 12
+    assert facts["tasks"]["sums"]["accuracy"] == pytest.approx(6 / 12)
+    score.main("a", 1, overwrite=True, as_json=True)
+    assert json.loads(capsys.readouterr().out) == facts
+
+
+@pytest.mark.parametrize("kind", ["batch", "none", "leave_one_out"])
+def test_advantages_are_of_the_recipes_kind_over_all_shards(run: Run, kind: Any) -> None:
+    score.main("a", 1, overrides=[f'advantages.kind="{kind}"'])
+    frame = scores(run)
+    groups = [row["group_id"] for row in ROWS]
+    expected = compute_advantages(groups, frame["reward"].to_list(), kind)
+    np.testing.assert_array_equal(frame["advantage"].to_numpy(), expected.advantage)
+
+
+def test_another_reward_rewrites_scores_and_nothing_else(run: Run) -> None:
+    score.main("a", 1)
+    before = scores(run)
+    rollout = read_manifest(run.rollout(1))
+    score.main("a", 1, overrides=["rewards.format.weight=0"], overwrite=True)
+    assert "reward_format" not in scores(run).columns
+    assert scores(run)["reward"].to_list() == before["reward_answer"].to_list()
+    assert read_manifest(run.rollout(1)) == rollout
+    score.main("a", 1, overrides=["rewards.format.weight=0.25"], overwrite=True)
+    assert scores(run).equals(before)
+
+
+def test_fresh_scores_are_left_alone(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    score.main("a", 1)
+    manifest = run.score(1).manifest.read_bytes()
+    score.main("a", 1)
+    assert "nothing to do" in capsys.readouterr().out
+    assert run.score(1).manifest.read_bytes() == manifest
+
+
+# Going on
+
+
+def judged_texts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Collects what is judged from now on."""
+    texts: list[str] = []
+    rule = VERIFY["ANSWER_TAG"]
+
+    def judge(text: str, row: registry.Row) -> registry.Verdict:
+        texts.append(row[KEY])
+        return rule.judge(text, row)
+
+    monkeypatch.setitem(VERIFY, "ANSWER_TAG", registry.Verifier(judge, rule.read_gold))
+    return texts
+
+
+def test_judged_shards_are_kept(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    score.main("a", 1)
+    whole = read_manifest(run.score(1)).content_hash
+    score.main("a", 1, shards="0-1", overwrite=True)
+    assert "1 of 3 shards are still missing" in capsys.readouterr().out
+    assert read_manifest(run.score(1)).content_hash == whole
+    judged = judged_texts(monkeypatch)
+    score.main("a", 1, overwrite=True)
+    assert "2 of 3 shards were judged already" in capsys.readouterr().out
+    assert judged == [row[KEY] for row in ROWS[16:]]
+    assert read_manifest(run.score(1)).content_hash == whole
+
+
+KILLED = """
+import os, signal, sys
+from common.runs import manifest, shards
+writes, write = 0, manifest.write_atomically
+def counted(path, data):
+    global writes
+    writes += 1
+    if writes == int(sys.argv[1]):
+        path.with_name(".tmp-half").write_bytes(data[: len(data) // 2])
+        os.kill(os.getpid(), signal.SIGKILL)
+    write(path, data)
+manifest.write_atomically = shards.write_atomically = counted
+from stages import score
+score.main("a", 1)
+"""
+
+
+@pytest.mark.parametrize("writes", [1, 3, 6, 9, 14])
+def test_kill_9_at_any_write(run: Run, writes: int) -> None:
+    """Of the plan, of a judged shard, of a shard's advantages, of the manifest."""
+    command = [sys.executable, "-c", KILLED, str(writes)]
+    assert subprocess.run(command, cwd=REPOSITORY, check=False).returncode == -9
+    assert not has_manifest(run.score(1))
+    score.main("a", 1)
+    resumed = read_manifest(run.score(1))
+    assert not list(run.root.rglob(".tmp-*"))
+    score.main("a", 1, overwrite=True)
+    assert read_manifest(run.score(1)).content_hash == resumed.content_hash
+
+
+# Faults
+
+
+def test_a_missing_or_stale_rollout(run: Run) -> None:
+    with pytest.raises(UserError, match=r"0002/rollout is missing; make it with: python -m"):
+        score.main("a", 2)
+    write_rollout(run, ROWS, inputs={"policies/0000": "of another time"})
+    with pytest.raises(UserError, match="is stale: policies/0000 is missing"):
+        score.main("a", 1)
+
+
+def test_damaged_rollouts_are_never_scored(run: Run) -> None:
+    path = run.rollout(1).path / shard_name(1)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="is not what its manifest says"):
+        score.main("a", 1)
+    assert not has_manifest(run.score(1))
+
+
+def test_gold_that_cannot_be_read_is_no_reward_of_0(run: Run) -> None:
+    rows = [dict(row) for row in ROWS]
+    rows[3] |= {"answer": "nan", "verify_type": "LAST_NUMBER"}
+    rows[9] |= {"verify_type": "LAST_NUMER"}
+    write_rollout(run, rows)
+    with pytest.raises(UserError) as raised:
+        score.main("a", 1)
+    first, second = str(raised.value).splitlines()
+    assert "shard-00000.parquet row 3: answer 'nan' cannot be read as LAST_NUMBER" in first
+    assert "shard-00001.parquet row 1: unknown verify_type 'LAST_NUMER'" in second
+    assert not run.score(1).partial.exists()
+
+
+def fail(monkeypatch: pytest.MonkeyPatch, *keys: str) -> None:
+    """Make the rule fail on these rows."""
+    rule = VERIFY["ANSWER_TAG"]
+
+    def judge(text: str, row: registry.Row) -> registry.Verdict:
+        if row[KEY] in keys:
+            raise TimeoutError(f"no worker for {row[KEY]}")
+        return rule.judge(text, row)
+
+    monkeypatch.setitem(VERIFY, "ANSWER_TAG", registry.Verifier(judge, rule.read_gold))
+
+
+def test_many_infra_errors_stop_and_are_tried_again(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    score.main("a", 1)
+    whole = read_manifest(run.score(1)).content_hash
+    with monkeypatch.context() as patch:
+        fail(patch, *(row[KEY] for row in ROWS[8:12]))
+        with pytest.raises(UserError) as raised:
+            score.main("a", 1, overwrite=True)
+    text = str(raised.value)
+    assert "the reward rules failed on 4 of 24 completions, more than 1%" in text
+    assert text.count("ANSWER_TAG: TimeoutError: no worker for") == 3
+    assert read_manifest(run.score(1)).content_hash == whole
+    capsys.readouterr()
+    score.main("a", 1, overwrite=True)
+    assert "2 of 3 shards were judged already" in capsys.readouterr().out
+    assert read_manifest(run.score(1)).content_hash == whole
+
+
+def test_few_infra_errors_are_null_and_told(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [completion(group, sample) for group in range(30) for sample in range(4)]
+    write_rollout(run, rows)
+    failed = rows[12][KEY]
+    fail(monkeypatch, failed)
+    score.main("a", 1)
+    assert (
+        f"failed on 1 completions, which have no reward: ANSWER_TAG: TimeoutError: no worker "
+        f"for {failed}" in capsys.readouterr().err
+    )
+    frame = scores(run)
+    row = frame.row(by_predicate=pl.col(KEY) == failed, named=True)
+    assert (row["reward"], row["advantage"], row["verdict"]) == (None, 0, "infra_error")
+    others = frame.filter(pl.col(KEY).str.starts_with("0001-00003"), pl.col(KEY) != failed)
+    assert row["group_reward_mean"] == pytest.approx(others["reward"].mean())
+    facts = read_manifest(run.score(1)).facts
+    assert facts["accuracy"] == (frame["verdict"] == "correct").sum() / 119
+
+
+def test_an_iteration_without_variance_is_told(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_rollout(run, [completion(1, sample) for sample in range(6)])
+    score.main("a", 1)
+    shown = capsys.readouterr()
+    assert "1 of 1 groups without variance" in shown.out
+    assert "no group has two different rewards" in shown.err
+    assert (scores(run)["advantage"] == 0).all()
+
+
+def test_edited_scores_are_taken_when_asked(run: Run) -> None:
+    score.main("a", 1)
+    path = run.score(1).path / shard_name(0)
+    pl.read_parquet(path).with_columns(reward=pl.lit(2.0)).write_parquet(path)
+    with pytest.raises(UserError, match="--accept-edits"):
+        score.main("a", 1)
+    score.main("a", 1, accept_edits=True)
+    assert scores(run)["reward"][:8].to_list() == [2.0] * 8
+
+
+# Light and quick
+
+
+def test_a_real_run_loads_no_tensor_library_and_begins_at_once(run: Run) -> None:
+    """Processor seconds until the first line of work, so that a busy machine does not matter."""
+    program = (
+        "import json, sys, time; from stages import score; begun = time.process_time(); "
+        "score.main('a', 1, quiet=True); print(json.dumps([begun, sorted(sys.modules)]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    begun, modules = json.loads(done.stdout)
+    loaded = {name.partition(".")[0] for name in modules}
+    assert not loaded & {"torch", "transformers", "datasets", "math_verify"}
+    assert begun < 1
+    assert has_manifest(run.score(1))
+
+
+def test_ten_thousand_completions_take_about_a_second() -> None:
+    rows = [completion(group, sample) for group in range(2500) for sample in range(4)]
+    table = pa.Table.from_pylist(rows).drop_columns(["prompt_ids", "completion_ids"])
+    began = time.thread_time()
+    judged, reasons = judge_table(table, {"answer": 1.0, "format": 0.1})
+    assert time.thread_time() - began < 2
+    assert judged.num_rows == 10_000
+    assert not reasons
+
+
+# Any file
+
+
+def any_file(tmp_path: Path, **columns: Any) -> Path:
+    """Four completions written by polars, as people have them."""
+    rows = {
+        "completion_text": ["14", "so 1,234", "<think>14", "15"],
+        "answer": ["14", "1234", "14", "14"],
+        "verify_type": ["LAST_NUMBER"] * 4,
+        "note": [1, 2, 3, 4],
+    }
+    path = tmp_path / "any.parquet"
+    pl.DataFrame(rows | columns).write_parquet(path)
+    return path
+
+
+def score_file(source: Path, target: Path, **options: Any) -> pl.DataFrame:
+    score.main(input_path=source, output_path=target, **options)
+    return pl.read_parquet(target)
+
+
+def test_any_file_is_scored(
+    tmp_path: Path, stage: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    source, target = any_file(tmp_path), tmp_path / "scored.parquet"
+    done = stage("score", "--input", str(source), "--output", str(target))
+    assert done.stdout == (
+        f"{target}: 4 completions, mean reward 0.500, accuracy 0.500 "
+        "(2 correct, 1 wrong, 1 no_answer)\n"
+    )
+    frame = pl.read_parquet(target)
+    assert frame["note"].to_list() == [1, 2, 3, 4]
+    assert frame["reward"].to_list() == [1, 1, 0, 0]
+    assert frame["extracted_answer"].to_list() == ["14", "1,234", None, "15"]
+    assert "advantage" not in frame.columns
+
+
+def test_groups_and_prefixes_of_any_file(tmp_path: Path) -> None:
+    source = any_file(
+        tmp_path, group_id=["b", "a", "b", "a"], assistant_prefix=[None, "", "</think>", "<think>"]
+    )
+    frame = score_file(source, tmp_path / "scored.parquet")
+    assert frame["verdict"].to_list() == ["correct", "correct", "no_answer", "no_answer"]
+    expected = compute_advantages([0, 1, 0, 1], [1.0, 1.0, 0.0, 0.0], "group")
+    np.testing.assert_array_equal(frame["advantage"].to_numpy(), expected.advantage)
+
+
+def test_a_scored_file_can_be_scored_again(tmp_path: Path) -> None:
+    source, target = any_file(tmp_path, group_id=[0, 0, 1, 1]), tmp_path / "scored.parquet"
+    first = score_file(source, target)
+    with pytest.raises(UserError, match="is there already; --overwrite replaces it"):
+        score_file(target, target)
+    again = score_file(target, target, overwrite=True)
+    assert again.equals(first)
+    weighted = score_file(
+        target,
+        target,
+        overwrite=True,
+        overrides=["rewards.answer.weight=3", "advantages.kind=none"],
+    )
+    assert weighted["reward"].to_list() == [3, 3, 0, 0]
+    assert weighted.columns == first.columns
+    with_format = score_file(target, target, overwrite=True, overrides=["rewards.format.weight=1"])
+    assert with_format["reward_format"].to_list() == [0, 0, 0, 0]
+    assert score_file(target, target, overwrite=True).equals(first)
+
+
+def test_a_rollout_is_a_file_like_any_other(run: Run, tmp_path: Path) -> None:
+    score.main("a", 1)
+    frame = score_file(run.rollout(1).path, tmp_path / "scored.parquet", recipe=run.recipe)
+    mine = scores(run)
+    assert frame.select(mine.columns).equals(mine)
+
+
+def test_json_lines_are_scored(tmp_path: Path) -> None:
+    source = tmp_path / "any.jsonl"
+    rows = pl.read_parquet(any_file(tmp_path)).to_dicts()
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert score_file(source, tmp_path / "s.parquet")["reward"].to_list() == [1, 1, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"answer": ["14", "x", "14", "14"]}, "row 1: answer 'x' cannot be read as LAST_NUMBER"),
+        ({"answer": ["14", None, "14", "14"]}, "row 1: no value in column 'answer'"),
+        ({"completion_text": [[1]] * 4}, "column 'completion_text' is not text"),
+        ({"group_id": [0, 0, 0, 1]}, "a single completion (first: row 3)"),
+        ({"group_id": [0, 0, None, 1]}, "row 2: no value in column 'group_id'"),
+    ],
+)
+def test_files_that_cannot_be_scored(columns: dict[str, Any], message: str, tmp_path: Path) -> None:
+    source, target = any_file(tmp_path, **columns), tmp_path / "scored.parquet"
+    with pytest.raises(UserError) as raised:
+        score_file(source, target)
+    assert message in str(raised.value)
+    assert not target.exists()
+
+
+def test_files_and_options_that_make_no_sense(tmp_path: Path) -> None:
+    source = any_file(tmp_path)
+    target = tmp_path / "scored.parquet"
+    renamed = tmp_path / "renamed.parquet"
+    pl.read_parquet(source).rename({"answer": "gold"}).write_parquet(renamed)
+    (tmp_path / "text.parquet").write_text("no Parquet")
+    (tmp_path / "empty.jsonl").write_text("")
+    for call, message in [
+        ({"input_path": source}, "give either --run and --iteration, or --input and --output"),
+        ({"run": "a", "input_path": source, "output_path": target}, "give either"),
+        ({"input_path": source, "output_path": tmp_path / "a.csv"}, "name a .parquet file"),
+        ({"input_path": source, "output_path": tmp_path / "no/a.parquet"}, "a folder that exists"),
+        ({"input_path": tmp_path / "no", "output_path": target}, "no such file"),
+        ({"input_path": renamed, "output_path": target}, "no column 'answer' among"),
+        ({"input_path": tmp_path / "text.parquet", "output_path": target}, "cannot be read"),
+        ({"input_path": tmp_path / "empty.jsonl", "output_path": target}, "is empty: no rows"),
+        ({}, "--run ''"),
+    ]:
+        with pytest.raises(UserError) as raised:
+            score.main(**call)  # type: ignore[arg-type]
+        assert message in str(raised.value)
