@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,15 +16,21 @@ from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
 
+import pyarrow as pa
 import typer
 
 from common.config import Recipe
 from common.errors import UserError
 from common.reporting.progress import clean, say, set_quiet
+from common.runs.edits import accept_edits
 from common.runs.freshness import recover, status_of
 from common.runs.layout import Output, Run
 from common.runs.manifest import has_manifest
 from common.runs.recipe import recipe_in_force
+
+# Threads that wait for others sleep instead of spinning (read by OpenMP when torch is loaded):
+# spinning ones starve each other as soon as another process wants the same cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 RunName = Annotated[str, typer.Option("--run", help="Name of the run under data/runs.")]
 Iteration = Annotated[int, typer.Option("--iteration", help="Which iteration, from 1.")]
@@ -35,6 +42,7 @@ Overrides = Annotated[
     typer.Option("--set", help="section.key=value, written into the run's recipe; repeatable."),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Make again though it is fresh.")]
+Shards = Annotated[str, typer.Option("--shards", help="Make only these, as 0-3; all by default.")]
 AcceptEdits = Annotated[
     bool, typer.Option("--accept-edits", help="Take shards edited by hand as this stage's output.")
 ]
@@ -69,6 +77,11 @@ class Context:
         say(f"{output.name} is complete and fresh; nothing to do (--overwrite makes it again)")
         return False
 
+    def accept(self, output: Output, schema: pa.Schema) -> None:
+        """Take shards of `output` that were edited by hand as they are now, and say which."""
+        names = accept_edits(output, schema)
+        self.result({"accepted": names}, f"{output.name}: accepted {', '.join(names) or 'none'}")
+
     def result(self, facts: dict[str, Any], line: str) -> None:
         """Print the command's result: one line for people, or JSON when asked for."""
         if rank() != 0:
@@ -99,6 +112,23 @@ def open_context(
     place = Run.named(run)
     in_force = recipe_in_force(place, recipe, overrides or [], write=write and rank() == 0)
     return Context(place, iteration, in_force, overwrite, as_json)
+
+
+def chosen_shards(text: str, count: int) -> range:
+    """The shards that `--shards` names: `0-3`, `2`, or all of them when it is empty.
+
+    Raises:
+        UserError: not a range of the shards that there are.
+    """
+    if not text:
+        return range(count)
+    match = re.fullmatch(r"(\d{1,6})(?:-(\d{1,6}))?", text)
+    if match is not None:
+        first = int(match[1])
+        last = int(match[2] or first)
+        if first <= last < count:
+            return range(first, last + 1)
+    raise UserError(f"--shards {text!r}: write it as 0-{count - 1} or 0; there are {count} shards")
 
 
 def rank() -> int:

@@ -30,6 +30,8 @@ from common.command import (
     Quiet,
     RecipePath,
     RunName,
+    Shards,
+    chosen_shards,
     launch,
     open_context,
 )
@@ -39,7 +41,6 @@ from common.reporting.accuracy import GREEDY, figures_by_task, greedy_mean_over_
 from common.reporting.progress import Bar, warn
 from common.reporting.terminal import print_table
 from common.rewards.registry import judge
-from common.runs.edits import accept_edits as take_edits
 from common.runs.folders import open_policy
 from common.runs.freshness import input_hashes
 from common.runs.layout import shard_name
@@ -51,7 +52,6 @@ if TYPE_CHECKING:
     from common.mesh.mesh import Mesh
 
 Policy = Annotated[int, typer.Option("--iteration", min=0, help="Which policy; 0 is the base.")]
-Shards = Annotated[str, typer.Option("--shards", help="Make only these, as 0-3; all by default.")]
 
 QUESTIONS_PER_SHARD = 64
 MOST_INFRA_ERRORS = 0.01
@@ -145,8 +145,7 @@ def main(
     )
     output = context.run.evaluation(iteration)
     if accept_edits:
-        names = take_edits(output, EVALUATION)
-        context.result({"accepted": names}, f"{output.name}: accepted {', '.join(names) or 'none'}")
+        context.accept(output, EVALUATION)
         return
     from common.mesh.mesh import Mesh
 
@@ -165,7 +164,7 @@ def make(job: Job, mesh: Mesh, shards: str) -> pl.DataFrame | None:
     Returns:
         The figures, one row a task, on the rank that committed.
     """
-    from common.generation.shard_work import chosen_shards, make_shards
+    from common.generation.shard_work import make_shards
 
     writer = job.writer()
     complete = make_shards(
@@ -232,10 +231,8 @@ def commit(job: Job, writer: OutputWriter) -> pl.DataFrame:
     Raises:
         UserError: more than 1 % of the completions could not be judged.
     """
-    from common.generation.shard_work import read_partial
-
     columns = ["task", "prompt_id", "sample_index", "completion_ids", "finish_reason"]
-    judged = pl.from_arrow(read_partial(writer, [*columns, "extracted_answer", "verdict"]))
+    judged = pl.from_arrow(writer.read_all([*columns, "extracted_answer", "verdict"]))
     assert isinstance(judged, pl.DataFrame)
     failed = judged.filter(pl.col("verdict") == "infra_error").height
     if failed > MOST_INFRA_ERRORS * judged.height:

@@ -18,11 +18,9 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
-import typer
 
 from common.command import (
     AcceptEdits,
@@ -35,16 +33,16 @@ from common.command import (
     Quiet,
     RecipePath,
     RunName,
+    Shards,
+    chosen_shards,
     launch,
     open_context,
 )
 from common.errors import SamplerGapError, UserError
-from common.generation.shard_work import chosen_shards
 from common.modeling.sampler_gap import SamplerGap, sampler_gap
 from common.reporting.progress import say, track, warn
-from common.runs.edits import accept_edits as take_edits
 from common.runs.folders import open_policy
-from common.runs.freshness import input_hashes, status_of
+from common.runs.freshness import input_hashes, require_fresh
 from common.runs.layout import Output
 from common.runs.manifest import Manifest, read_manifest
 from common.runs.schemas import KEY, LOGPROBS
@@ -54,7 +52,6 @@ if TYPE_CHECKING:
     from common.mesh.mesh import Mesh
     from common.modeling.columns import Numbers
 
-Shards = Annotated[str, typer.Option("--shards", help="Make only these, as 0-3; all by default.")]
 
 COLUMNS = [KEY, "group_id", "prompt_ids", "completion_ids", "sampler_full_logprobs"]
 """What is read of a rollout."""
@@ -86,9 +83,7 @@ class Job:
         run, policy = context.run, context.iteration - 1
         source = run.rollout(context.iteration)
         rollout = read_manifest(source)
-        status = status_of(run, source)
-        if status.state != "fresh":
-            raise UserError(f"{source.path} is stale: {status.reason}; run: {source.command}")
+        require_fresh(run, source)
         reference = 0 if context.recipe.objective.kl_coef else None
         hashes = {
             number: read_manifest(run.policy(number)).content_hash
@@ -153,8 +148,7 @@ def main(
     )
     output = context.run.logprobs(iteration)
     if accept_edits:
-        names = take_edits(output, LOGPROBS)
-        context.result({"accepted": names}, f"{output.name}: accepted {', '.join(names) or 'none'}")
+        context.accept(output, LOGPROBS)
         return
     from common.mesh.mesh import Mesh
 
@@ -189,7 +183,7 @@ def make(job: Job, mesh: Mesh, shards: str) -> None:
     if missing := len(writer.pending()):
         say(f"{writer.output.name}: {missing} of {len(writer.names)} shards are still missing")
         return
-    pairs = ((job.shard(n), pq.read_table(writer.output.partial / n)) for n in writer.names)
+    pairs = ((job.shard(n), writer.read(n)) for n in writer.names)
     gap = sampler_gap(pairs)
     check_gap(job, gap)
     facts: dict[str, Any] = {

@@ -36,7 +36,6 @@ from common.errors import UserError
 from common.modeling.install import Model, find_model, install
 from common.reporting.progress import say, warn
 from common.rewards.registry import check_gold
-from common.runs.edits import accept_edits as take_edits
 from common.runs.folders import commit_policy
 from common.runs.layout import Run
 from common.runs.manifest import has_manifest
@@ -71,8 +70,7 @@ def main(
     )
     output = context.run.prompts
     if accept_edits:
-        names = take_edits(output, PROMPTS)
-        context.result({"accepted": names}, f"{output.name}: accepted {', '.join(names) or 'none'}")
+        context.accept(output, PROMPTS)
     elif not has_manifest(context.run.policy(0)) or context.begin(output):
         prepare(context)
 

@@ -17,11 +17,10 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import typer
 
 from common.command import (
     AcceptEdits,
@@ -34,15 +33,15 @@ from common.command import (
     Quiet,
     RecipePath,
     RunName,
+    Shards,
+    chosen_shards,
     launch,
     open_context,
 )
 from common.config import MeshConfig
-from common.errors import UserError
 from common.reporting.progress import Bar, warn
-from common.runs.edits import accept_edits as take_edits
 from common.runs.folders import open_policy
-from common.runs.freshness import input_hashes, status_of
+from common.runs.freshness import input_hashes, require_fresh
 from common.runs.layout import Run, shard_name
 from common.runs.manifest import read_manifest
 from common.runs.schemas import ROLLOUT
@@ -52,8 +51,6 @@ if TYPE_CHECKING:
     from common.generation.policy import Prompt, SamplingPolicy
     from common.generation.prompt_order import Drawn
     from common.mesh.mesh import Mesh
-
-Shards = Annotated[str, typer.Option("--shards", help="Make only these, as 0-3; all by default.")]
 
 
 @dataclass(frozen=True)
@@ -78,7 +75,8 @@ class Job:
         from common.generation.shard_work import read_prompts
 
         run, recipe, iteration = context.run, context.recipe, context.iteration
-        _refuse_stale(run, iteration - 1)
+        if iteration > 1:
+            require_fresh(run, run.train(iteration - 1))
         policy = SamplingPolicy(open_policy(run, iteration - 1), recipe.prompt)
         rows = read_prompts(run, "train").to_pylist()
         rendered: dict[int, Prompt] = {}
@@ -159,8 +157,7 @@ def main(
     )
     output = context.run.rollout(iteration)
     if accept_edits:
-        names = take_edits(output, ROLLOUT)
-        context.result({"accepted": names}, f"{output.name}: accepted {', '.join(names) or 'none'}")
+        context.accept(output, ROLLOUT)
         return
     from common.mesh.mesh import Mesh
 
@@ -174,7 +171,7 @@ def main(
 
 def make(job: Job, mesh: Mesh, shards: str) -> None:
     """Sample the missing shards of those asked for; commit once all are there."""
-    from common.generation.shard_work import chosen_shards, make_shards
+    from common.generation.shard_work import make_shards
 
     rollout = job.context.recipe.rollout
     writer = job.writer()
@@ -248,9 +245,7 @@ def commit(job: Job, writer: OutputWriter, speeds: list[tuple[int, float]]) -> N
     Args:
         speeds: tokens and seconds of each rank, for the shards made in this call.
     """
-    from common.generation.shard_work import read_partial
-
-    made = read_partial(writer, ["completion_ids", "finish_reason"])
+    made = writer.read_all(["completion_ids", "finish_reason"])
     rollout = job.context.recipe.rollout
     facts: dict[str, Any] = {
         "policy_version": job.context.iteration - 1,
@@ -270,13 +265,12 @@ def commit(job: Job, writer: OutputWriter, speeds: list[tuple[int, float]]) -> N
     tokens_per_second = sum(tokens for tokens, _ in speeds) / seconds if seconds else None
     recorded = {"tokens_per_second": tokens_per_second}
     writer.commit(facts, recorded, packages=("torch", "transformers"))
-    mean = facts["completion_tokens"] / facts["completions"]
     speed = f", {tokens_per_second:.0f} tokens/s" if tokens_per_second else ""
     job.context.result(
         facts | recorded,
-        f"{writer.output.name}: {facts['completions']} completions of {len(job.prompts)} prompts "
-        f"by policy {facts['policy_version']}, {mean:.1f} tokens in the mean, "
-        f"{facts['truncated']} truncated{speed}",
+        f"{writer.output.name}: {len(made)} completions of {len(job.prompts)} prompts by policy "
+        f"{facts['policy_version']}, {facts['completion_tokens'] / len(made):.1f} tokens in the "
+        f"mean, {facts['truncated']} truncated{speed}",
     )
 
 
@@ -285,16 +279,6 @@ def cursor_of(run: Run, iteration: int) -> int:
     if iteration == 1:
         return 0
     return int(read_manifest(run.rollout(iteration - 1)).facts["cursor_end"])
-
-
-def _refuse_stale(run: Run, policy: int) -> None:
-    """Refuse to sample from a policy whose training is no longer up to date."""
-    if policy == 0:
-        return
-    output = run.train(policy)
-    status = status_of(run, output)
-    if status.state != "fresh":
-        raise UserError(f"{output.path} is {status.state}: {status.reason}; run: {output.command}")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,6 @@ from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import typer
 
 from common.command import (
@@ -33,12 +32,13 @@ from common.command import (
     Overwrite,
     Quiet,
     RecipePath,
+    Shards,
+    chosen_shards,
     launch,
     open_context,
 )
 from common.config import AdvantageKind, Recipe, RewardsConfig
 from common.errors import UserError
-from common.generation.shard_work import chosen_shards
 from common.objective.advantages import compute_advantages
 from common.recipe_file import load_recipe
 from common.reporting.progress import bar, say, set_quiet, warn
@@ -51,8 +51,7 @@ from common.rewards.scoring import (
     reward_facts,
     weights_of,
 )
-from common.runs.edits import accept_edits as take_edits
-from common.runs.freshness import input_hashes, status_of
+from common.runs.freshness import input_hashes, require_fresh
 from common.runs.layout import DEFAULT_RECIPE
 from common.runs.manifest import read_manifest, write_atomically
 from common.runs.schemas import KEY, score_schema
@@ -60,7 +59,6 @@ from common.runs.shards import OutputWriter, encode_parquet, read_shard
 
 RunOption = Annotated[str, typer.Option("--run", help="Name of the run under data/runs.")]
 IterationOption = Annotated[int, typer.Option("--iteration", help="Which iteration, from 1.")]
-Shards = Annotated[str, typer.Option("--shards", help="Judge only these, as 0-3; all by default.")]
 InputPath = Annotated[
     Path | None, typer.Option("--input", help="Score this file or folder, of no run.")
 ]
@@ -110,8 +108,7 @@ def main(
     output = context.run.score(iteration)
     if accept_edits:
         made_with = RewardsConfig.model_validate(read_manifest(output).recipe["rewards"])
-        names = take_edits(output, score_schema(made_with.extras()))
-        context.result({"accepted": names}, f"{output.name}: accepted {', '.join(names) or 'none'}")
+        context.accept(output, score_schema(made_with.extras()))
     elif context.begin(output):
         score_iteration(context, shards)
 
@@ -126,9 +123,7 @@ def score_iteration(context: Context, shards: str) -> None:
     run, recipe = context.run, context.recipe
     source = run.rollout(context.iteration)
     rollout = read_manifest(source)
-    status = status_of(run, source)
-    if status.state != "fresh":
-        raise UserError(f"{source.path} is stale: {status.reason}; run: {source.command}")
+    require_fresh(run, source)
     completions = {r.name: read_shard(source, r).select(COLUMNS) for r in rollout.shards}
     chosen = [list(completions)[i] for i in chosen_shards(shards, len(completions))]
     check_golds({str(source.path / name): table for name, table in completions.items()})
@@ -160,9 +155,7 @@ def judge_shards(
     """
     missing = set(writer.pending())
     todo = [
-        name
-        for name in completions
-        if name in missing or read_judged(writer, name)["reward"].null_count
+        name for name in completions if name in missing or writer.read(name)["reward"].null_count
     ]
     if kept := len(completions) - len(todo):
         say(f"{writer.output.name}: {kept} of {len(completions)} shards were judged already")
@@ -192,7 +185,7 @@ def finish(
 
     A kill on the way costs nothing, since the rewards that it starts from stay as they are.
     """
-    judged = {name: read_judged(writer, name) for name in completions}
+    judged = {name: writer.read(name) for name in completions}
     rows = pa.concat_tables(completions.values())
     scored = with_columns(
         pa.concat_tables(judged.values()), {"task": rows["task"], "group_id": rows["group_id"]}
@@ -208,11 +201,6 @@ def finish(
     writer.commit(facts)
     tell_faults(facts, reasons)
     return facts
-
-
-def read_judged(writer: OutputWriter, name: str) -> pa.Table:
-    """A shard of this output that is not yet complete."""
-    return pq.read_table(writer.output.partial / name, page_checksum_verification=True)
 
 
 def score_file(source: Path, target: Path, recipe: Recipe, *, overwrite: bool) -> dict[str, Any]:

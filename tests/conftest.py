@@ -139,7 +139,9 @@ def stage() -> Callable[..., subprocess.CompletedProcess[str]]:
         name: str, *arguments: str, expect: int = 0, ranks: int = 0
     ) -> subprocess.CompletedProcess[str]:
         launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-        command = [sys.executable, *(launcher if ranks else []), "-m", f"stages.{name}", *arguments]
+        # Without the dashes torchrun takes --run for an abbreviation of its own options.
+        module = ["-m", *(["--"] if ranks else []), f"stages.{name}"]
+        command = [sys.executable, *(launcher if ranks else []), *module, *arguments]
         done = subprocess.run(
             command,
             cwd=REPOSITORY,

@@ -285,7 +285,7 @@ def test_a_rollout_of_another_policy_is_refused(make_run, policies):
     run = make_run()
     shutil.rmtree(run.policy(1).path)
     install(run, 1, policies[0])
-    with pytest.raises(UserError, match=r"stale: policies/0001 changed; run: .*stages\.rollout"):
+    with pytest.raises(UserError, match=r"is stale \(policies/0001 changed\).*stages\.rollout"):
         logprobs.main("a", 2, quiet=True)
 
 

@@ -32,7 +32,7 @@ def make(runs: Path):  # type: ignore[no-untyped-def]
 
 
 def stage_lines(text: str) -> list[str]:
-    return [line for line in text.splitlines() if " -m stages." in line]
+    return [line for line in text.splitlines() if re.search(r" -m (-- )?stages\.", line)]
 
 
 def test_help_lists_every_public_target(make) -> None:  # type: ignore[no-untyped-def]
@@ -59,7 +59,9 @@ def test_dry_run_prints_the_commands_one_would_type(make) -> None:  # type: igno
 
 def test_ranks_go_to_the_stages_that_run_a_model(make) -> None:  # type: ignore[no-untyped-def]
     lines = stage_lines(make("-n", "iteration", "N=1", "NPROC=2"))
-    parallel = [line for line in lines if "torchrun --standalone --nproc-per-node 2" in line]
+    parallel = [
+        line for line in lines if "torchrun --standalone --nproc-per-node 2 -m -- stages" in line
+    ]
     assert [re.sub(r".*stages\.(\w+).*", r"\1", line) for line in parallel] == [
         "rollout",
         "logprobs",

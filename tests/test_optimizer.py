@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -156,7 +157,7 @@ def test_decay_ends_at_the_least_rate_at_the_horizon(schedule: str, middle: floa
     found = rates(config, 14, 1)
     assert found[1] == found[2] == 1.0
     assert found[6] == pytest.approx(middle)
-    assert all(a >= b for a, b in zip(found[2:], found[3:], strict=False))
+    assert all(a >= b for a, b in pairwise(found[2:]))
     assert found[10:] == pytest.approx([0.1 if schedule != "constant" else 1.0] * 4)
 
 

@@ -14,6 +14,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_sampling import assert_distributed, reference_probabilities
+from tiny_models import VOCABULARY, tiny_model
 
 from common.errors import NonFiniteError, UserError
 from common.generation.cache import RowCache, check_cacheable
@@ -21,8 +23,6 @@ from common.generation.drawing import Sample
 from common.generation.sampler import Request, Sampler
 from common.generation.sampling import Sampling
 from common.generation.seeds import sample_seed
-from tests.test_sampling import assert_distributed, reference_probabilities
-from tests.tiny_models import VOCABULARY, tiny_model
 
 FAMILIES = ["qwen2", "qwen2_sliding", "qwen3", "llama", "mistral", "gemma2"]
 STOPS = [1, 7, 11, 23]

@@ -239,7 +239,7 @@ def test_a_missing_or_stale_rollout(run: Run) -> None:
     with pytest.raises(UserError, match=r"0002/rollout is missing; make it with: python -m"):
         score.main("a", 2)
     write_rollout(run, ROWS, inputs={"policies/0000": "of another time"})
-    with pytest.raises(UserError, match="is stale: policies/0000 is missing"):
+    with pytest.raises(UserError, match=r"is stale \(policies/0000 is missing\)"):
         score.main("a", 1)
 
 

@@ -331,7 +331,9 @@ def spoil(run: Run, groups: list[int]) -> None:
     nan = pl.col("old_logprobs").list.eval(pl.element() * float("nan"))
     edit(
         run.logprobs(1),
-        lambda f: f.with_columns(pl.when(bad).then(nan).otherwise("old_logprobs").alias("old_logprobs")),
+        lambda f: f.with_columns(
+            pl.when(bad).then(nan).otherwise("old_logprobs").alias("old_logprobs")
+        ),
         key=False,
     )
 

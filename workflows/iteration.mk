@@ -33,7 +33,7 @@ $(1)-$(2): $(filter $(PLAN),$(3))
 .PHONY: $(1)-$(2)
 endef
 
-stage-in-force = $(call launcher,$(1)) -m stages.$(1) --run $(RUN) --iteration $(2)
+stage-in-force = $(call launcher,$(1)) stages.$(1) --run $(RUN) --iteration $(2)
 
 $(foreach n,$(NUMBERS),\
 	$(eval $(call RULE,rollout,$(n),prepare train-$(call before,$(n))))\

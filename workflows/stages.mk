@@ -23,9 +23,11 @@ RECIPE_OPTIONS := $(if $(value RECIPE), --recipe $(call quoted,$(value RECIPE)))
 SET_OPTIONS := $(foreach item,$(value SET),--set $(call quoted,$(item)))
 SET_OPTIONS := $(if $(SET_OPTIONS), $(SET_OPTIONS))
 
-# Stages that run a model take NPROC processes; the others are one process.
+# Stages that run a model take NPROC processes; the others are one process. Without the dashes
+# torchrun takes --run for an abbreviation of its own options.
 TORCHRUN := $(VENV)/bin/torchrun --standalone --nproc-per-node
-launcher = $(if $(filter-out 1,$(if $(filter rollout logprobs train evaluate,$(1)),$(NPROC),1)),$(TORCHRUN) $(NPROC),$(PYTHON))
+processes = $(if $(filter rollout logprobs train evaluate,$(1)),$(NPROC),1)
+launcher = $(if $(filter 1,$(processes)),$(PYTHON) -m,$(TORCHRUN) $(processes) -m --)
 
 # $(call stage,score,3): run a stage; prepare has no iteration.
-stage = $(call launcher,$(1)) -m stages.$(1) --run $(RUN)$(if $(2), --iteration $(2))$(RECIPE_OPTIONS)$(SET_OPTIONS)
+stage = $(call launcher,$(1)) stages.$(1) --run $(RUN)$(if $(2), --iteration $(2))$(RECIPE_OPTIONS)$(SET_OPTIONS)

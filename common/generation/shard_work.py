@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from common.errors import UserError
 from common.reporting.progress import Bar, bar, say
@@ -59,23 +57,6 @@ def make_shards(
     return not missing
 
 
-def chosen_shards(text: str, count: int) -> range:
-    """The shards that `--shards` names: `0-3`, `2`, or all of them when it is empty.
-
-    Raises:
-        UserError: not a range of the shards that there are.
-    """
-    if not text:
-        return range(count)
-    match = re.fullmatch(r"(\d{1,6})(?:-(\d{1,6}))?", text)
-    if match is not None:
-        first = int(match[1])
-        last = int(match[2] or first)
-        if first <= last < count:
-            return range(first, last + 1)
-    raise UserError(f"--shards {text!r}: write it as 0-{count - 1} or 0; there are {count} shards")
-
-
 def read_prompts(run: Run, split: str) -> pa.Table:
     """The verified prompts of a split, `train` or `eval`, in order.
 
@@ -90,12 +71,3 @@ def read_prompts(run: Run, split: str) -> pa.Table:
             "recipe's [data]"
         )
     return pa.concat_tables(tables)
-
-
-def read_partial(writer: OutputWriter, columns: list[str]) -> pa.Table:
-    """Columns of all shards of an output that is not yet complete."""
-    folder = writer.output.partial
-    return pa.concat_tables(
-        pq.read_table(folder / name, columns=columns, page_checksum_verification=True)
-        for name in writer.names
-    )

@@ -106,15 +106,6 @@ class Mesh:
         dist.all_gather_object(gathered, value)
         return gathered
 
-    def from_last_stage(self, value: Any) -> Any:
-        """The value that the last pipeline stage of this replica has, on its every rank."""
-        group = self.group("pp")
-        if group is None:
-            return value
-        box = [value]
-        dist.broadcast_object_list(box, group=group, group_src=self.pp_degree - 1)
-        return box[0]
-
     def barrier(self) -> None:
         if self.world_size > 1:
             dist.barrier()
@@ -160,6 +151,7 @@ class Mesh:
             rank=self.rank,
             world_size=self.world_size,
             timeout=timeout,
+            device_id=self.device if backend == "nccl" else None,
         )
         self._groups["world"] = dist.group.WORLD  # type: ignore[assignment]
         by_replica = [

@@ -16,7 +16,7 @@ from common.config import ObjectiveConfig, TrainConfig
 from common.errors import NonFiniteError
 from common.mesh.mesh import Mesh
 from common.objective.metrics import merge_sums, metrics
-from common.objective.objective import grpo_loss
+from common.objective.objective import TokenBatch, grpo_loss
 from common.parallel.batches import Minibatch, Share, make_share
 from common.parallel.optimizer import Optimizer, learning_rate
 from common.parallel.pipeline import Pipeline
@@ -47,7 +47,7 @@ class Observed:
         batch = self.share.tokens.select(packs)
         loss, sums = grpo_loss(outputs[..., 0], outputs[..., 1], batch, self.objective)
         self.sums = merge_sums(self.sums, sums)
-        fine = outputs.detach().isfinite().all(-1) & batch.is_finite() | ~batch.mask
+        fine = (outputs.detach().isfinite().all(-1) & _finite(batch)) | ~batch.mask
         # Only noted: to look at it here would stop the device once a microbatch.
         self.finite.append((packs, fine, loss.detach().isfinite()))
         return loss
@@ -209,6 +209,13 @@ def step_line(row: Row, steps: int) -> str:
     }
     numbers = "  ".join(f"{name} {value}" for name, value in shown.items())
     return f"step {row['step'] + 1}/{steps}  {numbers}"
+
+
+def _finite(batch: TokenBatch) -> Tensor:
+    """[B, T] bool: targets whose given numbers are finite."""
+    given = [batch.old_logprobs, batch.advantages]
+    given += [batch.ref_logprobs] if batch.ref_logprobs is not None else []
+    return torch.stack([values.isfinite() for values in given]).all(0)
 
 
 def _not_finite(row: Row) -> bool:

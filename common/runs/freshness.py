@@ -95,6 +95,15 @@ def status_of(run: Run, output: Output) -> Status:
     return Status("fresh")
 
 
+def require_fresh(run: Run, output: Output) -> None:
+    """Raise `UserError`, with the command to run first, unless an output is complete and fresh."""
+    status = status_of(run, output)
+    if status.state != "fresh":
+        raise UserError(
+            f"{output.path} is {status.state} ({status.reason}); make it first: {output.command}"
+        )
+
+
 def _training_is_whole(run: Run, output: Output, manifest: Manifest) -> Status:
     """Fresh only if policy and trainer state are those that this training wrote."""
     made = [run.policy(output.iteration), run.trainer(output.iteration)]

@@ -104,6 +104,16 @@ class OutputWriter:
         }
         write_atomically(folder / f"{name}.done.json", json.dumps(done).encode())
 
+    def read(self, name: str) -> pa.Table:
+        """A shard that is written, verified, of an output that is not yet complete."""
+        record = self._done(name)
+        assert record is not None, f"{name} of {self.output.name} was never written"
+        return _read_verified(self.output, record, self.output.partial)
+
+    def read_all(self, columns: list[str]) -> pa.Table:
+        """Columns of all shards, once none is pending."""
+        return pa.concat_tables(self.read(name).select(columns) for name in self.names)
+
     def commit(
         self,
         facts: dict[str, Any] | None = None,
