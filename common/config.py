@@ -198,6 +198,9 @@ class TrainConfig(Section):
     """Compute a prompt once for the completions of its group in a pack."""
     microbatches: Positive | Literal["auto"] = "auto"
     """Microbatches of one optimizer step; `auto`: one for each pack."""
+    on_no_signal: Literal["stop", "keep"] = "stop"
+    """What to do when every group of an iteration has equal rewards: `stop` with exit code 4, or
+    `keep` the policy as it is and go on (all solved today need not mean all solved tomorrow)."""
     checkpoint_every_steps: Annotated[int, Field(ge=0)] = 0
     """Commit trainer state within an iteration; 0: an interrupted iteration is replayed."""
 

@@ -14,7 +14,6 @@ so that no division of the work changes it.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -33,25 +32,18 @@ from common.command import (
     launch,
     open_context,
 )
-from common.config import Recipe
-from common.errors import UserError
 from common.mesh.mesh import Mesh
 from common.modeling.load import compute_dtype
-from common.parallel.batches import Minibatch, group_samples, plan_minibatches
-from common.parallel.checkpoint import load_trainer, read_state
-from common.parallel.commit import TrainOutputs, commit_iteration
+from common.parallel.batches import group_samples, plan_minibatches
+from common.parallel.commit import commit_iteration, describe_outputs
 from common.parallel.masters import Masters
 from common.parallel.optimizer import Optimizer
 from common.parallel.pipeline import Pipeline
-from common.parallel.resume import resume_progress, save_progress
+from common.parallel.resume import continue_training, take_steps
 from common.parallel.rows import read_samples
-from common.parallel.training import Trainer, step_line
+from common.parallel.training import Trainer
 from common.reporting.metrics import rebuild_metrics
-from common.reporting.progress import say, warn
-from common.runs.edits import accept_edits as take_edits
-from common.runs.folders import open_folder, open_policy
-from common.runs.freshness import input_hashes, status_of
-from common.runs.manifest import has_manifest, read_manifest
+from common.runs.folders import open_policy
 from common.runs.retention import prune
 from common.runs.schemas import TRAIN
 
@@ -84,8 +76,7 @@ def main(
     )
     output = context.run.train(iteration)
     if accept_edits:
-        names = take_edits(output, TRAIN)
-        context.result({"accepted": names}, f"{output.name}: accepted {', '.join(names) or 'none'}")
+        context.accept(output, TRAIN)
         return
     with Mesh.from_environment(context.recipe.mesh) as mesh:
         # Asked on rank 0 alone: it may finish an interrupted commit, which the others must see.
@@ -98,7 +89,7 @@ def train(context: Context, mesh: Mesh, fresh_optimizer: bool) -> None:
     """Train the iteration on every rank of the mesh and commit it."""
     run, iteration, recipe = context.run, context.iteration, context.recipe
     objective = recipe.objective
-    outputs = describe(context, fresh_optimizer)
+    outputs = describe_outputs(run, iteration, recipe, fresh_optimizer=fresh_optimizer)
     data = read_samples(run, iteration, with_reference=objective.kl_coef != 0)
     minibatches = plan_minibatches(
         group_samples(data.samples),
@@ -107,7 +98,9 @@ def train(context: Context, mesh: Mesh, fresh_optimizer: bool) -> None:
         prompts_per_step=recipe.train.prompts_per_step,
         seed=recipe.run.seed,
         iteration=iteration,
+        on_no_signal=recipe.train.on_no_signal,
     )
+    mesh.at(f"iteration {iteration}, loading policy {iteration - 1}")
     source = open_policy(run, iteration - 1) if mesh.is_main else run.policy(iteration - 1).path
     mesh.barrier()
     pipeline = Pipeline(
@@ -119,7 +112,8 @@ def train(context: Context, mesh: Mesh, fresh_optimizer: bool) -> None:
         train=True,
     )
     optimizer = Optimizer(Masters(pipeline.part, mesh), recipe.train)
-    continue_training(context, pipeline, optimizer, fresh_optimizer)
+    before = 0 if fresh_optimizer else iteration - 1
+    continue_training(run, before, pipeline, optimizer)
     writer = outputs.writer()
     if mesh.is_main:
         writer.open()
@@ -133,99 +127,13 @@ def train(context: Context, mesh: Mesh, fresh_optimizer: bool) -> None:
         steps=len(minibatches),
         max_completion_tokens=data.max_completion_tokens,
     )
-    take_steps(trainer, minibatches, outputs.metrics.partial, recipe)
+    every = recipe.train.checkpoint_every_steps
+    take_steps(trainer, minibatches, outputs.metrics.partial, checkpoint_every=every)
     commit_iteration(outputs, writer, optimizer, trainer.rows, source=source)
     if mesh.is_main:
         prune(run, keep_policies=recipe.run.keep_policies, keep_trainer=recipe.run.keep_trainer)
         rebuild_metrics(run)
     report(context, trainer)
-
-
-def describe(context: Context, fresh_optimizer: bool) -> TrainOutputs:
-    """What is going to be made and from what.
-
-    Raises:
-        UserError: an input is missing or stale, or the trainer state to continue from was pruned.
-    """
-    run, iteration, recipe = context.run, context.iteration, context.recipe
-    joined = [run.rollout(iteration), run.score(iteration), run.logprobs(iteration)]
-    for output in joined:
-        # Keys alone would not tell: a rollout that was made again has the keys of the former.
-        now = status_of(run, output)
-        if now.state != "fresh":
-            raise UserError(f"{output.path}: {now.state}, {now.reason}; run: {output.command}")
-    inputs = [*(output.name for output in joined), run.policy(iteration - 1).name]
-    if iteration > 1 and not fresh_optimizer:
-        require_trainer(context)
-        inputs.append(run.trainer(iteration - 1).name)
-    return TrainOutputs(
-        run=run,
-        iteration=iteration,
-        inputs=input_hashes(run, inputs),
-        recipe={
-            "objective": recipe.objective.model_dump(mode="json"),
-            "train": recipe.train.model_dump(mode="json"),
-            "model": {"dtype": recipe.model.dtype},
-        },
-        seed=recipe.run.seed,
-    )
-
-
-def require_trainer(context: Context) -> None:
-    """Refuse to train without the optimizer of the iteration before, unless asked to."""
-    run, before = context.run, context.iteration - 1
-    state = run.trainer(before)
-    if has_manifest(state) and not read_manifest(state).pruned:
-        return
-    kept = [
-        number
-        for number in range(1, run.last_policy() + 1)
-        if has_manifest(run.trainer(number)) and not read_manifest(run.trainer(number)).pruned
-    ]
-    oldest = next((number + 1 for number in kept if number > before), 1)
-    raise UserError(
-        f"{state.path} is needed to continue the optimizer and is "
-        f"{'pruned' if has_manifest(state) else 'missing'} (run.keep_trainer); begin at "
-        f"FROM={oldest}, the oldest iteration still possible, or use --fresh-optimizer"
-    )
-
-
-def continue_training(
-    context: Context, pipeline: Pipeline, optimizer: Optimizer, fresh_optimizer: bool
-) -> None:
-    """Take up masters and optimizer of the iteration before, if they made this very policy."""
-    run, before, mesh = context.run, context.iteration - 1, pipeline.mesh
-    loaded = with_masters = False
-    if before > 0 and not fresh_optimizer:
-        state = run.trainer(before)
-        folder = open_folder(state) if mesh.is_main else state.path
-        mesh.barrier()
-        policy = run.policy(before)
-        if read_manifest(state).facts[policy.name] == read_manifest(policy).content_hash:
-            with_masters = read_state(folder)["masters"]
-            loaded = load_trainer(folder, optimizer, as_policy=True)
-        if not loaded and mesh.is_main:
-            warn(
-                f"{policy.path} is not the policy that {state.path} was saved with: training "
-                "starts from the policy, with a new optimizer"
-            )
-    if optimizer.masters.separate and not (loaded and with_masters):
-        optimizer.masters.fill(pipeline.wide_parameters())
-
-
-def take_steps(
-    trainer: Trainer, minibatches: list[Minibatch], partial: Path, recipe: Recipe
-) -> None:
-    """All optimizer steps of the iteration, from the last commit within it if there is one."""
-    trainer.rows = resume_progress(partial, trainer.optimizer)
-    if trainer.rows:
-        say(f"continuing after step {len(trainer.rows)} of {len(minibatches)}")
-    every = recipe.train.checkpoint_every_steps
-    for minibatch in minibatches[len(trainer.rows) :]:
-        say(step_line(trainer.step(minibatch), len(minibatches)))
-        done = len(trainer.rows)
-        if every and done % every == 0 and done < len(minibatches):
-            save_progress(partial, trainer.optimizer, trainer.rows)
 
 
 def report(context: Context, trainer: Trainer) -> None:

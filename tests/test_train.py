@@ -310,7 +310,7 @@ def test_a_rollout_made_again_makes_its_score_useless(prepared: Path, at) -> Non
     """The keys are the same, so the join alone would train on the scores of other texts."""
     run = at(prepared)
     edit(run.rollout(1), lambda f: f.with_columns(completion_text=pl.lit("other")), key=False)
-    with pytest.raises(UserError, match=r"score: stale, iterations/0001/rollout changed"):
+    with pytest.raises(UserError, match=r"score is stale \(iterations/0001/rollout changed\)"):
         train("a", 1)
 
 

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import atexit
 import json
+import shutil
 import sys
 from functools import cache
 from pathlib import Path
@@ -107,6 +109,7 @@ def faulty_step(optimizer: Optimizer) -> tuple[bool, bool]:
 def outcome() -> Path:
     """Folder with what one rank and two ranks made of the same."""
     folder = Path(mkdtemp(prefix="two-ranks-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     tiny_model("qwen2", tied=True, num_hidden_layers=5).save_pretrained(folder / "source")
     tiny_model("llama", tied=False, num_hidden_layers=5).save_pretrained(folder / "untied")
     alone = Mesh()

@@ -29,5 +29,10 @@ TORCHRUN := $(VENV)/bin/torchrun --standalone --nproc-per-node
 processes = $(if $(filter rollout logprobs train evaluate,$(1)),$(NPROC),1)
 launcher = $(if $(filter 1,$(processes)),$(PYTHON) -m,$(TORCHRUN) $(processes) -m --)
 
+# torchrun's own default, said by us so that it does not warn of it in every stage.
+ifneq ($(NPROC),1)
+export OMP_NUM_THREADS ?= 1
+endif
+
 # $(call stage,score,3): run a stage; prepare has no iteration.
 stage = $(call launcher,$(1)) stages.$(1) --run $(RUN)$(if $(2), --iteration $(2))$(RECIPE_OPTIONS)$(SET_OPTIONS)

@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
+from typing import Literal
 
 import numpy as np
 import torch
@@ -128,30 +129,30 @@ def plan_minibatches(
     prompts_per_step: int | None,
     seed: int,
     iteration: int,
+    on_no_signal: Literal["stop", "keep"] = "stop",
 ) -> list[Minibatch]:
     """Every optimizer step of an iteration, in order.
 
     Each epoch is a permutation of the groups, a function of seed, iteration and epoch alone.
 
+    Args:
+        on_no_signal: with `keep`, an iteration whose groups all have equal rewards has nothing to
+            compute, not even its KL: Adam would turn the smallest gradient into full steps.
+
     Raises:
-        NoLearningSignalError: every group has equal rewards.
+        NoLearningSignalError: every group has equal rewards, and `on_no_signal` is `stop`.
     """
-    if not any(group.has_variance for group in groups):
-        rewards = {sample.reward for group in groups for sample in group.samples}
-        shown = ", ".join(map(str, sorted(r for r in rewards if r is not None)[:3])) or "none"
-        raise NoLearningSignalError(
-            f"iteration {iteration}: in each of the {len(groups)} groups all rewards are equal "
-            f"(rewards: {shown}), so no completion is better than another: no learning signal, "
-            "the policy stays as it is. Try easier or harder prompts, a larger "
-            "rollout.group_size, or a reward with degrees"
-        )
+    signal = any(group.has_variance for group in groups)
+    if not signal and on_no_signal == "stop":
+        raise _no_signal(groups, iteration)
     size = prompts_per_step or len(groups)
     batches: list[Minibatch] = []
     for epoch in range(epochs):
         order = permutation(len(groups), f"{seed}/{iteration}/{epoch}")
         for start in range(0, len(groups), size):
             chosen = tuple(groups[index] for index in order[start : start + size])
-            batches.append(_minibatch(chosen, objective, epoch, len(batches)))
+            computed = _with_gradient(chosen, objective) if signal else ()
+            batches.append(_minibatch(chosen, computed, objective, epoch, len(batches)))
     return batches
 
 
@@ -230,11 +231,32 @@ def make_share(
     return Share(samples, packs, tokens)
 
 
+def _no_signal(groups: Sequence[Group], iteration: int) -> NoLearningSignalError:
+    rewards = {sample.reward for group in groups for sample in group.samples}
+    shown = ", ".join(map(str, sorted(r for r in rewards if r is not None)[:3])) or "none"
+    return NoLearningSignalError(
+        f"iteration {iteration}: in each of the {len(groups)} groups all rewards are equal "
+        f"(rewards: {shown}), so no completion is better than another: no learning signal, "
+        "the policy stays as it is. Try easier or harder prompts, a larger "
+        'rollout.group_size, or a reward with degrees; train.on_no_signal = "keep" carries the '
+        "policy over and goes on"
+    )
+
+
+def _with_gradient(groups: tuple[Group, ...], objective: ObjectiveConfig) -> tuple[Group, ...]:
+    """The groups that the loss has a gradient for."""
+    if zero_advantage_rows_matter(objective):
+        return groups
+    return tuple(group for group in groups if group.has_variance)
+
+
 def _minibatch(
-    groups: tuple[Group, ...], objective: ObjectiveConfig, epoch: int, step: int
+    groups: tuple[Group, ...],
+    computed: tuple[Group, ...],
+    objective: ObjectiveConfig,
+    epoch: int,
+    step: int,
 ) -> Minibatch:
-    keep_all = zero_advantage_rows_matter(objective)
-    computed = tuple(group for group in groups if keep_all or group.has_variance)
     samples = [sample for group in groups for sample in group.samples]
     return Minibatch(epoch, step, groups, computed, _counts(samples, objective))
 

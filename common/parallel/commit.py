@@ -15,14 +15,17 @@ from typing import Any
 
 import pyarrow as pa
 
+from common.config import Recipe
+from common.errors import UserError
 from common.parallel.checkpoint import STATE, save_policy, save_trainer
 from common.parallel.optimizer import Optimizer
 from common.parallel.resume import clear_progress
 from common.parallel.training import Row
 from common.runs.folders import commit_folder, commit_policy
-from common.runs.freshness import recover
+from common.runs.freshness import input_hashes, recover, require_fresh
 from common.runs.hashing import hash_of_parts, sha256_of_file, tensors_content_hash
 from common.runs.layout import Output, Run, shard_name
+from common.runs.manifest import has_manifest, read_manifest
 from common.runs.schemas import TRAIN
 from common.runs.shards import OutputWriter
 
@@ -55,6 +58,53 @@ class TrainOutputs:
             names=[shard_name(0)],
             schema=TRAIN,
         )
+
+
+def describe_outputs(
+    run: Run, iteration: int, recipe: Recipe, *, fresh_optimizer: bool
+) -> TrainOutputs:
+    """What training an iteration is going to make, and from what.
+
+    Raises:
+        UserError: an input is missing or stale, or the trainer state to continue from was pruned.
+    """
+    joined = [run.rollout(iteration), run.score(iteration), run.logprobs(iteration)]
+    for output in joined:
+        # Keys alone would not tell: a rollout that was made again has the keys of the former.
+        require_fresh(run, output)
+    inputs = [*(output.name for output in joined), run.policy(iteration - 1).name]
+    if iteration > 1 and not fresh_optimizer:
+        _require_trainer(run, iteration - 1)
+        inputs.append(run.trainer(iteration - 1).name)
+    return TrainOutputs(
+        run=run,
+        iteration=iteration,
+        inputs=input_hashes(run, inputs),
+        recipe={
+            "objective": recipe.objective.model_dump(mode="json"),
+            "train": recipe.train.model_dump(mode="json"),
+            "model": {"dtype": recipe.model.dtype},
+        },
+        seed=recipe.run.seed,
+    )
+
+
+def _require_trainer(run: Run, before: int) -> None:
+    """Refuse to train without the optimizer of the iteration before."""
+
+    def kept(number: int) -> bool:
+        state = run.trainer(number)
+        return has_manifest(state) and not read_manifest(state).pruned
+
+    if kept(before):
+        return
+    later = (number + 1 for number in range(before, run.last_policy() + 1) if kept(number))
+    state = run.trainer(before)
+    raise UserError(
+        f"{state.path} is needed to continue the optimizer and is "
+        f"{'pruned' if has_manifest(state) else 'missing'} (run.keep_trainer); begin at "
+        f"FROM={next(later, 1)}, the oldest iteration still possible, or use --fresh-optimizer"
+    )
 
 
 def commit_iteration(

@@ -1,7 +1,7 @@
-"""Commits within an iteration: after so many optimizer steps, so that a killed one goes on.
+"""Going on: from the iteration before, and within an iteration from its last commit.
 
-They lie in the partial output of `train`, which is begun anew when inputs or recipe change, and
-go away when the iteration is committed.
+Commits after so many optimizer steps lie in the partial output of `train`, which is begun anew
+when inputs or recipe change; they go away when the iteration is committed.
 """
 
 from __future__ import annotations
@@ -10,14 +10,62 @@ import shutil
 from pathlib import Path
 
 from common.errors import UserError
+from common.parallel.batches import Minibatch
 from common.parallel.checkpoint import load_trainer, read_state, save_trainer
 from common.parallel.optimizer import Optimizer
-from common.parallel.training import Row
-from common.reporting.progress import warn
+from common.parallel.pipeline import Pipeline
+from common.parallel.training import Row, Trainer, step_line
+from common.reporting.progress import say, warn
+from common.runs.folders import open_folder
 from common.runs.hashing import sha256_of_file
-from common.runs.manifest import sync_directory
+from common.runs.layout import Run
+from common.runs.manifest import read_manifest, sync_directory
 
 _MAKING = "checkpoint.making"
+
+
+def continue_training(run: Run, before: int, pipeline: Pipeline, optimizer: Optimizer) -> None:
+    """Take up masters and optimizer after iteration `before`, if they made this very policy.
+
+    Called on every rank. With 0, or another policy (then with a warning), training starts from
+    the policy's own content and a new optimizer.
+    """
+    mesh, policy = pipeline.mesh, run.policy(before)
+    loaded = with_masters = False
+    if before > 0:
+        state = run.trainer(before)
+        folder = open_folder(state) if mesh.is_main else state.path
+        mesh.barrier()
+        if read_manifest(state).facts[policy.name] == read_manifest(policy).content_hash:
+            with_masters = read_state(folder)["masters"]
+            loaded = load_trainer(folder, optimizer, as_policy=True)
+        if not loaded and mesh.is_main:
+            warn(
+                f"{policy.path} is not the policy that {state.path} was saved with: training "
+                "starts from the policy, with a new optimizer"
+            )
+    if optimizer.masters.separate and not (loaded and with_masters):
+        optimizer.masters.fill(pipeline.wide_parameters())
+
+
+def take_steps(
+    trainer: Trainer, minibatches: list[Minibatch], partial: Path, *, checkpoint_every: int
+) -> None:
+    """All optimizer steps of an iteration, from the last commit within it if there is one.
+
+    Args:
+        partial: the partial output of `train`, where commits lie.
+        checkpoint_every: steps between commits; 0 for none.
+    """
+    steps = len(minibatches)
+    trainer.rows = resume_progress(partial, trainer.optimizer)
+    if trainer.rows:
+        say(f"continuing after step {len(trainer.rows)} of {steps}")
+    for minibatch in minibatches[len(trainer.rows) :]:
+        say(step_line(trainer.step(minibatch), steps))
+        done = len(trainer.rows)
+        if checkpoint_every and done % checkpoint_every == 0 and done < steps:
+            save_progress(partial, trainer.optimizer, trainer.rows)
 
 
 def save_progress(folder: Path, optimizer: Optimizer, rows: list[Row]) -> None:
