@@ -263,7 +263,7 @@ def tell_faults(facts: dict[str, Any], reasons: list[str]) -> None:
         first = "; ".join(list(dict.fromkeys(reasons))[:3])
         warn(f"the reward rules failed on {failed} completions, which have no reward: {first}")
     if facts.get("groups") and facts["groups"] == facts["zero_variance_groups"]:
-        warn("no group has two different rewards: there is nothing to learn, and train will stop")
+        warn("no group has two different rewards: nothing to learn from (train.on_no_signal)")
 
 
 def summary(name: str, facts: dict[str, Any]) -> str:

@@ -159,7 +159,7 @@ def test_show_prints_its_tables(runs: Path, command: list[str]) -> None:
     )
     assert done.returncode == 0, done.stderr
     expected = {
-        "run": "reward_mean",
+        "run": "zero variance",
         "iteration": "question",
         "completions": "gold",
         "status": "fresh",

@@ -192,8 +192,8 @@ def test_training_commits_policy_and_trainer_as_one(run: Run, renames: int) -> N
     do(run, "train", 2, value=5, finish=False)
     outputs = [run.trainer(2), run.policy(2), run.train(2)]
     for output in outputs[:renames]:
-        os.rename(output.path, output.replaced)
-        os.rename(output.partial, output.path)
+        output.path.rename(output.replaced)
+        output.partial.rename(output.path)
     recover(run, run.train(2))
     assert status_of(run, run.train(2)).state == "fresh"
     assert read_manifest(run.policy(2)).content_hash == "policy 2 5"

@@ -48,6 +48,7 @@ def test_dry_run_prints_the_commands_one_would_type(make) -> None:  # type: igno
     lines = stage_lines(make("-n", "iteration", "N=2", "RUN=new"))
     assert [re.sub(r".*stages\.", "", line) for line in lines] == [
         "prepare --run new",
+        "evaluate --run new --iteration 0",
         *(
             f"{stage} --run new --iteration {n}"
             for n in (1, 2)
@@ -63,6 +64,7 @@ def test_ranks_go_to_the_stages_that_run_a_model(make) -> None:  # type: ignore[
         line for line in lines if "torchrun --standalone --nproc-per-node 2 -m -- stages" in line
     ]
     assert [re.sub(r".*stages\.(\w+).*", r"\1", line) for line in parallel] == [
+        "evaluate",
         "rollout",
         "logprobs",
         "train",

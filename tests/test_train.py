@@ -256,6 +256,10 @@ def test_equal_rewards_everywhere_are_no_signal(prepared: Path, at) -> None:
         train("a", 1)
     assert NoLearningSignalError.exit_code == 4
     assert nothing_made(run)
+    train("a", 1, overrides=["train.on_no_signal=keep"])
+    before, after = (read_manifest(run.policy(n)).facts["hashes"]["tensors"] for n in (0, 1))
+    assert before == after
+    assert all(steps(run)["skipped"])
 
 
 def edit(output: Output, change: Callable[[pl.DataFrame], pl.DataFrame], *, key: bool) -> None:
@@ -449,6 +453,18 @@ def test_groups_without_variance_are_dropped_but_counted() -> None:
         groups, ObjectiveConfig(kl_coef=0.1), epochs=1, prompts_per_step=None, seed=0, iteration=1
     )
     assert len(kept.computed) == 2
+
+
+def test_an_iteration_without_signal_can_be_passed_over() -> None:
+    """With `keep` nothing is computed, not even the KL that would otherwise have a gradient."""
+    groups = group_samples([sample(g, 3, 0.0) for g in range(3) for _ in range(2)])
+    how = {"epochs": 1, "prompts_per_step": None, "seed": 0, "iteration": 1}
+    with_kl = ObjectiveConfig(kl_coef=0.1)
+    with pytest.raises(NoLearningSignalError, match="on_no_signal"):
+        plan_minibatches(groups, with_kl, **how)
+    (batch,) = plan_minibatches(groups, with_kl, on_no_signal="keep", **how)
+    assert batch.computed == ()
+    assert batch.facts()["zero_variance_groups"] == 3
 
 
 def test_replicas_get_like_numbers_of_tokens() -> None:

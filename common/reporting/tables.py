@@ -14,29 +14,30 @@ from common.runs.manifest import has_manifest, read_manifest
 from common.runs.shards import read_output
 
 STEP_COLUMNS = (
-    "reward_mean",
-    "zero_variance_groups",
-    "truncated_fraction",
     "loss",
     "kl",
     "entropy",
     "clip_fraction_low",
     "clip_fraction_high",
-    "approx_kl",
     "grad_norm",
     "learning_rate",
 )
 
 
 def run_table(run: Run) -> pl.DataFrame:
-    """One row an iteration: means over its optimizer steps, mean completion length."""
+    """One row an iteration: means over the steps that were taken; the rest of the first pass."""
     steps = _frame(training_steps(run))
     if steps.is_empty():
         raise UserError(f"{run.root}: no iteration is complete yet; make iteration N=1")
-    means = [pl.col(name).mean() for name in STEP_COLUMNS]
-    length = (pl.col("completion_tokens") / pl.col("completions")).mean().alias("tokens")
+    first_pass = pl.col("epoch") == 0
+    tokens = pl.col("completion_tokens").filter(first_pass).sum()
     return steps.group_by("iteration", maintain_order=True).agg(
-        pl.len().alias("steps"), *means, length
+        pl.len().alias("steps"),
+        pl.col("reward_mean").mean(),
+        pl.col("zero_variance_groups").filter(first_pass).sum(),
+        (tokens / pl.col("completions").filter(first_pass).sum()).alias("tokens"),
+        pl.col("truncated_fraction").filter(first_pass).mean(),
+        *(pl.col(name).filter(~pl.col("skipped")).mean() for name in STEP_COLUMNS),
     )
 
 

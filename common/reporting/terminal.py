@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
 import polars as pl
 from rich import box
+from rich._export_format import CONSOLE_SVG_FORMAT
 from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
@@ -14,8 +16,10 @@ from rich.text import Text
 
 from common.reporting.progress import clean
 
-SVG_WIDTH = 120
+SVG_WIDTH = 140
 PIPE_WIDTH = 200
+# Without rich's web fonts: a picture must not load anything from elsewhere.
+SVG_FORMAT = re.sub(r"@font-face \{\{.*?\}\}", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
 
 
 def print_table(
@@ -28,16 +32,25 @@ def print_table(
     """
     console = Console(record=svg is not None, width=_width(svg is not None))
     table = Table(title=title or None, box=box.SIMPLE_HEAD, title_justify="left")
-    for name, kind in frame.schema.items():
-        table.add_column(name, justify="right" if kind.is_numeric() else "left", overflow="fold")
     shown = frame if limit is None else frame.head(limit)
-    for row in shown.iter_rows():
-        table.add_row(*(Text(_cell(value)) for value in row))
+    cells = {name: [_cell(value) for value in shown[name].to_list()] for name in shown.columns}
+    for name, kind in frame.schema.items():
+        # Spaces, so that a long name wraps between its words; numbers never wrap.
+        words = name.split("_")
+        numeric = kind.is_numeric()
+        table.add_column(
+            " ".join(words),
+            justify="right" if numeric else "left",
+            overflow="fold",
+            min_width=max(map(len, words + cells[name])) if numeric else None,
+        )
+    for row in zip(*cells.values(), strict=True):
+        table.add_row(*map(Text, row))
     console.print(table)
     if frame.height > shown.height:
         console.print(f"… {frame.height - shown.height} more rows (--limit 0 shows all)")
     if svg is not None:
-        console.save_svg(str(svg), title="staged-grpo")
+        console.save_svg(str(svg), title="staged-grpo", code_format=SVG_FORMAT)
 
 
 def print_completion(row: dict[str, object]) -> None:
