@@ -28,7 +28,7 @@ train: ## GRPO updates of iteration N again, from policy N-1
 
 evaluate: $(READY) ## held-out accuracy of policy N
 	$(call need,N)
-	$(call stage,evaluate,$(N))
+	$(call stage,evaluate,$(N) --overwrite)
 
 ##@ Look
 show: $(READY) ## the run in tables; with N, one iteration

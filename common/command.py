@@ -1,7 +1,7 @@
 """What every command has in common: its options, its errors, and the run it works on.
 
 Exit codes: 0 done or nothing to do, 2 a fault the user can mend, 4 no learning signal,
-5 sampler and trainer disagree, 6 loss or gradient not finite.
+5 sampler and trainer disagree, 6 the model's numbers are not finite.
 """
 
 from __future__ import annotations
@@ -74,7 +74,8 @@ class Context:
         if status.state != "fresh":
             say(f"{output.name}: {status.reason}; making it again")
             return True
-        say(f"{output.name} is complete and fresh; nothing to do (--overwrite makes it again)")
+        line = f"{output.name} is complete and fresh; nothing to do (--overwrite makes it again)"
+        self.result({"fresh": True}, line)
         return False
 
     def accept(self, output: Output, schema: pa.Schema) -> None:
@@ -102,14 +103,21 @@ def open_context(
     quiet: bool = False,
     as_json: bool = False,
     write: bool = True,
+    create: bool = False,
 ) -> Context:
     """Find the run and its recipe in force; with `recipe` or `overrides`, write them into it.
+
+    Args:
+        write: store the recipe in the run.
+        create: the run need not exist yet.
 
     Raises:
         UserError: a bad name, a bad recipe, or one that names another model or data.
     """
     set_quiet(quiet or as_json)
     place = Run.named(run)
+    if not create and not place.root.is_dir():
+        raise UserError(f"{place.root}: no such run; begin it with: make prepare RUN={place.name}")
     in_force = recipe_in_force(place, recipe, overrides or [], write=write and rank() == 0)
     return Context(place, iteration, in_force, overwrite, as_json)
 
@@ -162,6 +170,11 @@ def _guarded(command: Callable[..., None]) -> Callable[..., None]:
             where = f"rank {rank()}: " if world_size() > 1 else ""
             print(f"{where}error: {clean(str(error))}", file=sys.stderr, flush=True)
             raise typer.Exit(error.exit_code) from None
+        except OSError as error:
+            if "--debug" in sys.argv:
+                raise
+            print(f"error: {clean(str(error))}", file=sys.stderr, flush=True)
+            raise typer.Exit(UserError.exit_code) from None
         except KeyboardInterrupt:
             print("interrupted; run the same command again to go on", file=sys.stderr)
             raise typer.Exit(130) from None

@@ -23,7 +23,9 @@ Fraction = Annotated[float, Field(gt=0, le=1)]
 class Section(BaseModel):
     """A table of the recipe: immutable, no unknown keys, field docstrings kept as descriptions."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
 
 class RunConfig(Section):
@@ -62,6 +64,7 @@ class GeneratorSource(Section):
     eval: Annotated[int, Field(ge=0)] = 200
     """Distinct evaluation questions; no question is in both splits."""
     seed: int = 0
+    """Which of the task's questions are drawn."""
     difficulty: dict[str, Any] = {}
     """The task's own keys, checked by its difficulty model."""
 
@@ -70,12 +73,17 @@ class ColumnMap(Section):
     """The names that a data set gives to our columns; empty where it has none."""
 
     question: str = "question"
+    """What the model is asked."""
     answer: str = "answer"
+    """The gold answer, or a text that has it (`answer_pattern`)."""
     verify_type: str = "verify_type"
+    """The rule that judges answers to this row."""
     messages: str = "messages"
     """Ready chat messages (list of role and content) instead of a question."""
     prompt_id: str = "prompt_id"
+    """A stable id; without it the content's hash."""
     metadata: str = "metadata"
+    """A JSON object that is carried along."""
 
 
 class DatasetSource(Section):
@@ -88,6 +96,7 @@ class DatasetSource(Section):
     name: str = ""
     """Configuration of a hub data set (GSM8K: `main`)."""
     train_split: str = "train"
+    """Split of the training questions, where the data set has splits."""
     eval_split: str = ""
     """Split that holds the evaluation questions; empty: `eval` rows are held out of training."""
     train: Positive | None = None
@@ -107,13 +116,17 @@ Source = Annotated[GeneratorSource | DatasetSource, Field(discriminator="kind")]
 
 class RolloutConfig(Section):
     prompts_per_iteration: Positive = 32
+    """Groups of one iteration; prompts come in a shuffled order, each once an epoch."""
     group_size: Annotated[int, Field(ge=2)] = 16
     """Completions of one prompt. One alone has no group to be compared with."""
     groups_per_shard: Positive = 8
     """Groups in one shard, the unit of resuming, of determinism and of division over ranks."""
     max_completion_tokens: Positive = 128
+    """Longest completion, the stop token included."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Divides the logits, in sampling and in every logprob of training alike."""
     top_p: Fraction = 1.0
+    """Smallest mass of most likely tokens to sample from; 1 for all."""
     top_k: Annotated[int, Field(ge=0)] = 0
     """0 for no limit. Truncated sampling is refused while training: the ratio of the objective is
     taken over the full vocabulary."""
@@ -125,6 +138,7 @@ class RolloutConfig(Section):
 
 class RewardWeight(Section):
     weight: float = 0.0
+    """Factor of this reward in the sum; 0 leaves an extra out."""
 
 
 class RewardsConfig(Section):
@@ -152,12 +166,16 @@ class ObjectiveConfig(Section):
     dual_clip: Annotated[float, Field(gt=1)] | None = None
     """Also bound the ratio where the advantage is negative (arXiv 1912.09729; usual: 3)."""
     kl_kind: KlKind = "k3"
+    """Estimator of the KL of a token: k1 = -d, k2 = d^2/2, k3 = exp(d) - d - 1, d = ref - logp."""
     kl_coef: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the KL to the reference; at 0 the reference is neither loaded nor computed."""
     kl_importance_weight: bool = False
     """Multiply the KL by the ratio: its gradient is then reverse KL's (arXiv 2512.02556)."""
     entropy_coef: float = 0.0
+    """Weight of the mean entropy, which is subtracted from the loss."""
     aggregation: Aggregation = "token_mean"
+    """`token_mean` over all tokens of the step (DAPO), `sequence_mean` over completions (GRPO
+    paper), `constant` by completions times max_completion_tokens (Dr. GRPO)."""
     mask_truncated: bool = False
     """Leave completions that hit the length limit out of the loss (not out of their group)."""
 
@@ -177,10 +195,13 @@ class LogprobsConfig(Section):
 
 class TrainConfig(Section):
     learning_rate: Annotated[float, Field(gt=0)] = 1e-6
+    """AdamW's, after warm-up."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """Decay from `learning_rate` after warm-up to `min_learning_rate` at `total_iterations`."""
     min_learning_rate: Annotated[float, Field(ge=0)] = 0.0
+    """Where the decay ends."""
     warmup_iterations: Annotated[int, Field(ge=0)] = 0
+    """Iterations over which the learning rate rises from 0, linearly."""
     total_iterations: Positive = 100
     """The horizon of the schedule; going to iteration 3 and then 20 equals going to 20."""
     epochs: Positive = 1
@@ -188,10 +209,15 @@ class TrainConfig(Section):
     prompts_per_step: Positive | None = None
     """Groups in one optimizer step; all of the iteration's when not given."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    """Gradients are scaled down to this norm, taken over the whole model."""
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """AdamW's decay of the mean gradient."""
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    """AdamW's decay of the mean squared gradient."""
     eps: Annotated[float, Field(gt=0)] = 1e-8
+    """AdamW's floor of the denominator."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """AdamW's decay of matrices; norms and biases have none."""
     tokens_per_pack: Positive = 1024
     """Most tokens of one pack, so the bound of activation memory."""
     share_prompts: bool = True
@@ -211,6 +237,8 @@ class MeshConfig(Section):
     dp_degree: Positive = 1
     """Replicas of the pipeline, each with its share of the groups."""
     pipeline_schedule: Literal["1f1b", "gpipe"] = "1f1b"
+    """`1f1b` keeps at most one microbatch a pipeline stage in flight (arXiv 2006.09503), `gpipe`
+    all of them (arXiv 1811.06965)."""
     timeout_seconds: Positive = 600
     """How long a rank waits for another before all of them end."""
 
@@ -221,6 +249,7 @@ class EvaluateConfig(Section):
     samples: Annotated[int, Field(ge=0)] = 0
     """Completions sampled for each question besides the greedy one (pass@k, maj@k)."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Of the sampled completions."""
     max_completion_tokens: Positive | None = None
     """The rollout's when not given."""
 
@@ -229,6 +258,7 @@ class Recipe(Section):
     """The whole experiment."""
 
     description: str = ""
+    """What the experiment is for."""
     run: RunConfig = RunConfig()
     model: ModelConfig
     prompt: PromptConfig = PromptConfig()

@@ -20,6 +20,6 @@ class SamplerGapError(UserError):
 
 
 class NonFiniteError(UserError):
-    """Loss or gradient was not finite in three steps running. Exit code 6."""
+    """The model's numbers are not finite, three steps running or while sampling. Exit code 6."""
 
     exit_code = 6

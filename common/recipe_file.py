@@ -43,9 +43,11 @@ def read_recipe_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        beside = sorted(p.name for p in path.parent.glob("*.toml")) if path.parent.is_dir() else []
+        beside = sorted(p.name for p in path.parent.glob("*.toml") if p.stem != "pyproject")
         known = f"; there are {', '.join(beside)}" if beside else ""
         raise UserError(f"{path}: no such recipe{known}") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 at byte {error.start}") from None
 

@@ -13,7 +13,9 @@ torchrun --standalone --nproc-per-node 2 -m -- stages.evaluate --run demo --iter
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Annotated, Any
 
 import polars as pl
@@ -41,6 +43,7 @@ from common.reporting.accuracy import GREEDY, figures_by_task, greedy_mean_over_
 from common.reporting.progress import Bar, warn
 from common.reporting.terminal import print_table
 from common.rewards.registry import judge
+from common.rewards.scoring import refuse_infra_errors
 from common.runs.folders import open_policy
 from common.runs.freshness import input_hashes
 from common.runs.layout import shard_name
@@ -54,8 +57,6 @@ if TYPE_CHECKING:
 Policy = Annotated[int, typer.Option("--iteration", min=0, help="Which policy; 0 is the base.")]
 
 QUESTIONS_PER_SHARD = 64
-MOST_INFRA_ERRORS = 0.01
-"""Share of completions whose rule may fail before the figures are refused."""
 
 
 @dataclass(frozen=True)
@@ -65,11 +66,13 @@ class Job:
     context: Context
     policy: SamplingPolicy
     prompts: list[Prompt]
+    dropped: int
+    """Questions that leave no room for an answer."""
     max_completion_tokens: int
 
     @classmethod
-    def of(cls, context: Context) -> Job:
-        """Render the questions; no weights are loaded.
+    def of(cls, context: Context, mesh: Mesh) -> Job:
+        """Render the questions; no weights are loaded. Every rank; the first verifies the policy.
 
         Raises:
             UserError: an input is missing, or a question leaves no room for an answer.
@@ -77,17 +80,16 @@ class Job:
         from common.generation.policy import SamplingPolicy
         from common.generation.shard_work import read_prompts
 
-        run, recipe = context.run, context.recipe
-        policy = SamplingPolicy(open_policy(run, context.iteration), recipe.prompt)
+        run, recipe, number = context.run, context.recipe, context.iteration
+        policy_dir = mesh.from_main(lambda: open_policy(run, number))
+        policy = SamplingPolicy(policy_dir, recipe.prompt)
         limit = recipe.evaluate.max_completion_tokens or recipe.rollout.max_completion_tokens
         rendered = [policy.render(row) for row in read_prompts(run, "eval").to_pylist()]
         on_long = recipe.rollout.on_long
         prompts = [prompt for prompt in rendered if policy.fits(prompt, limit, on_long)]
         if not prompts:
             raise UserError("no evaluation question leaves room for an answer")
-        if len(prompts) < len(rendered):
-            warn(f"{len(rendered) - len(prompts)} questions leave no room and were dropped")
-        return cls(context, policy, prompts, limit)
+        return cls(context, policy, prompts, len(rendered) - len(prompts), limit)
 
     def writer(self) -> OutputWriter:
         """The output, described by what decides its content."""
@@ -95,7 +97,9 @@ class Job:
         count = math.ceil(len(self.prompts) / QUESTIONS_PER_SHARD)
         return OutputWriter(
             run.evaluation(self.context.iteration),
-            inputs=input_hashes(run, [run.prompts.name, run.policy(self.context.iteration).name]),
+            inputs=input_hashes(
+                run, [f"{run.prompts.name}:eval", run.policy(self.context.iteration).name]
+            ),
             recipe={
                 "model": {"dtype": recipe.model.dtype},
                 "prompt": recipe.prompt.model_dump(mode="json"),
@@ -151,9 +155,8 @@ def main(
 
     processes = MeshConfig(timeout_seconds=context.recipe.mesh.timeout_seconds)
     with Mesh.from_environment(processes) as mesh:
-        # One rank looks at the disk for all: what it sees may change while they start.
-        if mesh.gather_objects(mesh.is_main and context.begin(output))[0]:
-            figures = make(Job.of(context), mesh, shards)
+        if mesh.from_main(lambda: context.begin(output)):
+            figures = make(Job.of(context, mesh), mesh, shards)
             if figures is not None and not (quiet or as_json):
                 print_table(figures, title=f"policy {iteration}")
 
@@ -167,21 +170,51 @@ def make(job: Job, mesh: Mesh, shards: str) -> pl.DataFrame | None:
     from common.generation.shard_work import make_shards
 
     writer = job.writer()
+    chosen = chosen_shards(shards, len(writer.names))
+    if job.dropped and mesh.is_main:
+        warn(f"{job.dropped} questions leave no room for an answer and were dropped")
+    reasons = judge_again(writer.open()) if mesh.is_main else []
+    work = Work(job, mesh)
     complete = make_shards(
         writer,
         mesh,
-        Work(job, mesh).shard,
-        chosen=chosen_shards(shards, len(writer.names)),
+        work.shard,
+        chosen=chosen,
         label="evaluate",
         total=QUESTIONS_PER_SHARD * (1 + job.context.recipe.evaluate.samples),
     )
-    return commit(job, writer) if complete else None
+    reasons = list(chain(*mesh.gather_objects(reasons + work.reasons)))
+    return commit(job, writer, reasons) if complete else None
+
+
+def judge_again(writer: OutputWriter) -> list[str]:
+    """Judge what rules failed on in shards that are there: the rules may have been mended since.
+
+    The completions stay as they were sampled.
+
+    Returns:
+        The reasons of those that failed again.
+    """
+    reasons: list[str] = []
+    missing = set(writer.pending())
+    for name in writer.names:
+        table = None if name in missing else writer.read(name)
+        if table is None or not table["reward_answer"].null_count:
+            continue
+        rows = [
+            judged(row, reasons) if row["reward_answer"] is None else row
+            for row in table.to_pylist()
+        ]
+        writer.write(name, pa.Table.from_pylist(rows, schema=EVALUATION))
+    return reasons
 
 
 class Work:
     """What a rank does: shard after shard, the weights loaded before the first one."""
 
     def __init__(self, job: Job, mesh: Mesh) -> None:
+        self.reasons: list[str] = []
+        """Of infra errors."""
         self._job = job
         self._mesh = mesh
         self._sampler: Any = None
@@ -202,10 +235,14 @@ class Work:
             on_ended=shown.advance,
         )
         rows = [
-            judged_row(
-                job.policy.columns(prompt, sample),
-                f"{job.context.iteration:04d}-{question:05d}",
-                index,
+            judged(
+                {
+                    "rollout_id": f"{job.context.iteration:04d}-{question:05d}-"
+                    f"{'greedy' if index == GREEDY else f'{index:04d}'}",
+                    "sample_index": index,
+                    **job.policy.columns(prompt, sample),
+                },
+                self.reasons,
             )
             for question, (prompt, answers) in enumerate(zip(prompts, samples, strict=True), first)
             for index, sample in enumerate(answers, GREEDY)
@@ -213,40 +250,40 @@ class Work:
         return pa.Table.from_pylist(rows, schema=EVALUATION)
 
 
-def judged_row(columns: dict[str, Any], question: str, index: int) -> dict[str, Any]:
-    """A row of the output: a completion's columns and what its rule says."""
-    verdict = judge(columns["assistant_prefix"] + columns["completion_text"], columns)
-    return columns | {
-        "rollout_id": f"{question}-{'greedy' if index == GREEDY else f'{index:04d}'}",
-        "sample_index": index,
+def judged(row: Mapping[str, Any], reasons: list[str]) -> dict[str, Any]:
+    """A completion's row with what its rule says; the reason of an infra error joins `reasons`."""
+    verdict = judge(row["assistant_prefix"] + row["completion_text"], row)
+    if verdict.reward is None:
+        reasons.append(verdict.reason)
+    return {
+        **row,
         "reward_answer": verdict.reward,
         "extracted_answer": verdict.extracted,
         "verdict": verdict.verdict,
     }
 
 
-def commit(job: Job, writer: OutputWriter) -> pl.DataFrame:
+def commit(job: Job, writer: OutputWriter, reasons: list[str]) -> pl.DataFrame:
     """Write the manifest with the figures, and return those of each task.
+
+    Args:
+        reasons: of infra errors.
 
     Raises:
         UserError: more than 1 % of the completions could not be judged.
     """
     columns = ["task", "prompt_id", "sample_index", "completion_ids", "finish_reason"]
-    judged = pl.from_arrow(writer.read_all([*columns, "extracted_answer", "verdict"]))
-    assert isinstance(judged, pl.DataFrame)
-    failed = judged.filter(pl.col("verdict") == "infra_error").height
-    if failed > MOST_INFRA_ERRORS * judged.height:
-        raise UserError(
-            f"{writer.output.partial}: the rules failed on {failed} of {judged.height} completions "
-            f"(verdict infra_error); mend them and run: {writer.output.command}"
-        )
+    answers = writer.read_all([*columns, "extracted_answer", "verdict"])
+    refuse_infra_errors(answers, reasons)
+    frame = pl.from_arrow(answers)
+    assert isinstance(frame, pl.DataFrame)
     facts: dict[str, Any] = {
         "policy_version": job.context.iteration,
         "samples": job.context.recipe.evaluate.samples,
         "temperature": job.context.recipe.evaluate.temperature,
         "max_completion_tokens": job.max_completion_tokens,
-        "tasks": figures_by_task(judged),
-        "mean_over_tasks": greedy_mean_over_tasks(judged),
+        "tasks": figures_by_task(frame),
+        "mean_over_tasks": greedy_mean_over_tasks(frame),
     }
     writer.commit(facts, packages=("torch", "transformers"))
     mean = facts["mean_over_tasks"]

@@ -153,8 +153,7 @@ def main(
     from common.mesh.mesh import Mesh
 
     with Mesh.from_environment(context.recipe.mesh) as mesh:
-        # One rank looks at the disk for all: what it sees may change while they start.
-        if mesh.gather_objects(mesh.is_main and context.begin(output))[0]:
+        if mesh.from_main(lambda: context.begin(output)):
             make(Job.of(context), mesh, shards)
 
 
@@ -170,7 +169,7 @@ def make(job: Job, mesh: Mesh, shards: str) -> None:
     chosen = [writer.names[index] for index in chosen_shards(shards, len(writer.names))]
     if mesh.is_main:
         writer.open()
-    pending = mesh.gather_objects(writer.pending() if mesh.is_main else [])[0]
+    pending = mesh.from_main(writer.pending)
     if kept := len(writer.names) - len(pending):
         say(f"{writer.output.name}: {kept} of {len(writer.names)} shards were complete already")
     wanted = [name for name in chosen if name in pending]

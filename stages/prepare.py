@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import pyarrow as pa
 
@@ -38,7 +39,7 @@ from common.reporting.progress import say, warn
 from common.rewards.registry import check_gold
 from common.runs.folders import commit_policy
 from common.runs.layout import Run
-from common.runs.manifest import has_manifest
+from common.runs.manifest import has_manifest, read_manifest
 from common.runs.recipe import what_prepare_uses
 from common.runs.schemas import PROMPTS
 from common.runs.shards import OutputWriter
@@ -67,6 +68,7 @@ def main(
         overwrite=overwrite,
         quiet=quiet,
         as_json=as_json,
+        create=True,
     )
     output = context.run.prompts
     if accept_edits:
@@ -172,7 +174,13 @@ def write_prompts(run: Run, recipe: Recipe, prompts: Prompts) -> None:
     ).open()
     for name, table in shards.items():
         writer.write(name, table)
-    writer.commit({"train": count_tasks(prompts.train), "eval": count_tasks(prompts.eval)})
+    policy = run.policy(0)
+    facts: dict[str, Any] = {
+        "train": count_tasks(prompts.train),
+        "eval": count_tasks(prompts.eval),
+        policy.name: read_manifest(policy).content_hash,
+    }
+    writer.commit(facts)
 
 
 def cut(split: str, prompts: Sequence[Prompt]) -> dict[str, pa.Table]:

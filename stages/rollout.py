@@ -98,7 +98,7 @@ class Job:
     def writer(self) -> OutputWriter:
         """The output, described by what decides its content."""
         run, recipe, iteration = self.context.run, self.context.recipe, self.context.iteration
-        inputs = [run.prompts.name, run.policy(iteration - 1).name]
+        inputs = [f"{run.prompts.name}:train", run.policy(iteration - 1).name]
         if iteration > 1:
             inputs.append(f"{run.rollout(iteration - 1).name}:cursor_end")
         count = math.ceil(len(self.prompts) / recipe.rollout.groups_per_shard)
@@ -164,8 +164,7 @@ def main(
     # Shards need no pipeline: any number of processes will do, whatever the recipe's mesh is.
     processes = MeshConfig(timeout_seconds=context.recipe.mesh.timeout_seconds)
     with Mesh.from_environment(processes) as mesh:
-        # One rank looks at the disk for all: what it sees may change while they start.
-        if mesh.gather_objects(mesh.is_main and context.begin(output))[0]:
+        if mesh.from_main(lambda: context.begin(output)):
             make(Job.of(context), mesh, shards)
 
 

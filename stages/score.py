@@ -64,6 +64,8 @@ InputPath = Annotated[
 ]
 OutputPath = Annotated[Path | None, typer.Option("--output", help="Where --input's scores go.")]
 
+USAGE = "give either --run and --iteration, or --input and --output"
+
 # What rules look at and what places a row. Token ids and logprobs would be slow to unpack.
 COLUMNS = [
     *(KEY, "group_id", "prompt_id", "task", "question", "answer", "verify_type"),
@@ -88,7 +90,7 @@ def main(
     """Judge the completions of an iteration, or of any file, and take advantages."""
     if input_path or output_path:
         if not (input_path and output_path) or run or iteration:
-            raise UserError("give either --run and --iteration, or --input and --output")
+            raise UserError(USAGE)
         set_quiet(quiet or as_json)
         settings = load_recipe(recipe or DEFAULT_RECIPE, overrides)
         facts = score_file(input_path, output_path, settings, overwrite=overwrite)
@@ -96,6 +98,8 @@ def main(
         if as_json:
             print(json.dumps(facts))
         return
+    if not run or not iteration:
+        raise UserError(USAGE)
     context = open_context(
         run,
         iteration,

@@ -79,10 +79,22 @@ def main(
         context.accept(output, TRAIN)
         return
     with Mesh.from_environment(context.recipe.mesh) as mesh:
-        # Asked on rank 0 alone: it may finish an interrupted commit, which the others must see.
-        wanted = context.begin(output) if mesh.is_main else None
-        if mesh.gather_objects(wanted)[0]:
+        if mesh.from_main(lambda: context.begin(output)):
             train(context, mesh, fresh_optimizer)
+        if mesh.is_main:
+            tidy(context)
+
+
+def tidy(context: Context) -> None:
+    """What follows a commit, also one after which the process was killed."""
+    run, keep = context.run, context.recipe.run
+    prune(
+        run,
+        newest=context.iteration,
+        keep_policies=keep.keep_policies,
+        keep_trainer=keep.keep_trainer,
+    )
+    rebuild_metrics(run)
 
 
 def train(context: Context, mesh: Mesh, fresh_optimizer: bool) -> None:
@@ -130,9 +142,6 @@ def train(context: Context, mesh: Mesh, fresh_optimizer: bool) -> None:
     every = recipe.train.checkpoint_every_steps
     take_steps(trainer, minibatches, outputs.metrics.partial, checkpoint_every=every)
     commit_iteration(outputs, writer, optimizer, trainer.rows, source=source)
-    if mesh.is_main:
-        prune(run, keep_policies=recipe.run.keep_policies, keep_trainer=recipe.run.keep_trainer)
-        rebuild_metrics(run)
     report(context, trainer)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from two_ranks import open_training, outcome, save, take_step
 from common.errors import UserError
 from common.mesh.mesh import Mesh
 from common.parallel.checkpoint import load_trainer, read_state
-from common.runs.hashing import tensors_content_hash
+from common.runs.hashing import model_hashes, tensors_content_hash
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
@@ -62,6 +64,36 @@ def test_what_describes_the_model_goes_along() -> None:
     assert (made / "generation_config.json").read_bytes() == (
         source / "generation_config.json"
     ).read_bytes()
+
+
+def test_tokenizer_and_licence_go_along_and_the_card_of_other_weights_does_not(
+    tmp_path: Path,
+) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(outcome() / "source", source)
+    kept = {"vocab.txt", "merges.txt", "tekken.json", "a.tiktoken", "a.model", "LICENSE.txt"}
+    for name in (*kept, "README.md", "model.safetensors.index.json", "manifest.json", "a.py"):
+        (source / name).write_text("[1]")
+    _, optimizer = open_training(outcome() / "source", Mesh())
+    save(tmp_path, "next", optimizer, source)
+    made = tmp_path / "policy-next"
+    weights_and_config = {"model.safetensors", "config.json", "generation_config.json"}
+    assert {path.name for path in made.iterdir()} == kept | weights_and_config
+    assert model_hashes(made)["tokenizer"] == model_hashes(source)["tokenizer"]
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o027])
+def test_files_have_the_permissions_of_the_umask(tmp_path: Path, mask: int) -> None:
+    pipeline, optimizer = open_training(outcome() / "source", Mesh())
+    take_step(pipeline, optimizer, 0)
+    before = os.umask(mask)
+    try:
+        save(tmp_path, "new", optimizer, outcome() / "source")
+    finally:
+        os.umask(before)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {"model.safetensors", "trainer.safetensors"} <= {path.name for path in files}
+    assert {path.stat().st_mode & 0o777 for path in files} == {0o666 & ~mask}
 
 
 @pytest.mark.parametrize("kind", ["policy", "trainer"])
@@ -146,8 +178,6 @@ def test_a_state_of_another_model_names_what_it_lacks(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_said_before_writing(tmp_path: Path, monkeypatch) -> None:
-    import shutil
-
     _, optimizer = open_training(outcome() / "source", Mesh())
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)

@@ -74,7 +74,7 @@ def test_clean_leaves_nothing_that_moves_the_cursor(text: str) -> None:
 
 
 def test_the_recipe_in_force_is_the_runs_own(runs: Path, recipe_file: Path) -> None:
-    first = open_context("a", recipe=recipe_file, overrides=["train.epochs=2"])
+    first = open_context("a", recipe=recipe_file, overrides=["train.epochs=2"], create=True)
     assert first.recipe.train.epochs == 2
     assert open_context("a").recipe == first.recipe
     changed = open_context("a", overrides=["train.epochs=3"]).recipe
@@ -87,7 +87,13 @@ def test_the_recipe_in_force_is_the_runs_own(runs: Path, recipe_file: Path) -> N
 
 
 def test_a_faulty_recipe_leaves_the_one_in_force(runs: Path, recipe_file: Path) -> None:
-    before = open_context("a", recipe=recipe_file).recipe
+    before = open_context("a", recipe=recipe_file, create=True).recipe
     with pytest.raises(UserError, match="did you mean"):
         open_context("a", overrides=["train.epoch=3"])
     assert open_context("a").recipe == before
+
+
+def test_a_mistyped_run_is_not_begun(runs: Path) -> None:
+    with pytest.raises(UserError, match="make prepare RUN=nosuch"):
+        open_context("nosuch")
+    assert not list(runs.iterdir())

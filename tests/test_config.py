@@ -6,8 +6,9 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 
-from common.config import Recipe
+from common.config import ColumnMap, DatasetSource, GeneratorSource, Recipe
 from common.errors import UserError
 from common.recipe_file import load_recipe, override_text, parse_recipe
 
@@ -104,8 +105,29 @@ def test_an_override_equals_the_edited_file() -> None:
     assert given == written
 
 
-def test_every_field_is_documented_or_plain() -> None:
-    """Fields that need a unit or a choice explained are those with a docstring; none may be
-    lost when pydantic collects them."""
-    fields = Recipe.model_fields["rollout"].annotation.model_fields  # type: ignore[union-attr]
-    assert "unit of resuming" in (fields["groups_per_shard"].description or "")
+def test_every_key_is_explained() -> None:
+    """Tables are explained by their class, keys under their name."""
+
+    def visit(model: type[BaseModel]) -> None:
+        for name, field in model.model_fields.items():
+            kind = field.annotation
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                visit(kind)
+            elif name not in ("kind", "data"):
+                assert field.description, f"{model.__name__}.{name}"
+
+    for model in (Recipe, GeneratorSource, DatasetSource, ColumnMap):
+        visit(model)
+
+
+@pytest.mark.parametrize(
+    "override", ["train.learning_rate=inf", "rewards.answer.weight=nan", "rollout.temperature=inf"]
+)
+def test_numbers_are_finite(override: str) -> None:
+    with pytest.raises(UserError, match="finite"):
+        parse_recipe(BASE, origin="r", overrides=[override])
+
+
+def test_a_folder_is_no_recipe(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be read"):
+        load_recipe(tmp_path)

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
 import torch
+from multirank import torchrun
 
-from common.command import open_context
+from common.command import open_context, rank
 from common.errors import UserError
+from common.generation.policy import SamplingPolicy
+from common.mesh.mesh import Mesh
 from common.modeling.chat import stop_ids
 from common.modeling.load import load_causal_lm
 from common.reporting.passk import pass_at_k
@@ -149,7 +154,7 @@ def test_parts_make_the_same_whole(whole: Run, run: Run) -> None:
 
 
 def test_two_policies_meet_the_same_luck(run: Run) -> None:
-    base = evaluate.Job.of(open_context("a", 0))
+    base = evaluate.Job.of(open_context("a", 0), Mesh())
     later = replace(base, context=replace(base.context, iteration=7))
     first, second = ([job.seeds(prompt) for prompt in job.prompts] for job in (base, later))
     assert first == second
@@ -176,9 +181,56 @@ def test_the_table_is_printed_and_json_is_one_object(
 def test_rules_that_fail_refuse_the_figures(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     failed = Verdict(None, "infra_error", None, "no sandbox")
     monkeypatch.setattr(evaluate, "judge", lambda text, row: failed)
-    with pytest.raises(UserError, match="the rules failed on 56 of 56 completions"):
+    with pytest.raises(UserError) as raised:
         evaluate.main("a", 0, overwrite=True, quiet=True)
+    assert str(raised.value) == (
+        "the reward rules failed on 56 of 56 completions, more than 1%; mend them and run the same "
+        "command again, which judges these anew. First reasons:\n  no sandbox"
+    )
     assert run.evaluation(0).path.exists(), "the former evaluation stands"
+
+
+def test_mended_rules_judge_again_what_was_sampled(
+    whole: Run, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two shards have failures. Going on needs no weights, and the whole is as if none had been."""
+
+    def failing(text: str, row: Mapping[str, Any]) -> Verdict:
+        failed = Verdict(None, "infra_error", None, "no sandbox")
+        return failed if row["task"] == "second" else judge(text, row)
+
+    def no_weights(*_: object) -> None:
+        raise AssertionError("sampled again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate, "judge", failing)
+        for _ in range(2):
+            with pytest.raises(UserError, match=r"failed on 21 of 56 "):
+                evaluate.main("a", 0, overwrite=True, quiet=True)
+            patch.setattr(SamplingPolicy, "sampler", no_weights)
+    monkeypatch.setattr(SamplingPolicy, "sampler", no_weights)
+    evaluate.main("a", 0, overwrite=True, quiet=True)
+    again, first = (read_manifest(r.evaluation(0)) for r in (run, whole))
+    assert again.content_hash == first.content_hash
+    assert again.facts == first.facts
+
+
+def test_two_ranks_make_the_same_and_the_first_alone_verifies_and_warns(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lengths = frame_of(run)["prompt_ids"].list.len()
+    assert lengths.min() < lengths.max()
+    options = [f"evaluate.max_completion_tokens={256 - lengths.min()}", "evaluate.samples=1"]
+    evaluate.main(
+        "a", 0, overwrite=True, overrides=[*options, 'rollout.on_long="drop"'], quiet=True
+    )
+    alone = read_manifest(run.evaluation(0)).content_hash
+    assert len(frame_of(run)) < 8 * 2
+    assert capsys.readouterr().err.count("questions leave no room") == 1
+    done = torchrun(2, "test_evaluate.py")
+    assert done.stderr.count("questions leave no room") == 1
+    assert re.findall(r"rank \d verifies", done.stdout) == ["rank 0 verifies"]
+    assert read_manifest(run.evaluation(0)).content_hash == alone
 
 
 def test_what_cannot_be_evaluated_is_refused(run: Run) -> None:
@@ -187,3 +239,20 @@ def test_what_cannot_be_evaluated_is_refused(run: Run) -> None:
     too_long = ["evaluate.max_completion_tokens=250"]
     with pytest.raises(UserError, match="beyond the context of 256"):
         evaluate.main("a", 0, quiet=True, overwrite=True, overrides=too_long)
+
+
+def as_a_rank() -> None:
+    """Evaluate the run again as one of torchrun's ranks, telling who verifies the policy."""
+    verify = evaluate.open_policy
+
+    def told(run: Run, number: int) -> Path:
+        print(f"rank {rank()} verifies", flush=True)
+        return verify(run, number)
+
+    evaluate.open_policy = told  # type: ignore[attr-defined]
+    evaluate.QUESTIONS_PER_SHARD = 3
+    evaluate.main("a", 0, overwrite=True, quiet=True)
+
+
+if __name__ == "__main__":
+    as_a_rank()

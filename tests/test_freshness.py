@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 from common.config import Recipe
 from common.errors import UserError
 from common.runs.folders import commit_folder, open_policy
-from common.runs.freshness import input_hashes, plan, recover, status_of
+from common.runs.freshness import input_hashes, plan, recover, require_fresh, status_of
 from common.runs.layout import Output, Run, Stage, shard_name
 from common.runs.manifest import read_manifest, verify_files
 from common.runs.retention import prune
@@ -54,21 +55,37 @@ def folder(output: Output, content: str, inputs: dict[str, str], *, publish: boo
     return manifest.content_hash
 
 
+def write_prompts(run: Run, train: int, evaluation: int, **facts: object) -> None:
+    """Prompts whose splits have the given contents."""
+    names = ["train-00000.parquet", "eval-00000.parquet"]
+    writer = OutputWriter(
+        run.prompts,
+        inputs={},
+        recipe={"made": [train, evaluation]},
+        seed=0,
+        names=names,
+        schema=SCHEMA,
+    ).open()
+    for name, value in zip(names, (train, evaluation), strict=True):
+        writer.write(name, pa.table({"rollout_id": ["a"], "value": [value]}, schema=SCHEMA))
+    writer.commit(facts)
+
+
 def do(run: Run, stage: Stage, n: int, value: int = 0, *, finish: bool = True) -> None:
     """What the stage would do, with `value` in place of its work."""
     if stage == "prepare":
-        folder(run.policy(0), f"policy {value}", {})
-        write(run, run.prompts, [], value)
+        policy = folder(run.policy(0), f"policy {value}", {})
+        write_prompts(run, value, value, **{run.policy(0).name: policy})
     elif stage == "rollout":
         cursor = [f"{run.rollout(n - 1).name}:cursor_end"] if n > 1 else []
-        inputs = ["prompts", run.policy(n - 1).name, *cursor]
+        inputs = ["prompts:train", run.policy(n - 1).name, *cursor]
         write(run, run.rollout(n), inputs, value, cursor_end=32 * n)
     elif stage == "score":
         write(run, run.score(n), [run.rollout(n).name], value)
     elif stage == "logprobs":
         write(run, run.logprobs(n), [run.rollout(n).name, run.policy(n - 1).name], value)
     elif stage == "evaluate":
-        write(run, run.evaluation(n), ["prompts", run.policy(n).name], value)
+        write(run, run.evaluation(n), ["prompts:eval", run.policy(n).name], value)
     else:
         train(run, n, value, finish=finish)
 
@@ -78,8 +95,8 @@ def train(run: Run, n: int, value: int, *, finish: bool) -> None:
     stages = [run.rollout(n).name, run.score(n).name, run.logprobs(n).name]
     inputs = input_hashes(run, [*stages, run.policy(n - 1).name, *state])
     facts = {
-        run.trainer(n).name: folder(run.trainer(n), f"trainer {n} {value}", {}, publish=False),
-        run.policy(n).name: folder(run.policy(n), f"policy {n} {value}", {}, publish=False),
+        run.trainer(n).name: folder(run.trainer(n), f"trainer {n} {value}", inputs, publish=False),
+        run.policy(n).name: folder(run.policy(n), f"policy {n} {value}", inputs, publish=False),
     }
     writer = OutputWriter(
         run.train(n), inputs=inputs, recipe={}, seed=0, names=[shard_name(0)], schema=SCHEMA
@@ -148,7 +165,7 @@ def test_times_and_copies_do_not_matter(run: Run, tmp_path: Path) -> None:
             os.utime(path, (path.stat().st_atime + shift,) * 2)
         assert targets(run, 2) == []
     copy = tmp_path / "elsewhere"
-    os.system(f"cp -r '{run.root}' '{copy}'")
+    shutil.copytree(run.root, copy)
     assert targets(Run(copy), 2) == []
 
 
@@ -214,7 +231,7 @@ def test_pruned_policies_keep_their_iterations_fresh(run: Run) -> None:
     for n in (3, 4):
         for step in plan(run, RECIPE, to=n):
             do(run, step.stage, step.iteration)
-    prune(run, keep_policies=2, keep_trainer=2)
+    prune(run, newest=4, keep_policies=2, keep_trainer=2)
     assert [read_manifest(run.policy(n)).pruned for n in range(5)] == [
         False,
         True,
@@ -230,6 +247,64 @@ def test_pruned_policies_keep_their_iterations_fresh(run: Run) -> None:
     assert targets(run, 4, remake_from=4) == iteration(4)
     with pytest.raises(UserError, match="pruned"):
         open_policy(run, 1)
+
+
+@pytest.fixture
+def long_run(run: Run) -> Run:
+    """A run that is complete up to iteration 5."""
+    for step in plan(run, RECIPE, to=5):
+        do(run, step.stage, step.iteration)
+    return run
+
+
+def test_pruning_spares_what_is_being_made_again(long_run: Run) -> None:
+    """Iteration 1 trained again in a run of 5: its policy is the newest, not the oldest."""
+    prune(long_run, newest=1, keep_policies=2, keep_trainer=2)
+    assert not any(read_manifest(long_run.policy(n)).pruned for n in range(6))
+
+
+def test_a_pruned_trainer_state_is_found_before_anything_is_made_again(long_run: Run) -> None:
+    prune(long_run, newest=5, keep_policies="all", keep_trainer=2)
+    with pytest.raises(UserError, match=r"trainer/0001.*FROM=5.*--fresh-optimizer"):
+        targets(long_run, 5, remake_from=2)
+    assert targets(long_run, 5, remake_from=5) == iteration(5)
+    assert targets(long_run, 5, remake_from=1)[:4] == iteration(1)
+
+
+def test_pruned_policies_are_not_evaluated_any_more(long_run: Run) -> None:
+    prune(long_run, newest=5, keep_policies=2, keep_trainer="all")
+    assert targets(long_run, 5, EVERY_2) == ["evaluate-0", "evaluate-4"]
+
+
+def test_from_beyond_n_is_refused(run: Run) -> None:
+    with pytest.raises(UserError, match="FROM=3 is beyond N=2"):
+        targets(run, 2, remake_from=3)
+
+
+def test_a_missing_base_policy_is_prepared_again(run: Run) -> None:
+    shutil.rmtree(run.policy(0).path)
+    assert targets(run, 2)[0] == "prepare"
+
+
+def test_splits_of_the_prompts_are_inputs_apart(run: Run) -> None:
+    """Another evaluation question leaves training fresh; the same rows cut elsewhere do not."""
+    do(run, "evaluate", 0)
+    policy = {run.policy(0).name: "policy 0"}
+    write_prompts(run, 0, 7, **policy)
+    assert targets(run, 2, EVERY_2) == ["evaluate-0", "evaluate-2"]
+    do(run, "evaluate", 0)
+    write_prompts(run, 7, 7, **policy)
+    assert status_of(run, run.rollout(1)).reason == "prompts:train changed"
+    assert status_of(run, run.evaluation(0)).state == "fresh"
+
+
+def test_by_hand_too_nothing_is_built_on_what_is_stale(run: Run) -> None:
+    """Scores of iteration 1 changed: training 2 has fresh inputs, but they are stale in turn."""
+    require_fresh(run, run.train(2))
+    do(run, "score", 1, value=7)
+    assert status_of(run, run.train(2)).state == "fresh"
+    with pytest.raises(UserError, match=r"policies/0001|iterations/0001/train"):
+        require_fresh(run, run.train(2))
 
 
 def test_opening_a_policy_hashes_its_files_always(run: Run) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
@@ -45,6 +45,7 @@ ROWS = st.fixed_dictionaries(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(ROWS, min_size=1, max_size=8), st.data())
 def test_table_hash_does_not_depend_on_the_cut(rows: list[dict[str, object]], data: object) -> None:
     whole = pa.Table.from_pylist(rows, SCHEMA)
@@ -55,6 +56,7 @@ def test_table_hash_does_not_depend_on_the_cut(rows: list[dict[str, object]], da
     assert pieces.hexdigest() == table_content_hash(whole)
 
 
+@settings(deadline=None)
 @given(st.lists(ROWS, min_size=1, max_size=4), st.lists(ROWS, min_size=1, max_size=4))
 def test_table_hash_tells_different_tables_apart(
     left: list[dict[str, object]], right: list[dict[str, object]]
@@ -114,3 +116,27 @@ def test_model_hash_ignores_stamps_and_sees_the_chat_template(
     assert after["tokenizer"] != before["tokenizer"]
     assert after["tensors"] == before["tensors"]
     assert after["model"] != before["model"]
+
+
+def test_every_file_of_a_tokenizer_is_hashed_and_card_and_licence_are_not(
+    tmp_path: Path, tiny_policy: Path
+) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(tiny_policy, folder)
+    before = model_hashes(folder)
+    for name in (
+        *("README.md", "LICENSE", "LICENSE.txt", "NOTICE.txt", "USE_POLICY.md"),
+        ".a.json",
+    ):
+        (folder / name).write_text("text")
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {}}')
+    (folder / "manifest.json").write_text("{}")
+    assert model_hashes(folder) == before
+    hashes = {before["tokenizer"]}
+    others = ("vocab.txt", "tekken.json", "qwen.tiktoken", "spiece.model", "no.json")
+    for name in others:
+        (folder / name).write_text("[")
+        after = model_hashes(folder)
+        hashes.add(after["tokenizer"])
+        assert (after["tensors"], after["config"]) == (before["tensors"], before["config"])
+    assert len(hashes) == 1 + len(others)

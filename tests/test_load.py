@@ -13,7 +13,13 @@ from safetensors.torch import load_file, save_file
 from tiny_models import tiny_model
 
 from common.errors import UserError
-from common.modeling.load import compute_dtype, load_causal_lm, load_config, load_part
+from common.modeling.load import (
+    check_checkpoint,
+    compute_dtype,
+    load_causal_lm,
+    load_config,
+    load_part,
+)
 
 CUTS = [0, 2, 3, 5]
 """Five layers on three pipeline stages."""
@@ -150,6 +156,66 @@ def test_missing_tensors_are_never_random(tied_policy: Path) -> None:
     load_part(tied_policy, range(1), first=True, last=False, dtype=torch.float32)
 
 
+def change_config(folder: Path, **changes: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_layers_that_the_configuration_does_not_ask_for_are_never_cut_off(tmp_path: Path) -> None:
+    """transformers would load the first two of four layers and mention the others in its log."""
+    tiny_model("llama", num_hidden_layers=4).save_pretrained(tmp_path)
+    change_config(tmp_path, num_hidden_layers=2)
+    named = (
+        r"18 tensors differ: model\.layers\.2\.input_layernorm\.weight has no place in the model; "
+    )
+    with pytest.raises(UserError, match=named) as caught:
+        load_causal_lm(tmp_path, torch.float32)
+    assert str(caught.value).count("has no place") == 5
+    with pytest.raises(UserError, match=named):
+        check_checkpoint(tmp_path)
+    with pytest.raises(UserError, match=named):
+        load_part(tmp_path, range(1), first=True, last=False, dtype=torch.float32)
+
+
+def test_tensors_of_a_mixture_are_known_by_their_names_in_the_file(tmp_path: Path) -> None:
+    """The file has a tensor an expert, the model one of all experts."""
+    small = {"num_local_experts": 2, "num_experts_per_tok": 1}
+    tiny_model("mixtral", num_hidden_layers=3, **small).save_pretrained(tmp_path)
+    check_checkpoint(tmp_path)
+    load_part(tmp_path, range(1), first=True, last=False, dtype=torch.float32)
+    change_config(tmp_path, num_hidden_layers=2)
+    for check in (check_checkpoint, lambda path: load_causal_lm(path, torch.float32)):
+        with pytest.raises(UserError, match=r"model\.layers\.2\..* has no place"):
+            check(tmp_path)
+
+
+def test_what_old_checkpoints_store_besides_is_no_fault(tied_policy: Path) -> None:
+    path = tied_policy / "model.safetensors"
+    tensors = load_file(path)
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    tensors |= {f"model.layers.{i}.self_attn.rotary_emb.inv_freq": torch.ones(4) for i in range(3)}
+    save_file(tensors, path, {"format": "pt"})
+    check_checkpoint(tied_policy)
+    load_causal_lm(tied_policy, torch.float32)
+    for start, stop in ((0, 1), (1, 2), (2, 3)):
+        ends = {"first": start == 0, "last": stop == 3}
+        load_part(tied_policy, range(start, stop), **ends, dtype=torch.float32)
+
+
+def test_a_check_finds_what_loading_would(tied_policy: Path) -> None:
+    change_config(tied_policy, intermediate_size=20)
+    with pytest.raises(UserError, match=r"9 tensors differ: .*has shape"):
+        check_checkpoint(tied_policy)
+    change_config(
+        tied_policy,
+        intermediate_size=48,
+        num_hidden_layers=4,
+        layer_types=["full_attention"] * 4,
+    )
+    with pytest.raises(UserError, match=r"model\.layers\.3\..* is missing"):
+        check_checkpoint(tied_policy)
+
+
 def test_pickles_are_refused(tied_policy: Path) -> None:
     (tied_policy / "model.safetensors").rename(tied_policy / "pytorch_model.bin")
     with pytest.raises(UserError, match="safetensors"):
@@ -173,6 +239,12 @@ def test_code_in_a_checkpoint_is_not_run(tied_policy: Path, tmp_path: Path) -> N
     with pytest.raises(UserError, match=r"config\.json"):
         load_causal_lm(tied_policy, torch.float32)
     assert not marker.exists()
+
+
+def test_a_configuration_that_contradicts_itself_is_said_so(tied_policy: Path) -> None:
+    change_config(tied_policy, num_hidden_layers=2)
+    with pytest.raises(UserError, match=r"config\.json: .*`num_hidden_layers` \(2\) must be equal"):
+        load_config(tied_policy)
 
 
 def test_an_encoder_is_no_policy(tmp_path: Path) -> None:

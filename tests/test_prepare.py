@@ -87,7 +87,8 @@ def test_prompts_and_policy_0(runs: Path, recipe: Path, tiny_policy: Path) -> No
     with safe_open(policy / "model.safetensors", "numpy") as tensors:
         parameters = sum(tensors.get_tensor(name).size for name in tensors.keys())  # noqa: SIM118
     assert read_manifest(run.policy(0)).facts["parameters"] == parameters
-    assert read_manifest(run.prompts).facts == {"train": {"sums": 20}, "eval": {"sums": 10}}
+    facts = read_manifest(run.prompts).facts
+    assert (facts["train"], facts["eval"]) == ({"sums": 20}, {"sums": 10})
 
 
 def test_policy_0_is_linked_where_that_can_be(runs: Path, recipe: Path, tiny_policy: Path) -> None:
@@ -192,6 +193,30 @@ def test_pickles_are_not_taken(tiny_policy: Path, tmp_path: Path) -> None:
         check_model(folder)
 
 
+def test_what_describes_a_model_is_installed(tiny_policy: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_policy, folder)
+    others = {"vocab.txt", "tekken.json", "a.tiktoken", "b.model", "LICENSE.txt", "README.md"}
+    for name in (*others, "run.py", ".hidden.json", "adapter_config.json", "a.bin.index.json"):
+        (folder / name).write_text("x")
+    install(check_model(folder), tmp_path / "installed")
+    installed = {path.name for path in (tmp_path / "installed").iterdir()}
+    assert installed == {path.name for path in tiny_policy.iterdir()} | others
+
+
+def test_layers_beyond_the_configuration_are_refused(
+    runs: Path, recipe: Path, make_policy: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(make_policy("llama", layers=4), folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 2}))
+    text = refusal(recipe, f"model.path={folder}")
+    assert f"{folder}: the checkpoint is not of the architecture in its config.json, 18" in text
+    assert "model.layers.2.input_layernorm.weight has no place in the model" in text
+    assert written(runs) == []
+
+
 def test_models_in_several_files(tiny_policy: Path, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
@@ -232,7 +257,11 @@ def test_later_stages_need_questions(runs: Path, recipe: Path) -> None:
 
 
 def test_a_tokenizer_that_loses_text_is_told(
-    runs: Path, recipe: Path, tiny_policy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    runs: Path,
+    recipe: Path,
+    make_policy: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
@@ -242,14 +271,12 @@ def test_a_tokenizer_that_loses_text_is_told(
     prepare.main("a", recipe=recipe)
     assert capsys.readouterr().err == ""
     folder = tmp_path / "model"
-    shutil.copytree(tiny_policy, folder)
+    shutil.copytree(make_policy("llama"), folder)
     words = Tokenizer(WordLevel({"[UNK]": 0, "What": 1, "is": 2, "+": 3, "?": 4}, "[UNK]"))
     words.pre_tokenizer = Whitespace()
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).unlink()
     PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(folder)
-    config = (folder / "config.json").read_text()
-    (folder / "config.json").write_text(config.replace('"qwen2"', '"llama"'))
     changes = [f"model.path={folder}", "prompt.template=r1_zero"]
     prepare.main("b", recipe=recipe, overrides=changes)
     assert "does not give back the text of a prompt: 'What is " in capsys.readouterr().err

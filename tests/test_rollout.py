@@ -124,7 +124,7 @@ def test_ids_text_and_lengths_agree(whole: Run, tiny_policy: Path) -> None:
 def test_the_manifest_says_what_later_stages_need(whole: Run) -> None:
     manifest = read_manifest(whole.rollout(1))
     frame = frame_of(whole)
-    assert set(manifest.inputs) == {"prompts", "policies/0000"}
+    assert set(manifest.inputs) == {"prompts:train", "policies/0000"}
     assert manifest.recipe["rollout"]["temperature"] == manifest.facts["temperature"] == 1.0
     assert manifest.facts["max_completion_tokens"] == 10
     assert (manifest.facts["cursor_start"], manifest.facts["cursor_end"]) == (0, 5)
@@ -198,7 +198,7 @@ def test_the_next_iteration_begins_where_this_one_stopped(
     assert len(first) == len(second) == 5 and not first & second
     assert (frame_of(run, 2)["policy_version"] == 1).all()
     assert set(read_manifest(run.rollout(2)).inputs) == {
-        "prompts",
+        "prompts:train",
         "policies/0001",
         "iterations/0001/rollout:cursor_end",
     }
@@ -264,6 +264,9 @@ def test_shards_that_are_not_there_are_refused(run: Run, shards: str) -> None:
 def test_without_its_inputs_it_names_the_command_that_makes_them(
     runs: Path, recipe_file: Path
 ) -> None:
+    with pytest.raises(UserError, match="no such run; begin it with: make prepare RUN=b"):
+        rollout.main("b", 1, recipe=recipe_file, quiet=True)
+    (runs / "b").mkdir()
     with pytest.raises(UserError, match=r"is missing; make it with: python -m stages\.prepare"):
         rollout.main("b", 1, recipe=recipe_file, quiet=True)
 

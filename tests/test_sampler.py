@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,9 +22,10 @@ from tiny_models import VOCABULARY, tiny_model
 from common.errors import NonFiniteError, UserError
 from common.generation.cache import RowCache, check_cacheable
 from common.generation.drawing import Sample
-from common.generation.sampler import Request, Sampler
+from common.generation.sampler import Request, Sampler, beyond_context
 from common.generation.sampling import Sampling
 from common.generation.seeds import sample_seed
+from common.modeling.load import load_causal_lm
 
 FAMILIES = ["qwen2", "qwen2_sliding", "qwen3", "llama", "mistral", "gemma2"]
 STOPS = [1, 7, 11, 23]
@@ -336,16 +339,23 @@ def test_prompts_that_do_not_fit_are_refused() -> None:
     sampler.generate([Request(fits, [1])], max_completion_tokens=20)
     with pytest.raises(UserError, match=r"prompt 1 has 109 tokens.*= 20 .*context of 128.*on_long"):
         sampler.generate([Request(fits, [1]), Request(beyond, [1])], max_completion_tokens=20)
+    assert beyond_context(108, 20, model.config) is None
+    sentence = beyond_context(109, 20, model.config)
+    with pytest.raises(UserError, match=f"^{re.escape(f'prompt 0 {sentence}')}$"):
+        sampler.generate([Request(beyond, [1])], max_completion_tokens=20)
+    assert beyond_context(10**6, 20, SimpleNamespace()) is None
     with pytest.raises(UserError, match="prompt 0 has no token"):
         sampler.generate([Request([], [1])], max_completion_tokens=20)
     assert sampler.generate([], max_completion_tokens=20) == []
 
 
-def test_damaged_weights_are_said_and_not_sampled() -> None:
-    model = tiny_model("qwen2")
+def test_damaged_weights_are_said_and_not_sampled(tmp_path: Path) -> None:
+    made = tiny_model("qwen2")
     with torch.no_grad():
-        model.get_output_embeddings().weight[3] = float("nan")
-    with pytest.raises(NonFiniteError, match="not finite"):
+        made.get_output_embeddings().weight[3] = float("nan")
+    made.save_pretrained(tmp_path)
+    model = load_causal_lm(tmp_path, torch.float32)
+    with pytest.raises(NonFiniteError, match=f"{tmp_path}: the logits .* model.dtype"):
         Sampler(model, STOPS).generate([Request([4, 5], [1, 2])], max_completion_tokens=4)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from common.errors import UserError
@@ -239,7 +240,7 @@ def test_a_missing_or_stale_rollout(run: Run) -> None:
     with pytest.raises(UserError, match=r"0002/rollout is missing; make it with: python -m"):
         score.main("a", 2)
     write_rollout(run, ROWS, inputs={"policies/0000": "of another time"})
-    with pytest.raises(UserError, match=r"is stale \(policies/0000 is missing\)"):
+    with pytest.raises(UserError, match="policies/0000 is missing"):
         score.main("a", 1)
 
 
@@ -457,6 +458,15 @@ def test_json_lines_are_scored(tmp_path: Path) -> None:
         ({"completion_text": [[1]] * 4}, "column 'completion_text' is not text"),
         ({"group_id": [0, 0, 0, 1]}, "a single completion (first: row 3)"),
         ({"group_id": [0, 0, None, 1]}, "row 2: no value in column 'group_id'"),
+        (
+            {"group_id": [[0], [0], [1], [1]]},
+            "any.parquet row 0: column 'group_id' holds large_list<element: int64>; text",
+        ),
+        ({"task": [["a"]] * 4}, "any.parquet row 0: column 'task' is not text"),
+        (
+            {"completion_text": [b"1", b"2", b"3\xff", b"4"]},
+            "any.parquet row 2: column 'completion_text' is not text: Invalid UTF8",
+        ),
     ],
 )
 def test_files_that_cannot_be_scored(columns: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -465,6 +475,75 @@ def test_files_that_cannot_be_scored(columns: dict[str, Any], message: str, tmp_
         score_file(source, target)
     assert message in str(raised.value)
     assert not target.exists()
+
+
+@pytest.mark.parametrize(
+    "column", ["completion_text", "answer", "assistant_prefix", "question", "task", "prompt_id"]
+)
+def test_parquet_text_that_is_not_utf8_is_told_with_its_row(tmp_path: Path, column: str) -> None:
+    table = pl.read_parquet(any_file(tmp_path)).to_arrow()
+    texts = pa.array([b"14", b"14", b"1\xff4", b"14"])
+    offsets, values = texts.buffers()[1:]
+    damaged = pa.StringArray.from_buffers(4, offsets, values)
+    pq.write_table(score.with_columns(table, {column: damaged}), tmp_path / "b.parquet")
+    with pytest.raises(UserError) as raised:
+        score_file(tmp_path / "b.parquet", tmp_path / "scored.parquet")
+    place = f"{tmp_path / 'b.parquet'} row 2"
+    assert str(raised.value) == f"{place}: column {column!r} is not UTF-8 at byte 1"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"completion_text": "1\ud8004"}, "column 'completion_text' cannot be stored: 'utf-8'"),
+        ({"notes": [{"a": "\udc00"}]}, "column 'notes' cannot be stored: 'utf-8'"),
+        ({"answer": 14}, "column 'answer' cannot be stored"),
+        ({"note": 2**70}, "column 'note' cannot be stored"),
+        ({"answer": None}, "no value in column 'answer'"),
+    ],
+)
+def test_json_lines_that_are_no_table_are_told_with_their_line(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    rows = pl.read_parquet(any_file(tmp_path)).to_dicts()
+    rows[2] |= changes
+    source = tmp_path / "any.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UserError) as raised:
+        score_file(source, tmp_path / "s.parquet")
+    assert str(raised.value).startswith(f"{source}:3: {message}")
+
+
+def test_json_lines_with_lists_for_groups_or_no_name_for_a_column(tmp_path: Path) -> None:
+    rows = pl.read_parquet(any_file(tmp_path)).to_dicts()
+    source = tmp_path / "any.jsonl"
+    for changes, message in [
+        ({"group_id": [1]}, "column 'group_id' holds list<item: int64>; text or numbers name"),
+        ({"\ud800": 1}, "column '\\ud800' cannot be stored: 'utf-8' codec can't encode"),
+    ]:
+        source.write_text("".join(json.dumps(row | changes) + "\n" for row in rows))
+        with pytest.raises(UserError) as raised:
+            score_file(source, tmp_path / "s.parquet")
+        assert str(raised.value).startswith(f"{source}:1: {message}")
+
+
+def test_files_of_a_folder_are_named_in_faults(tmp_path: Path) -> None:
+    folder = tmp_path / "many"
+    folder.mkdir()
+    any_file(tmp_path).rename(folder / "a.parquet")
+    any_file(tmp_path, answer=["1", "2", None, "4"]).rename(folder / "b.parquet")
+    with pytest.raises(UserError) as raised:
+        score_file(folder, tmp_path / "s.parquet")
+    assert str(raised.value) == f"{folder / 'b.parquet'} row 2: no value in column 'answer'"
+
+
+def test_columns_that_only_later_json_lines_have_are_kept(tmp_path: Path) -> None:
+    rows = pl.read_parquet(any_file(tmp_path)).to_dicts()
+    rows[3] |= {"assistant_prefix": "14 and "}
+    source = tmp_path / "any.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    frame = score_file(source, tmp_path / "s.parquet")
+    assert frame["assistant_prefix"].to_list() == [None, None, None, "14 and "]
 
 
 def test_files_and_options_that_make_no_sense(tmp_path: Path) -> None:
@@ -483,7 +562,7 @@ def test_files_and_options_that_make_no_sense(tmp_path: Path) -> None:
         ({"input_path": renamed, "output_path": target}, "no column 'answer' among"),
         ({"input_path": tmp_path / "text.parquet", "output_path": target}, "cannot be read"),
         ({"input_path": tmp_path / "empty.jsonl", "output_path": target}, "is empty: no rows"),
-        ({}, "--run ''"),
+        ({}, "give either"),
     ]:
         with pytest.raises(UserError) as raised:
             score.main(**call)  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import signal
@@ -184,6 +185,52 @@ def test_edits_that_break_the_contract_are_refused(output: Output, edit: object,
     with pytest.raises(UserError, match=said):
         accept_edits(output, SCHEMA)
     assert path.read_bytes() == edited, "a refused edit stays as the user wrote it"
+
+
+def test_damage_does_not_pass_for_an_edit(output: Output) -> None:
+    """Flipped bits are not accepted, unless (in a footer's free text) they changed no value."""
+    make(output)
+    path = output.path / shard_name(0)
+    good = path.read_bytes()
+    values = read_output(output).to_pylist()
+    manifest = output.manifest.read_text()
+    generator = random.Random(2)
+    refused = 0
+    for _ in range(80):
+        bad = bytearray(good)
+        bad[generator.randrange(len(bad))] ^= 1 << generator.randrange(8)
+        path.write_bytes(bytes(bad))
+        output.manifest.write_text(manifest)
+        try:
+            accept_edits(output, SCHEMA)
+        except UserError:
+            refused += 1
+        else:
+            assert read_output(output).to_pylist() == values
+    assert refused > 10
+
+
+def test_a_missing_shard_cannot_be_accepted(output: Output) -> None:
+    make(output)
+    (output.path / shard_name(1)).unlink()
+    with pytest.raises(UserError, match="is missing; make it again"):
+        accept_edits(output, SCHEMA)
+
+
+def test_a_full_disk_says_what_it_needs_and_leaves_nothing(
+    output: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(output)
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    writer = writer_for(output, seed=1).open()
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match=r"bytes to write, \d+ free"):
+        writer.write(shard_name(0), table(0))
+    assert not list(output.partial.glob(".tmp-*"))
+    read_output(output)
 
 
 def test_join_wants_the_same_keys_in_the_same_order() -> None:

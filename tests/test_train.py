@@ -21,7 +21,7 @@ from tiny_runs import start_run, write_iteration
 from common.config import ObjectiveConfig
 from common.errors import NoLearningSignalError, NonFiniteError, UserError
 from common.parallel.batches import Sample, deal, group_samples, permutation, plan_minibatches
-from common.parallel.training import Trainer
+from common.parallel.training import Observed, Trainer
 from common.runs.freshness import status_of
 from common.runs.layout import Output, Run
 from common.runs.manifest import has_manifest, read_manifest
@@ -247,7 +247,7 @@ def dying_rank(name: str) -> None:
     train(name, 1, overrides=["train.checkpoint_every_steps=2"])
 
 
-def test_equal_rewards_everywhere_are_no_signal(prepared: Path, at) -> None:
+def test_equal_rewards_everywhere_are_no_signal(prepared: Path, at, capsys) -> None:
     run = at(prepared)
     for output in (run.rollout(1), run.score(1), run.logprobs(1)):
         shutil.rmtree(output.path)
@@ -260,6 +260,14 @@ def test_equal_rewards_everywhere_are_no_signal(prepared: Path, at) -> None:
     before, after = (read_manifest(run.policy(n)).facts["hashes"]["tensors"] for n in (0, 1))
     assert before == after
     assert all(steps(run)["skipped"])
+    assert "mean ratio" not in capsys.readouterr().err
+
+
+def test_weights_that_are_not_finite_are_never_committed(prepared: Path, at) -> None:
+    run = at(prepared)
+    with pytest.raises(NonFiniteError, match=r"learning_rate"):
+        train("a", 1, overrides=["train.learning_rate=1e39"])
+    assert not has_manifest(run.policy(1)) and not has_manifest(run.train(1))
 
 
 def edit(output: Output, change: Callable[[pl.DataFrame], pl.DataFrame], *, key: bool) -> None:
@@ -363,6 +371,53 @@ def test_the_third_such_step_in_a_row_ends_it(prepared: Path, at) -> None:
     with pytest.raises(NonFiniteError, match=r"step 2: not finite: the loss of 1-\d-\d.*3 steps"):
         train("a", 1)
     assert not has_manifest(run.policy(1)) and not has_manifest(run.train(1))
+
+
+def without_entropy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Entropies that are not a number, as of logits of minus infinity; the loss stays finite."""
+    original = Observed.__call__
+
+    def call(self, outputs, packs):
+        spoilt = torch.stack((outputs[..., 0], torch.full_like(outputs[..., 1], torch.nan)), -1)
+        return original(self, spoilt, packs)
+
+    monkeypatch.setattr(Observed, "__call__", call)
+
+
+def test_steps_left_out_for_their_entropy_count_as_well(prepared: Path, at, monkeypatch) -> None:
+    at(prepared)
+    without_entropy(monkeypatch)
+    with pytest.raises(NonFiniteError, match=r"step 2: .*3 steps in a row"):
+        train("a", 1)
+
+
+def test_left_out_steps_count_across_an_interruption(
+    prepared: Path, at, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = at(prepared)
+    without_entropy(monkeypatch)
+    stop_in_step(monkeypatch, 2)
+    with pytest.raises(KeyboardInterrupt):
+        train("a", 1, overrides=["train.checkpoint_every_steps=1"])
+    monkeypatch.undo()
+    monkeypatch.setenv("STAGED_GRPO_RUNS", str(run.root.parent))
+    without_entropy(monkeypatch)
+    taken = stop_in_step(monkeypatch, None)
+    with pytest.raises(NonFiniteError, match=r"step 2: .*3 steps in a row"):
+        train("a", 1)
+    assert taken == [2]
+
+
+def test_steps_with_nothing_to_compute_are_no_faults(
+    prepared: Path, at, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    """The first group has no variance, so that its step computes nothing; then three faults."""
+    at(prepared)
+    without_entropy(monkeypatch)
+    options = ["run.seed=1", "train.prompts_per_step=1", "objective.kl_coef=0.0"]
+    with pytest.raises(NonFiniteError, match=r"step 3: .*3 steps in a row"):
+        train("a", 1, overrides=options)
+    assert "mean ratio" not in capsys.readouterr().err
 
 
 def test_an_edited_policy_trains_from_itself_with_a_warning(finished: Path, at, capsys) -> None:

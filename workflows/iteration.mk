@@ -28,7 +28,7 @@ prepare:
 
 # $(1) stage, $(2) iteration, $(3) stages that come before it.
 define RULE
-$(1)-$(2): $(filter $(PLAN),$(3))
+$(1)-$(2): $(filter $(PLAN),prepare $(3))
 	$$(call stage-in-force,$(1),$(2)$(call made-again,$(2)))
 .PHONY: $(1)-$(2)
 endef

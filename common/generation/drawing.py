@@ -84,8 +84,11 @@ class Drawing:
         full = counts + 1 == self._max_tokens
         return drawn.tokens, stopped | full | (samples == self.nobody)
 
-    def samples(self) -> list[Sample]:
+    def samples(self, policy: str) -> list[Sample]:
         """All samples, once every one of them has ended.
+
+        Args:
+            policy: whose logits were drawn from, for the message.
 
         Raises:
             NonFiniteError: a logprob is not finite.
@@ -95,7 +98,11 @@ class Drawing:
             buffer.cpu().numpy() for buffer in (self._ids, self._logprobs, self._full_logprobs)
         )
         if not (np.isfinite(logprobs[:-1]).all() and np.isfinite(full[:-1]).all()):
-            raise NonFiniteError("the policy's logits are not finite; its weights are damaged")
+            raise NonFiniteError(
+                f"{policy}: the logits are not finite: its weights are damaged or overflow the "
+                'type it samples in; set model.dtype = "float32", or train it again with a lower '
+                "train.learning_rate"
+            )
         return [
             Sample(
                 completion_ids=ids[index, :length].tolist(),

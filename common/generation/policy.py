@@ -40,8 +40,7 @@ class SamplingPolicy:
         self._prompt = prompt
         self._tokenizer = load_tokenizer(policy_dir)
         self._stops = stop_ids(policy_dir, self._tokenizer)
-        config = load_config(policy_dir).get_text_config()
-        self._context: int | None = getattr(config, "max_position_embeddings", None)
+        self._config = load_config(policy_dir).get_text_config()
 
     def render(self, row: Mapping[str, Any]) -> Prompt:
         """The prompt of a row of `prompts/`."""
@@ -56,17 +55,12 @@ class SamplingPolicy:
         Raises:
             UserError: it does not, and `on_long` is "error".
         """
-        room = max_completion_tokens + len(prompt.ids)
-        if self._context is None or room <= self._context:
-            return True
-        if on_long == "error":
-            raise UserError(
-                f"prompt {prompt.row['prompt_id']} ({prompt.row['task']}) has {len(prompt.ids)} "
-                f"tokens; with max_completion_tokens = {max_completion_tokens} that is "
-                f"beyond the context of {self._context}; lower it, or leave such prompts out with "
-                'rollout.on_long = "drop"'
-            )
-        return False
+        from common.generation.sampler import beyond_context
+
+        fault = beyond_context(len(prompt.ids), max_completion_tokens, self._config)
+        if fault and on_long == "error":
+            raise UserError(f"prompt {prompt.row['prompt_id']} ({prompt.row['task']}) {fault}")
+        return fault is None
 
     def sampler(self, recipe: Recipe, device: torch.device) -> Sampler:
         """Load the weights."""

@@ -107,7 +107,7 @@ class Sampler:
             self._model.device,
         )
         self._decode(drawing, rows, self._prefills(requests, drawing, on_ended), on_ended)
-        samples = iter(drawing.samples())
+        samples = iter(drawing.samples(self._model.name_or_path or "the policy"))
         return [[next(samples) for _ in request.seeds] for request in requests]
 
     def _decode(
@@ -229,25 +229,30 @@ class Sampler:
         return torch.cat(tokens), torch.cat(ended)
 
 
-def context_length(config: Any) -> int | None:
-    """Positions that the model was made for; None where its configuration does not say."""
-    return getattr(config, "max_position_embeddings", None)
-
-
 def check_lengths(requests: Sequence[Request], max_completion_tokens: int, config: Any) -> None:
     """Refuse prompts that are empty or leave no room in the context for the longest completion.
 
     Raises:
         UserError: the first such request, with the numbers.
     """
-    context = context_length(config)
     for index, request in enumerate(requests):
         length = len(request.prompt_ids)
         if not length:
             raise UserError(f"prompt {index} has no token; nothing predicts its first one")
-        if context is not None and length + max_completion_tokens > context:
-            raise UserError(
-                f"prompt {index} has {length} tokens; with max_completion_tokens = "
-                f"{max_completion_tokens} that is beyond the model's context of {context}; lower "
-                'rollout.max_completion_tokens or leave it out with rollout.on_long = "drop"'
-            )
+        if fault := beyond_context(length, max_completion_tokens, config):
+            raise UserError(f"prompt {index} {fault}")
+
+
+def beyond_context(prompt_tokens: int, max_completion_tokens: int, config: Any) -> str | None:
+    """What is wrong with a prompt that leaves no room for the longest completion, else None.
+
+    Also None where the text configuration does not say how many positions the model was made for.
+    """
+    context = getattr(config, "max_position_embeddings", None)
+    if context is None or prompt_tokens + max_completion_tokens <= context:
+        return None
+    return (
+        f"has {prompt_tokens} tokens; with max_completion_tokens = {max_completion_tokens} that is "
+        f"beyond the context of {context}; lower it, or leave such prompts out with "
+        'rollout.on_long = "drop"'
+    )

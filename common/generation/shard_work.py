@@ -40,7 +40,7 @@ def make_shards(
     """
     if mesh.is_main:
         writer.open()
-    pending: list[str] = mesh.gather_objects(writer.pending() if mesh.is_main else [])[0]
+    pending: list[str] = mesh.from_main(writer.pending)
     if kept := len(writer.names) - len(pending):
         say(f"{writer.output.name}: {kept} of {len(writer.names)} shards were complete already")
     mine = [i for i in chosen if writer.names[i] in pending][mesh.rank :: mesh.world_size]

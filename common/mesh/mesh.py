@@ -11,6 +11,7 @@ import itertools
 import os
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
 from types import TracebackType
@@ -105,6 +106,13 @@ class Mesh:
         gathered: list[Any] = [None] * self.world_size
         dist.all_gather_object(gathered, value)
         return gathered
+
+    def from_main(self, ask: Callable[[], Any]) -> Any:
+        """What `ask` returns on rank 0, on every rank.
+
+        For looking at the disk: what one rank sees may change while the others start.
+        """
+        return self.gather_objects(ask() if self.is_main else None)[0]
 
     def barrier(self) -> None:
         if self.world_size > 1:

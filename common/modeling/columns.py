@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from torch import Tensor
 
 from common.modeling.packing import Completion, PackBatch, gather_to_rows
+from common.modeling.sampler_gap import list_lengths
 from common.runs.schemas import KEY, LOGPROBS_OF_TOKENS
 
 
@@ -23,7 +23,7 @@ class Numbers:
     @classmethod
     def of(cls, outputs: Tensor, packs: PackBatch, shard: pa.Table) -> Numbers:
         """Take a forward's outputs [P, T, 2], logprob and entropy, back to the shard's order."""
-        lengths = _lengths(shard).tolist()
+        lengths = list_lengths(shard, "completion_ids").tolist()
         flat = []
         for values in outputs.float().cpu().unbind(-1):
             rows = gather_to_rows(values, packs, lengths)
@@ -39,7 +39,7 @@ def shard_completions(shard: pa.Table) -> list[Completion]:
 
 def logprobs_table(shard: pa.Table, old: Numbers, reference: Numbers | None) -> pa.Table:
     """The logprobs shard that belongs to a rollout shard; null `ref_logprobs` without reference."""
-    offsets = pa.array(np.cumsum([0, *_lengths(shard)]), pa.int32())
+    offsets = pa.array(np.cumsum([0, *list_lengths(shard, "completion_ids")]), pa.int32())
 
     def per_token(values: np.ndarray) -> pa.Array:
         return pa.ListArray.from_arrays(offsets, pa.array(values, pa.float32()))
@@ -53,7 +53,3 @@ def logprobs_table(shard: pa.Table, old: Numbers, reference: Numbers | None) -> 
             "entropy": per_token(old.entropy),
         }
     )
-
-
-def _lengths(shard: pa.Table) -> np.ndarray:
-    return pc.list_value_length(shard["completion_ids"]).to_numpy()

@@ -16,15 +16,14 @@ from typing import Any
 
 from common.errors import UserError
 from common.reporting.progress import bars_wanted
+from common.runs.hashing import DESCRIPTIONS, description_files, tokenizer_files
 from common.tasks.hub import first_line, is_hub_name
 
 INDEX = "model.safetensors.index.json"
 WHOLE = "model.safetensors"
 
-# Configuration, tokenizer, licence: whatever is no weights. `manifest.json` is a run's own.
-BESIDE_WEIGHTS = ("*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja", "LICENSE*", "README.md")
-TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json")
-NOT_INSTALLED = ("manifest.json", "*.bin.index.json", "adapter_config.json")
+# One of these makes a tokenizer; the other files refine it.
+VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "tekken.json", "*.model", "*.tiktoken")
 
 
 @dataclass(frozen=True)
@@ -59,19 +58,24 @@ def find_model(name: str) -> Model:
 def check_model(folder: Path) -> Model:
     """Check that a folder has a configuration, a tokenizer and all its safetensors, whole.
 
+    The safetensors must hold what the configuration asks for, no less and no more.
+
     Raises:
         UserError: it has not.
     """
+    from common.modeling.load import check_checkpoint
+
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: no config.json; model.path must be a Hugging Face directory")
-    if not any((folder / name).is_file() for name in TOKENIZERS):
+    if not any(Path(name).match(v) for name in tokenizer_files(folder) for v in VOCABULARIES):
         # transformers would make an empty one without a word.
-        raise UserError(f"{folder}: no tokenizer; there is none of {', '.join(TOKENIZERS)}")
+        raise UserError(f"{folder}: no tokenizer; there is none of {', '.join(VOCABULARIES)}")
     weights = _weights(folder)
     parameters = sum(_parameters(path) for path in weights)
-    others = {path for pattern in BESIDE_WEIGHTS for path in folder.glob(pattern) if path.is_file()}
-    left_out = {path for pattern in NOT_INSTALLED for path in folder.glob(pattern)}
-    return Model(folder, [*weights, *sorted(others - left_out)], parameters)
+    check_checkpoint(folder)
+    index = [folder / INDEX] if (folder / INDEX).is_file() else []
+    others = [folder / name for name in description_files(folder)]
+    return Model(folder, [*weights, *index, *others], parameters)
 
 
 def install(model: Model, folder: Path) -> None:
@@ -141,7 +145,7 @@ def _download(name: str) -> Path:
 
     if not bars_wanted():
         disable_progress_bars()
-    patterns = ["*.safetensors", *BESIDE_WEIGHTS]
+    patterns = ["*.safetensors", *DESCRIPTIONS]
     try:
         return Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=["*/*"]))
     except Exception as error:  # of a dozen types: of the library, its HTTP client, the file system

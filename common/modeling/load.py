@@ -29,6 +29,7 @@ def load_config(policy_dir: Path) -> PretrainedConfig:
     Raises:
         UserError: no config.json, not readable, or an architecture that needs remote code.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     path = Path(policy_dir) / "config.json"
@@ -38,6 +39,9 @@ def load_config(policy_dir: Path) -> PretrainedConfig:
         return AutoConfig.from_pretrained(
             policy_dir, local_files_only=True, trust_remote_code=False
         )
+    except StrictDataclassError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: transformers cannot use it: {reason}") from error
     except (ValueError, KeyError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"{path}: transformers cannot use it: {reason}") from error
@@ -53,6 +57,18 @@ def load_causal_lm(
     """
     model = _from_pretrained(model_class(load_config(policy_dir)), policy_dir, dtype)
     return _to(model, device)
+
+
+def check_checkpoint(policy_dir: Path) -> None:
+    """Refuse what `load_causal_lm` would.
+
+    The model is made in the types of its file, so that weights are mapped and not read, but for
+    those that a family converts (mixtures of experts).
+
+    Raises:
+        UserError: as `load_causal_lm`.
+    """
+    _from_pretrained(model_class(load_config(policy_dir)), policy_dir, "auto")
 
 
 def load_part(
@@ -164,9 +180,9 @@ def _part_class(
 
 
 def _from_pretrained(
-    cls: type[PreTrainedModel], policy_dir: Path, dtype: torch.dtype
+    cls: type[PreTrainedModel], policy_dir: Path, dtype: torch.dtype | Literal["auto"]
 ) -> PreTrainedModel:
-    """`from_pretrained`, strict: every parameter must come from the checkpoint."""
+    """`from_pretrained`, strict: every parameter comes from the checkpoint, none is left over."""
     with quiet_transformers():
         try:
             loaded: Any = cls.from_pretrained(
@@ -181,12 +197,16 @@ def _from_pretrained(
             raise UserError(f"{policy_dir}: no safetensors to read: {error}") from error
         except RuntimeError as error:
             # Shapes differ; the loader's own message goes to its log.
-            if faults := _wrong_shapes(cls, policy_dir):
+            if faults := _wrong_shapes(policy_dir):
                 raise _other_architecture(policy_dir, faults) from error
             raise
     model, info = loaded
-    if info["missing_keys"]:
-        faults = [f"{name} is missing" for name in sorted(info["missing_keys"])]
+    faults = [f"{name} is missing" for name in sorted(info["missing_keys"])]
+    if info["unexpected_keys"]:
+        # Those of a part are mostly the tensors of other ranks.
+        stray = info["unexpected_keys"] - _on_meta(policy_dir).keys()
+        faults += [f"{name} has no place in the model" for name in sorted(stray)]
+    if faults:
         raise _other_architecture(policy_dir, faults)
     _check_tie(model, policy_dir)
     return model.eval()
@@ -199,11 +219,16 @@ def _other_architecture(policy_dir: Path, faults: list[str]) -> UserError:
     )
 
 
-def _wrong_shapes(cls: type[PreTrainedModel], policy_dir: Path) -> list[str]:
-    """What is wrong with the tensors that the model has names for."""
+def _on_meta(policy_dir: Path) -> dict[str, torch.Tensor]:
+    """Names and shapes of the whole model's tensors."""
+    config = load_config(policy_dir)
     with torch.device("meta"):
-        expected = cls(load_config(policy_dir)).state_dict()
-    faults = []
+        return model_class(config)(config).state_dict()
+
+
+def _wrong_shapes(policy_dir: Path) -> list[str]:
+    """What is wrong with the tensors that the model has names for."""
+    expected, faults = _on_meta(policy_dir), []
     for path in sorted(Path(policy_dir).glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
             for name in sorted(expected.keys() & set(file.keys())):

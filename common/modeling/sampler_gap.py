@@ -76,15 +76,21 @@ def sampler_gap(shards: Iterable[tuple[pa.Table, pa.Table]]) -> SamplerGap:
     return SamplerGap(total / max(tokens, 1), largest, tokens, worst)
 
 
+def list_lengths(table: pa.Table, name: str) -> np.ndarray:
+    """How many values each row of a list column has, int [rows]."""
+    return pc.list_value_length(table[name]).to_numpy()
+
+
 def _flat(rollout: pa.Table, logprobs: pa.Table) -> tuple[np.ndarray, np.ndarray]:
     """All tokens' (old, sampler) logprobs of a shard, float64."""
-    lengths = _lengths(rollout, "completion_ids")
+    lengths = list_lengths(rollout, "completion_ids")
     columns = ((logprobs, "old_logprobs"), (rollout, "sampler_full_logprobs"))
     for table, name in columns:
-        if not np.array_equal(_lengths(table, name), lengths):
-            row = int(np.flatnonzero(_lengths(table, name) != lengths)[0])
+        found = list_lengths(table, name)
+        if not np.array_equal(found, lengths):
+            row = int(np.flatnonzero(found != lengths)[0])
             raise UserError(
-                f"{rollout['rollout_id'][row]}: {name} has {_lengths(table, name)[row]} numbers, "
+                f"{rollout['rollout_id'][row]}: {name} has {found[row]} numbers, "
                 f"completion_ids {lengths[row]} tokens; make rollout and logprobs again"
             )
     old, sampler = (_values(table, name).astype(np.float64) for table, name in columns)
@@ -95,7 +101,7 @@ def _largest(
     rollout: pa.Table, old: np.ndarray, sampler: np.ndarray, gaps: np.ndarray
 ) -> list[GapToken]:
     order = np.argsort(-np.nan_to_num(gaps, nan=np.inf), kind="stable")[:WORST]
-    ends = np.cumsum(_lengths(rollout, "completion_ids"))
+    ends = np.cumsum(list_lengths(rollout, "completion_ids"))
     ids = _values(rollout, "completion_ids")
     found = []
     for index in order.tolist():
@@ -118,10 +124,6 @@ def _worst(tokens: list[GapToken]) -> list[GapToken]:
         return np.inf if np.isnan(token.gap) else token.gap
 
     return sorted(tokens, key=key, reverse=True)[:WORST]
-
-
-def _lengths(table: pa.Table, name: str) -> np.ndarray:
-    return pc.list_value_length(table[name]).to_numpy()
 
 
 def _values(table: pa.Table, name: str) -> np.ndarray:

@@ -75,6 +75,8 @@ class Minibatch:
     """Those that can have a gradient."""
     counts: Tensor
     """[completions] int64 tokens in the loss of every completion of `groups`, in order."""
+    has_gradient: bool
+    """Whether any token of `computed` is in the loss; if none is, the step is left out."""
 
     @property
     def samples(self) -> list[Sample]:
@@ -258,7 +260,15 @@ def _minibatch(
     step: int,
 ) -> Minibatch:
     samples = [sample for group in groups for sample in group.samples]
-    return Minibatch(epoch, step, groups, computed, _counts(samples, objective))
+    in_gradient = [sample for group in computed for sample in group.samples]
+    return Minibatch(
+        epoch,
+        step,
+        groups,
+        computed,
+        _counts(samples, objective),
+        has_gradient=bool(_counts(in_gradient, objective).sum()),
+    )
 
 
 def _counts(samples: Sequence[Sample], objective: ObjectiveConfig) -> Tensor:

@@ -22,7 +22,7 @@ from common.errors import UserError
 from common.mesh.mesh import Mesh
 from common.parallel.masters import Masters
 from common.parallel.optimizer import Optimizer
-from common.runs.hashing import CONFIG_FILES, TOKENIZER_FILES, sha256_of_file
+from common.runs.hashing import CARD, description_files, sha256_of_file
 from common.runs.manifest import sync_directory, write_atomically
 
 STATE = "state.json"
@@ -36,7 +36,7 @@ def save_policy(folder: Path, masters: Masters, *, source: Path) -> None:
 
     Args:
         folder: exists and is empty of weights.
-        source: the policy before; its configuration and tokenizer are copied.
+        source: the policy before; its configuration, tokenizer and licence are copied.
 
     Raises:
         UserError: no room on the disk, or ranks that do not share the file system.
@@ -163,7 +163,10 @@ def _save_shards(folder: Path, kind: str, tensors: Mapping[str, Tensor], mesh: M
     if size > free:
         raise UserError(f"{folder}: {size} bytes to write, {free} free on its disk; make room")
     path = folder / _shard(kind, mesh.pp_rank, mesh.pp_degree)
+    path.touch()
+    mode = path.stat().st_mode  # of the umask; the library replaces the file by one of mode 600
     save_file({name: t.cpu().contiguous() for name, t in tensors.items()}, path, {"format": "pt"})
+    path.chmod(mode)
     with path.open("rb") as file:
         os.fsync(file.fileno())
     sync_directory(folder)
@@ -193,8 +196,8 @@ def _load(folder: Path, wanted: Iterable[str]) -> dict[str, Tensor]:
 
 
 def _copy_description(source: Path, folder: Path, dtype: torch.dtype) -> None:
-    for name in (*CONFIG_FILES, *TOKENIZER_FILES):
-        if (source / name).is_file():
+    for name in description_files(source):
+        if name != CARD:
             shutil.copyfile(source / name, folder / name)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     # Both names: transformers before version 5 reads the second.

@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from common.config import Recipe
-from common.errors import UserError
+from common.errors import NonFiniteError, UserError
 from common.parallel.checkpoint import STATE, save_policy, save_trainer
 from common.parallel.optimizer import Optimizer
 from common.parallel.resume import clear_progress
@@ -117,11 +117,19 @@ def commit_iteration(
 ) -> None:
     """Write and publish everything; called on every rank.
 
+    Raises:
+        NonFiniteError: a weight is infinite or nan; nothing is written.
+
     Args:
         source: directory of the policy that was trained.
     """
     mesh = optimizer.masters.mesh
     mesh.at(f"iteration {outputs.iteration}, saving")
+    if not optimizer.masters.all_finite():
+        raise NonFiniteError(
+            f"iteration {outputs.iteration}: the optimizer made weights that are not finite; the "
+            "policy stays as it was. Lower train.learning_rate"
+        )
     policy, trainer = outputs.run.policy(outputs.iteration), outputs.run.trainer(outputs.iteration)
     if mesh.is_main:
         for output in (policy, trainer):

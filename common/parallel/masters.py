@@ -84,6 +84,12 @@ class Masters:
             if master is not self.model[name]:
                 self.model[name].copy_(master)
 
+    def all_finite(self) -> bool:
+        """Whether no weight on any rank is infinite or nan."""
+        bad = [~master.detach().isfinite().all() for master in self.masters.values()]
+        count = torch.stack(bad).sum().float()
+        return not bool(self.mesh.all_reduce(count, "world"))
+
     def zero_gradients(self) -> None:
         for master in self.masters.values():
             master.grad = None

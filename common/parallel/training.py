@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import resource
-import sys
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +18,7 @@ from common.parallel.batches import Minibatch, Share, make_share
 from common.parallel.optimizer import Optimizer, learning_rate
 from common.parallel.pipeline import Pipeline
 from common.reporting.progress import warn
+from common.runs.manifest import peak_memory_bytes
 
 Row = dict[str, Any]
 """One optimizer step as a row of `schemas.TRAIN`."""
@@ -99,7 +97,8 @@ class Trainer:
         """One optimizer step; the same row on every rank.
 
         Raises:
-            NonFiniteError: the third step in a row whose loss or gradient is not finite.
+            NonFiniteError: the third step in a row whose update is left out because its loss,
+                its entropy or its gradient is not finite.
         """
         place = f"iteration {self._iteration}, step {minibatch.step}"
         self.mesh.at(f"{place}, forward and backward")
@@ -110,8 +109,9 @@ class Trainer:
             self._train, iteration=self._iteration, step=minibatch.step, steps=self._steps
         )
         faulty = seen.not_finite() if seen else None
-        has_gradient = bool(minibatch.computed) and minibatch.completion_tokens > 0
-        result = self.optimizer.step(rate, loss_is_finite=faulty is None, wanted=has_gradient)
+        result = self.optimizer.step(
+            rate, loss_is_finite=faulty is None, wanted=minibatch.has_gradient
+        )
         row = self._row(minibatch, seen, started)
         row |= {
             "skipped": not result.applied,
@@ -119,9 +119,9 @@ class Trainer:
             "learning_rate": rate,
         }
         self.rows.append(row)
-        if has_gradient and not result.applied:
+        if minibatch.has_gradient and not result.applied:
             self._left_out(place, minibatch, faulty)
-        elif minibatch.step == 0:
+        elif minibatch.step == 0 and _computed(row):
             self._alarm(row)
         return row
 
@@ -175,8 +175,8 @@ class Trainer:
         what = "the loss of" if ids else "no loss, but the gradient of a step with"
         more = f" and {len(named) - _SAMPLES_NAMED} more" if len(named) > _SAMPLES_NAMED else ""
         message = f"{place}: not finite: {what} {', '.join(named[:_SAMPLES_NAMED])}{more}"
-        recent = self.rows[-_SKIPS_ALLOWED - 1 :]
-        if len(recent) > _SKIPS_ALLOWED and all(map(_not_finite, recent)):
+        recent = [row for row in self.rows if _computed(row)][-_SKIPS_ALLOWED - 1 :]
+        if len(recent) > _SKIPS_ALLOWED and all(row["skipped"] for row in recent):
             raise NonFiniteError(
                 f"{message}; {len(recent)} steps in a row, so training stops and the policy stays "
                 "as it was. Lower train.learning_rate or train.max_grad_norm"
@@ -218,15 +218,13 @@ def _finite(batch: TokenBatch) -> Tensor:
     return torch.stack([values.isfinite() for values in given]).all(0)
 
 
-def _not_finite(row: Row) -> bool:
-    """Whether a step was left out for its numbers, rather than for having no gradient at all."""
-    finite = math.isfinite(row["loss"]) and math.isfinite(row["grad_norm"])
-    return row["skipped"] and not finite
+def _computed(row: Row) -> bool:
+    """Whether any token was in the loss: the mean weight of none is 0, whatever the model gives."""
+    return row["sampler_weight_mean"] > 0
 
 
 def _peak_memory(device: torch.device) -> int:
     """Bytes: of the accelerator, else of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return peak_memory_bytes()

@@ -1,11 +1,14 @@
 """`metrics.jsonl`: every optimizer step of a run as a line, for plotting with any tool.
 
-Derived from the iterations' files and rebuilt from them; nothing reads it as truth.
+Derived from the iterations' files and rebuilt from them; nothing reads it as truth. JSON has no
+NaN and no infinity, which a skipped step leaves: both are null here.
 """
 
 from __future__ import annotations
 
 import json
+import math
+from typing import Any
 
 import pyarrow as pa
 
@@ -24,5 +27,13 @@ def training_steps(run: Run) -> pa.Table:
 
 def rebuild_metrics(run: Run) -> None:
     """Write `metrics.jsonl` anew."""
-    lines = [json.dumps(row) for row in training_steps(run).to_pylist()]
+    lines = [json.dumps(_finite(row), allow_nan=False) for row in training_steps(run).to_pylist()]
     write_atomically(run.metrics, "".join(f"{line}\n" for line in lines).encode())
+
+
+def _finite(row: dict[str, Any]) -> dict[str, Any]:
+    """`row` with None for numbers that are not finite."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in row.items()
+    }

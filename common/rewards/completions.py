@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +13,16 @@ import pyarrow.parquet as pq
 
 from common.errors import UserError
 from common.tasks.files import files_of, read_files
-from common.tasks.records import Faults
+from common.tasks.records import Faults, Record
 
 NEEDED = ("completion_text", "answer", "verify_type")
+TEXTS = (*NEEDED, "assistant_prefix", "question", "task")
+"""Columns that rules and figures take for text."""
+
+Where = Callable[[int], str]
+"""Row number → file and row."""
+
+_REFUSALS = (pa.ArrowException, UnicodeError, OverflowError)
 
 
 def read_completions(path: Path) -> pa.Table:
@@ -22,51 +32,114 @@ def read_completions(path: Path) -> pa.Table:
     may be.
 
     Raises:
-        UserError: nothing readable is there, or a column is missing or holds anything but text.
+        UserError: nothing readable is there, or a column is missing or holds anything but text;
+            with file, column and row.
     """
     if not path.exists():
         raise UserError(f"{path}: no such file")
     files = files_of(path, "train")
-    try:
-        if all(file.suffix == ".parquet" for file in files):
-            table = pa.concat_tables(pq.read_table(file) for file in files)
-        else:
-            faults = Faults()
-            records = read_files(files, faults)
-            faults.raise_any()
-            table = pa.Table.from_pylist([record.values for record in records])
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path}: cannot be read as one table: {error}") from None
-    return _checked(path, table)
-
-
-def _checked(path: Path, table: pa.Table) -> pa.Table:
-    """`table` with its text columns as text."""
     faults = Faults()
-    missing = [name for name in NEEDED if name not in table.column_names]
-    for name in missing:
-        faults.add(str(path), f"no column {name!r} among {', '.join(table.column_names)}")
-    for name in (*NEEDED, "assistant_prefix", "group_id"):
-        if name not in table.column_names:
-            continue
-        column = table[name]
-        if column.null_count and name != "assistant_prefix":
-            row = column.is_null().to_pylist().index(True)
-            faults.add(f"{path} row {row}", f"no value in column {name!r}")
-        if name != "group_id":
-            try:
-                text = column.cast(pa.string())
-            except (pa.ArrowException, UnicodeDecodeError) as error:
-                faults.add(str(path), f"column {name!r} is not text: {error}")
-                continue
-            table = table.set_column(table.column_names.index(name), name, text)
-    if not table.num_rows:
-        faults.add(str(path), "is empty: no rows")
+    if all(file.suffix.lower() == ".parquet" for file in files):
+        tables = [_checked_parquet(file, faults) for file in files]
+    else:
+        records = read_files(files, faults)
+        faults.raise_any()
+        table = _table(records, faults)
+        tables = [_checked(table, str(path), lambda row: records[row].where, faults)]
     faults.raise_any()
-    return table
+    try:
+        return pa.concat_tables(tables)
+    except pa.ArrowException as error:
+        raise UserError(f"{path}: cannot be read as one table: {error}") from None
 
 
 def group_numbers(column: pa.ChunkedArray) -> list[Any]:
     """Groups as numbers from 0, whatever names the file gave them."""
     numbers: list[Any] = column.combine_chunks().dictionary_encode().indices.to_pylist()
     return numbers
+
+
+def _checked_parquet(file: Path, faults: Faults) -> pa.Table:
+    """The table with its own column types, which its rows as Python values would lose."""
+    try:
+        table = pq.read_table(file, page_checksum_verification=True)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{file}: cannot be read: {error}") from None
+    try:
+        table.validate(full=True)
+    except pa.ArrowException as error:
+        # Arrow says that something is not UTF-8, the reader of records which row and byte.
+        read_files([file], faults)
+        faults.raise_any()
+        raise UserError(f"{file}: damaged: {error}") from None
+    return _checked(table, str(file), lambda row: f"{file} row {row}", faults)
+
+
+def _table(records: list[Record], faults: Faults) -> pa.Table:
+    """Records as columns, of all names that occur.
+
+    Raises:
+        UserError: values of a column have no type in common, or no bytes in UTF-8.
+    """
+    columns: dict[str, pa.ChunkedArray] = {}
+    for name in dict.fromkeys(name for record in records for name in record.values):
+        columns[name] = _converted(
+            [record.values.get(name) for record in records],
+            partial(_named_column, name),
+            lambda row: records[row].where,
+            f"column {name!r} cannot be stored",
+            faults,
+        )
+    faults.raise_any()
+    return pa.table(columns)
+
+
+def _named_column(name: str, values: list[Any]) -> pa.ChunkedArray:
+    # As a table, since the name too must have bytes in UTF-8.
+    return pa.table({name: values})[name]
+
+
+def _checked(table: pa.Table, file: str, where: Where, faults: Faults) -> pa.Table:
+    """`table` with its text columns as text."""
+    if not table.num_rows:
+        faults.add(file, "is empty: no rows")
+        return table
+    for name in NEEDED:
+        if name not in table.column_names:
+            faults.add(file, f"no column {name!r} among {', '.join(table.column_names)}")
+    for name in (*NEEDED, "group_id"):
+        if name in table.column_names and table[name].null_count:
+            row = table[name].is_null().to_pylist().index(True)
+            faults.add(where(row), f"no value in column {name!r}")
+    for name in TEXTS:
+        if name not in table.column_names:
+            continue
+        what = f"column {name!r} is not text"
+        text = _converted(table[name], lambda part: part.cast(pa.string()), where, what, faults)
+        if text is not None:
+            table = table.set_column(table.column_names.index(name), name, text)
+    if "group_id" in table.column_names and pa.types.is_nested(table["group_id"].type):
+        kind = table["group_id"].type
+        faults.add(where(0), f"column 'group_id' holds {kind}; text or numbers name a group")
+    return table
+
+
+def _converted(
+    values: Any, convert: Callable[[Any], Any], where: Where, what: str, faults: Faults
+) -> Any:
+    """`convert(values)`, or None after telling `faults` the first row that it refuses."""
+
+    def refusal(count: int) -> Exception | None:
+        try:
+            convert(values[:count])
+        except _REFUSALS as error:
+            return error
+        return None
+
+    try:
+        return convert(values)
+    except _REFUSALS:
+        # Halving finds a row that is taken no more; the row decides and not what follows it.
+        row = bisect_left(range(1, len(values)), True, key=lambda n: refusal(n) is not None)
+        faults.add(where(row), f"{what}: {refusal(row + 1)}")
+        return None

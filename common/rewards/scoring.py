@@ -99,13 +99,19 @@ def _schema(weights: Mapping[str, float]) -> pa.Schema:
 
 
 def refuse_infra_errors(scored: pa.Table, reasons: list[str]) -> None:
-    """Raise `UserError` with the first three reasons if more than 1 % of the rows failed."""
-    failed = scored["reward"].null_count
+    """Raise `UserError` with the first three reasons if more than 1 % of the rows failed.
+
+    Args:
+        scored: with `verdict`.
+        reasons: of the infra errors.
+    """
+    failed = scored["verdict"].to_pylist().count("infra_error")
     if failed > MOST_INFRA_ERRORS * scored.num_rows:
         first = "".join(f"\n  {reason}" for reason in list(dict.fromkeys(reasons))[:3])
         raise UserError(
             f"the reward rules failed on {failed} of {scored.num_rows} completions, more than "
-            f"{MOST_INFRA_ERRORS:.0%}. First reasons:{first}"
+            f"{MOST_INFRA_ERRORS:.0%}; mend them and run the same command again, which judges "
+            f"these anew. First reasons:{first}"
         )
 
 

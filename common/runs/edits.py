@@ -8,10 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from common.errors import UserError
-from common.runs.hashing import TableHasher, sha256_of_file
+from common.runs.hashing import sha256_of_file
 from common.runs.layout import Output
 from common.runs.manifest import FileRecord, read_manifest, write_atomically, write_manifest
-from common.runs.shards import MEASURED_COLUMNS, encode_parquet, keys_hash
+from common.runs.shards import PartHashes, encode_parquet, keys_hash
 
 
 def accept_edits(output: Output, schema: pa.Schema) -> list[str]:
@@ -26,22 +26,28 @@ def accept_edits(output: Output, schema: pa.Schema) -> list[str]:
         UserError: keys were changed, a column is missing, or a value does not fit its type.
     """
     manifest = read_manifest(output)
+    for record in manifest.files:
+        if not (output.path / record.name).is_file():
+            raise UserError(
+                f"{output.path / record.name} is missing; make it again: {output.command}"
+            )
     edited = [r for r in manifest.shards if sha256_of_file(output.path / r.name) != r.sha256]
     tables = [(record, _checked(output, record, schema)) for record in edited]
     for record, table in tables:
         write_atomically(output.path / record.name, encode_parquet(table))
-    hasher = TableHasher(schema, without=MEASURED_COLUMNS)
+    hashes = PartHashes(schema)
     files: list[FileRecord] = []
     for record in manifest.files:
         path = output.path / record.name
         if record in manifest.shards:
-            hasher.update(pq.read_table(path))
+            hashes.update(record.name, pq.read_table(path, page_checksum_verification=True))
         files.append(FileRecord.of(path, rows=record.rows, keys=record.keys))
     if edited:
         when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         changes = {
             "files": files,
-            "content_hash": hasher.hexdigest(),
+            "content_hash": hashes.whole(),
+            "parts": hashes.parts(),
             "edited": True,
             "recorded": manifest.recorded | {"edits_accepted": when},
         }
@@ -53,9 +59,13 @@ def _checked(output: Output, record: FileRecord, schema: pa.Schema) -> pa.Table:
     """An edited shard cast to the schema, its keys as they were."""
     path = output.path / record.name
     try:
-        table = pq.read_table(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{path}: not a readable Parquet file: {error}") from None
+        # A shard of ours that was damaged has page checksums that no longer hold; one that was
+        # edited has been written by another program, without them.
+        table = pq.read_table(path, page_checksum_verification=True)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(
+            f"{path}: damaged, not edited ({error}); make it again: {output.command}"
+        ) from None
     missing = [name for name in schema.names if name not in table.schema.names]
     superfluous = [name for name in table.schema.names if name not in schema.names]
     if missing or superfluous:

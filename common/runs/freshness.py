@@ -56,14 +56,17 @@ def recover(run: Run, output: Output) -> None:
 
 
 def input_hash(run: Run, name: str) -> str:
-    """What `name` is now: an output's content hash, or with `output:fact` a fact of its manifest.
+    """What `name` is now: an output's content hash; with `output:what` the hash of that part of it
+    (`prompts:train`), or that fact of its manifest.
 
     Raises:
         UserError: the output does not exist; the message has the command that makes it.
     """
-    output_name, _, fact = name.partition(":")
+    output_name, _, what = name.partition(":")
     manifest = read_manifest(run.output(output_name))
-    return str(manifest.facts[fact]) if fact else manifest.content_hash
+    if not what:
+        return manifest.content_hash
+    return manifest.parts.get(what) or str(manifest.facts.get(what))
 
 
 def input_hashes(run: Run, names: list[str]) -> dict[str, str]:
@@ -90,29 +93,46 @@ def status_of(run: Run, output: Output) -> Status:
             return Status("stale", f"{name} is missing")
         if now != recorded:
             return Status("stale", f"{name} changed")
-    if output.stage == "train":
-        return _training_is_whole(run, output, manifest)
-    return Status("fresh")
+    return _companions_are_whole(run, manifest)
 
 
 def require_fresh(run: Run, output: Output) -> None:
-    """Raise `UserError`, with the command to run first, unless an output is complete and fresh."""
-    status = status_of(run, output)
-    if status.state != "fresh":
-        raise UserError(
-            f"{output.path} is {status.state} ({status.reason}); make it first: {output.command}"
-        )
+    """Refuse an output that is not complete and fresh, or was made from one that is not.
+
+    Raises:
+        UserError: the first one to make again, with the command.
+    """
+    seen: set[str] = set()
+
+    def visit(name: str) -> None:
+        if name in seen:
+            return
+        seen.add(name)
+        found = run.output(name)
+        if has_manifest(found):
+            for source in read_manifest(found).inputs:
+                visit(source.partition(":")[0])
+        status = status_of(run, found)
+        if status.state != "fresh":
+            raise UserError(
+                f"{found.path} is {status.state} ({status.reason}); make it first: {found.command}"
+            )
+
+    visit(output.name)
 
 
-def _training_is_whole(run: Run, output: Output, manifest: Manifest) -> Status:
-    """Fresh only if policy and trainer state are those that this training wrote."""
-    made = [run.policy(output.iteration), run.trainer(output.iteration)]
-    for other in made:
+def _companions_are_whole(run: Run, manifest: Manifest) -> Status:
+    """Fresh only if policy and trainer state are those that were committed with the output."""
+    for name, recorded in manifest.facts.items():
+        if not name.startswith(("policies/", "trainer/")):
+            continue
+        other = run.output(name)
         if not has_manifest(other):
-            return Status("stale", f"{other.name} is missing")
-        if read_manifest(other).content_hash != manifest.facts[other.name]:
-            return Status("stale", f"{other.name} is not the one this training wrote")
-        verify_files(other, read_manifest(other))
+            return Status("stale", f"{name} is missing")
+        companion = read_manifest(other)
+        if companion.content_hash != recorded:
+            return Status("stale", f"{name} is not the one it was made with")
+        verify_files(other, companion)
     return Status("fresh")
 
 
@@ -126,8 +146,11 @@ def plan(
         prepare: run `prepare` though it is fresh (it writes a changed recipe into the run).
 
     Raises:
-        UserError: a file is damaged, or a policy that is needed was pruned.
+        UserError: a file is damaged, something that is needed was pruned, or `remake_from` is
+            beyond `to`.
     """
+    if remake_from is not None and remake_from > to:
+        raise UserError(f"FROM={remake_from} is beyond N={to}: nothing would be made again")
     planner = _Planner(run, remake_from)
     planner.visit("prepare", 0, forced=prepare)
     planner.evaluate(recipe, 0)
@@ -135,7 +158,7 @@ def plan(
         for stage in ITERATION_STAGES:
             planner.visit(stage, iteration)
         planner.evaluate(recipe, iteration)
-    _refuse_pruned(run, planner.steps)
+    _refuse_pruned(run, planner.steps, remake_from)
     return planner.steps
 
 
@@ -161,8 +184,14 @@ class _Planner:
 
     def evaluate(self, recipe: Recipe, policy: int) -> None:
         every = recipe.evaluate.every
-        if every and policy % every == 0:
+        if every and policy % every == 0 and not self._gone(policy):
             self.visit("evaluate", policy)
+
+    def _gone(self, policy: int) -> bool:
+        """Whether a policy was pruned and is not made again: it can be evaluated no more."""
+        output = self._run.policy(policy)
+        remade = output.name in self._remade
+        return not remade and has_manifest(output) and read_manifest(output).pruned
 
     def _reason(self, output: Output) -> str:
         if (
@@ -178,22 +207,33 @@ class _Planner:
         return status_of(self._run, output).reason
 
 
-def _refuse_pruned(run: Run, steps: list[Step]) -> None:
-    """Refuse a plan that begins at a policy whose weights were pruned."""
-    numbers = [step.iteration for step in steps if step.stage in ITERATION_STAGES]
-    if not numbers:
+def _refuse_pruned(run: Run, steps: list[Step], remake_from: int | None) -> None:
+    """Refuse a plan that begins where weights or trainer state were pruned, before it begins."""
+    first = min((s.iteration for s in steps if s.stage in ITERATION_STAGES), default=0)
+    if not first:
         return
-    start = run.policy(min(numbers) - 1)
-    if not has_manifest(start) or not read_manifest(start).pruned:
-        return
-    kept = [
-        number
-        for number in range(run.last_policy() + 1)
-        if not read_manifest(run.policy(number)).pruned
+    pruned = [
+        output
+        for output in (run.policy(first - 1), run.trainer(first - 1))
+        if has_manifest(output) and read_manifest(output).pruned
     ]
-    later = [number for number in kept if number >= min(numbers)]
-    raise UserError(
-        f"{start.path}: its weights were pruned (run.keep_policies), so iteration "
-        f"{min(numbers)} cannot be made again; the oldest possible is "
-        f"FROM={(later or kept)[0] + 1}, or FROM=1 for all of it"
+    if not pruned:
+        return
+    later = range(first + 1, run.last_policy() + 2) if remake_from == first else ()
+    possible = next((n for n in later if not _pruned_before(run, n)), 1)
+    message = (
+        f"{pruned[0].path}: its files were pruned (run.keep_policies, run.keep_trainer), so "
+        f"iteration {first} cannot be made again; the oldest possible is FROM={possible}"
     )
+    if pruned[0] == run.trainer(first - 1):
+        message += (
+            f", or begin AdamW anew by hand: python -m stages.train --run {run.name} "
+            f"--iteration {first} --fresh-optimizer"
+        )
+    raise UserError(message)
+
+
+def _pruned_before(run: Run, iteration: int) -> bool:
+    """Whether policy or trainer state that `iteration` starts from are pruned or missing."""
+    needed = (run.policy(iteration - 1), run.trainer(iteration - 1))
+    return any(not has_manifest(o) or read_manifest(o).pruned for o in needed)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Iterable
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +19,14 @@ import pyarrow.compute as pc
 
 from common.errors import UserError
 
-TOKENIZER_FILES = (
-    "added_tokens.json",
-    "chat_template.jinja",
-    "merges.txt",
-    "special_tokens_map.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "vocab.json",
-)
+# A policy's folder: weights, configuration, licences, a card; every other description counts as
+# tokenizer, whose files have no common names.
 CONFIG_FILES = ("config.json", "generation_config.json")
+CARD = "README.md"
+_LICENCES = ("LICEN[SC]E*", "NOTICE*", "USE_POLICY*")
+DESCRIPTIONS = ("*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja", CARD, *_LICENCES)
+# A run's own, names of weights in files, what would change the weights when loaded.
+_NO_DESCRIPTIONS = ("manifest.json", "*.index.json", "adapter_config.json", ".*")
 
 # Libraries stamp these into JSON files; they say nothing about the model.
 _STAMPS = {"transformers_version", "_name_or_path", "name_or_path", "tokenizer_file"}
@@ -158,8 +156,34 @@ def _digest_of_next(file: Any, size: int, path: Path) -> str:
     return digest.hexdigest()
 
 
+def description_files(folder: Path) -> list[str]:
+    """Names of what is no weights in a Hugging Face directory, sorted.
+
+    All are installed with a model. All but the `CARD`, which describes the weights that came with
+    it, go along from policy to policy.
+    """
+    return sorted(
+        path.name
+        for path in folder.iterdir()
+        if path.is_file() and _is_any(path.name, DESCRIPTIONS)
+        if not _is_any(path.name, _NO_DESCRIPTIONS)
+    )
+
+
+def tokenizer_files(folder: Path) -> list[str]:
+    """Names of the tokenizer's files: the descriptions that are nothing else, sorted."""
+    others = (*CONFIG_FILES, CARD, *_LICENCES)
+    return [name for name in description_files(folder) if not _is_any(name, others)]
+
+
+def _is_any(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
 def model_hashes(folder: Path) -> dict[str, str]:
     """Hashes of a Hugging Face directory: `tensors`, `tokenizer`, `config` and, over all, `model`.
+
+    Card and licences are in none of them.
 
     Raises:
         UserError: the folder has no safetensors or no config.
@@ -171,26 +195,25 @@ def model_hashes(folder: Path) -> dict[str, str]:
         raise UserError(f"{folder}: no config.json; this is no Hugging Face model directory")
     hashes = {
         "tensors": tensors_content_hash(weights),
-        "tokenizer": _hash_of_files(folder, TOKENIZER_FILES),
+        "tokenizer": _hash_of_files(folder, tokenizer_files(folder)),
         "config": _hash_of_files(folder, CONFIG_FILES),
     }
     return hashes | {"model": hash_of_parts(hashes.values())}
 
 
 def _hash_of_files(folder: Path, names: Iterable[str]) -> str:
-    parts: list[str] = []
-    for name in names:
-        path = folder / name
-        if not path.is_file():
-            continue
-        if path.suffix == ".json":
-            try:
-                content = json.loads(path.read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise UserError(f"{path}: not valid JSON: {error}") from None
-            if isinstance(content, dict):
-                content = {k: v for k, v in content.items() if k not in _STAMPS}
-            parts += [name, json.dumps(content, sort_keys=True)]
-        else:
-            parts += [name, sha256_of_file(path)]
-    return hash_of_parts(parts)
+    present = [folder / name for name in names if (folder / name).is_file()]
+    return hash_of_parts(part for path in present for part in (path.name, _without_stamps(path)))
+
+
+def _without_stamps(path: Path) -> str:
+    """JSON in one form; the sha256 of any other file."""
+    try:
+        content = json.loads(path.read_bytes()) if path.suffix == ".json" else None
+    except ValueError:  # of no file that a model needs: loading it has been tried before
+        content = None
+    if content is None:
+        return sha256_of_file(path)
+    if isinstance(content, dict):
+        content = {k: v for k, v in content.items() if k not in _STAMPS}
+    return json.dumps(content, sort_keys=True)

@@ -5,10 +5,12 @@ It is the last file written. What it lists is verified whenever it is read.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
 import resource
+import shutil
 import sys
 import time
 import uuid
@@ -78,6 +80,8 @@ class Manifest(BaseModel):
     files: list[FileRecord]
     rows: int
     content_hash: str
+    parts: dict[str, str] = {}
+    """Content hashes of the shards whose names begin alike, as `train-` and `eval-` of prompts."""
     facts: dict[str, Any] = {}
     """Results that later stages or people read, a function of inputs, recipe and seed."""
     edited: bool = False
@@ -149,17 +153,22 @@ def check_sha256(output: Output, record: FileRecord, found: str) -> None:
     """Raise `UserError` naming the file and both hashes unless `found` is the recorded one."""
     if found == record.sha256:
         return
-    accept = output.command.replace("--overwrite", "--accept-edits")
+    remedies = f"  Damaged?           {output.command}"
+    if record.name.endswith(".parquet"):
+        accept = output.command.replace("--overwrite", "--accept-edits")
+        remedies = f"  Edited on purpose? {accept}\n{remedies}"
     raise UserError(
         f"{output.path / record.name} is not what its manifest says: sha256 is {found}, "
-        f"recorded {record.sha256}.\n"
-        f"  Edited on purpose? {accept}\n"
-        f"  Damaged?           {output.command}"
+        f"recorded {record.sha256}.\n{remedies}"
     )
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a whole file or nothing: temporary file, fsync, rename, fsync of the directory."""
+    """Write a whole file or nothing: temporary file, fsync, rename, fsync of the directory.
+
+    Raises:
+        UserError: the disk is full.
+    """
     temporary = path.with_name(f".tmp-{uuid.uuid4().hex}")
     try:
         with temporary.open("wb") as file:
@@ -167,6 +176,13 @@ def write_atomically(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        free = shutil.disk_usage(path.parent).free
+        raise UserError(
+            f"{path}: {len(data)} bytes to write, {free} free on its disk; make room"
+        ) from None
     finally:
         temporary.unlink(missing_ok=True)
     sync_directory(path.parent)
@@ -193,13 +209,18 @@ def recorded_now(started: float, packages: Iterable[str] = ()) -> dict[str, Any]
         started: `time.monotonic()` at the beginning.
         packages: distributions whose versions matter to the result.
     """
-    # Linux counts the peak in KiB, macOS in bytes.
-    unit = 1 if sys.platform == "darwin" else 1024
     return {
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "wall_seconds": round(time.monotonic() - started, 3),
-        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
+        "peak_memory_bytes": peak_memory_bytes(),
         "host": platform.node(),
         "python": platform.python_version(),
         "versions": {name: version(name) for name in ("staged-grpo", *packages)},
     }
+
+
+def peak_memory_bytes() -> int:
+    """The most memory that this process has held."""
+    # Linux counts in KiB, macOS in bytes.
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -9,18 +9,23 @@ from common.runs.manifest import has_manifest, read_manifest, write_manifest
 
 
 def prune(
-    run: Run, *, keep_policies: int | Literal["all"], keep_trainer: int | Literal["all"]
+    run: Run,
+    *,
+    newest: int,
+    keep_policies: int | Literal["all"],
+    keep_trainer: int | Literal["all"],
 ) -> None:
-    """Delete weights and trainer states older than the newest so many; policy 0 stays always.
+    """Delete weights and trainer states but the last so many up to `newest`; policy 0 stays.
+
+    Those beyond `newest` are of a training that is being made again and are left alone.
 
     The manifest says `pruned` before the first file goes, so a kill in between loses nothing
     that was promised; its hashes stay, so that finished iterations remain fresh.
     """
-    last = run.last_policy()
-    for number in range(1, last + 1):
-        if keep_policies != "all" and number <= last - keep_policies:
+    for number in range(1, newest + 1):
+        if keep_policies != "all" and number <= newest - keep_policies:
             _prune(run.policy(number))
-        if keep_trainer != "all" and number <= last - keep_trainer:
+        if keep_trainer != "all" and number <= newest - keep_trainer:
             _prune(run.trainer(number))
 
 

@@ -124,7 +124,9 @@ TRAIN = pa.schema(
         _column("iteration", pa.int32(), "the iteration trained"),
         _column("epoch", pa.int32(), "pass over the iteration's completions, from 0"),
         _column("step", pa.int32(), "optimizer step within the iteration, from 0"),
-        _column("skipped", pa.bool_(), "the update was left out: loss or gradient not finite"),
+        _column(
+            "skipped", pa.bool_(), "no update: nothing to learn, or numbers that are not finite"
+        ),
     ]
     + [
         _column(name, pa.int64() if name in _COUNTS else pa.float64(), "see README: metrics")

@@ -18,7 +18,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from common.errors import UserError
-from common.runs.hashing import TableHasher, sha256_of_bytes, table_content_hash
+from common.runs.hashing import (
+    TableHasher,
+    hash_of_parts,
+    sha256_of_bytes,
+    table_content_hash,
+)
 from common.runs.layout import Output
 from common.runs.manifest import (
     FileRecord,
@@ -130,12 +135,12 @@ class OutputWriter:
             packages: distributions whose versions matter to the result.
             publish_output: leave the rename to the caller, who commits several outputs as one.
         """
-        hasher = TableHasher(self._schema, without=MEASURED_COLUMNS)
+        hashes = PartHashes(self._schema)
         records = []
         for name in self.names:
             record = self._done(name)
             assert record is not None, f"{name} of {self.output.name} was never written"
-            hasher.update(_read_verified(self.output, record, self.output.partial))
+            hashes.update(name, _read_verified(self.output, record, self.output.partial))
             records.append(record)
         manifest = Manifest(
             stage=self.output.stage,
@@ -145,7 +150,8 @@ class OutputWriter:
             seed=self._seed,
             files=records,
             rows=sum(record.rows or 0 for record in records),
-            content_hash=hasher.hexdigest(),
+            content_hash=hashes.whole(),
+            parts=hashes.parts(),
             facts=facts or {},
             recorded=recorded_now(self._started, packages) | (recorded or {}),
         )
@@ -174,6 +180,26 @@ class OutputWriter:
         except (FileNotFoundError, ValueError, KeyError):
             return None
         return record if record.sha256 == done["sha256"] else None
+
+
+class PartHashes:
+    """Content hashes of an output and of its parts: the shards whose names begin alike."""
+
+    def __init__(self, schema: pa.Schema) -> None:
+        self._schema = schema
+        self._hashers: dict[str, TableHasher] = {}
+
+    def update(self, name: str, table: pa.Table) -> None:
+        """Add the next shard, by its file name."""
+        part = name.partition("-")[0]
+        fresh = TableHasher(self._schema, without=MEASURED_COLUMNS)
+        self._hashers.setdefault(part, fresh).update(table)
+
+    def parts(self) -> dict[str, str]:
+        return {part: hasher.hexdigest() for part, hasher in self._hashers.items()}
+
+    def whole(self) -> str:
+        return hash_of_parts(f"{part}={found}" for part, found in sorted(self.parts().items()))
 
 
 def keys_hash(table: pa.Table) -> str:
