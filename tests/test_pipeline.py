@@ -15,7 +15,7 @@ from two_ranks import TEMPERATURE, batch, facts, outcome
 from common.errors import UserError
 from common.mesh.mesh import Mesh
 from common.modeling.load import load_causal_lm
-from common.modeling.packing import gather_to_rows, pack
+from common.modeling.packing import Completion, gather_to_rows, pack
 from common.parallel.architecture import TESTED, check_architecture
 from common.parallel.pipeline import Pipeline, split_model
 
@@ -62,6 +62,13 @@ def test_packing_serves_the_schedule(policy: Path) -> None:
         pipeline.packing(3)
     pipeline.schedule = "gpipe"
     assert pack(rows, tokens_per_pack=1000, **pipeline.packing(3)).num_packs == 3
+
+
+def test_tokens_that_the_model_does_not_have_are_refused(policy: Path) -> None:
+    pipeline = Pipeline(policy, Mesh(), dtype=torch.float32, temperature=1.0)
+    beyond = Completion([1, 2], [3, 100_000], group=0)
+    with pytest.raises(UserError, match="token id 100000 is beyond"):
+        pipeline.run_forward(pack([beyond], tokens_per_pack=64))
 
 
 def test_microbatches_do_not_change_the_forward(policy: Path) -> None:

@@ -68,6 +68,7 @@ class Pipeline:
             self.part, first=mesh.is_first, last=mesh.is_last, temperature=temperature
         )
         self._hidden_size = config.get_text_config().hidden_size
+        self._vocabulary = config.get_text_config().vocab_size
 
     def wide_parameters(self) -> dict[str, Tensor]:
         """This stage's parameters in float32, as exact as the policy's files have them."""
@@ -94,6 +95,7 @@ class Pipeline:
 
         None on the others. Padding holds values without meaning.
         """
+        self._check_ids(packs)
         packs = packs.to(self.mesh.device)
         count = _count(packs, microbatches)
         with torch.no_grad():
@@ -113,6 +115,7 @@ class Pipeline:
                 the indices [B] of its packs; returns the microbatch's share of the loss, a scalar.
                 The shares are summed, never averaged.
         """
+        self._check_ids(packs)
         packs = packs.to(self.mesh.device)
         count = _count(packs, microbatches)
         indices = torch.arange(packs.num_packs, device=self.mesh.device)
@@ -137,6 +140,15 @@ class Pipeline:
             dtype=dtype,
             device=mesh.device,
         )
+
+    def _check_ids(self, packs: PackBatch) -> None:
+        """Refuse tokens that the model does not have: an embedding would only say "index"."""
+        largest = max(int(packs.input_ids.max()), int(packs.target_ids.max()))
+        if largest >= self._vocabulary:
+            raise UserError(
+                f"token id {largest} is beyond the model's {self._vocabulary} tokens: the rollout "
+                "was edited, or sampled with another tokenizer; sample it again"
+            )
 
     def _run(self, packs: PackBatch) -> Tensor:
         return self.module(packs.input_ids, **stage_arguments(packs))

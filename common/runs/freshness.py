@@ -11,7 +11,7 @@ from typing import Literal
 
 from common.config import Recipe
 from common.errors import UserError
-from common.runs.layout import ITERATION_STAGES, Output, Run, Stage
+from common.runs.layout import ITERATION_STAGES, STAGES, Output, Run, Stage
 from common.runs.manifest import Manifest, has_manifest, read_manifest, verify_files
 from common.runs.shards import publish
 
@@ -102,23 +102,27 @@ def require_fresh(run: Run, output: Output) -> None:
     Raises:
         UserError: the first one to make again, with the command.
     """
-    seen: set[str] = set()
-
-    def visit(name: str) -> None:
-        if name in seen:
-            return
-        seen.add(name)
-        found = run.output(name)
-        if has_manifest(found):
-            for source in read_manifest(found).inputs:
-                visit(source.partition(":")[0])
+    needed = sorted(_made_from(run, output), key=lambda o: (o.iteration, STAGES.index(o.stage)))
+    for found in needed:
         status = status_of(run, found)
         if status.state != "fresh":
             raise UserError(
                 f"{found.path} is {status.state} ({status.reason}); make it first: {found.command}"
             )
 
-    visit(output.name)
+
+def _made_from(run: Run, output: Output) -> list[Output]:
+    """An output and all that it was made from, directly or through others."""
+    found = {output.name: output}
+    waiting = [output]
+    while waiting:
+        current = waiting.pop()
+        names = read_manifest(current).inputs if has_manifest(current) else ()
+        for name in (name.partition(":")[0] for name in names):
+            if name not in found:
+                found[name] = run.output(name)
+                waiting.append(found[name])
+    return list(found.values())
 
 
 def _companions_are_whole(run: Run, manifest: Manifest) -> Status:

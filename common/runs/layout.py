@@ -22,6 +22,7 @@ DEFAULT_RECIPE = REPOSITORY / "workflows" / "recipes" / "arithmetic.toml"
 
 Stage = Literal["prepare", "rollout", "score", "logprobs", "train", "evaluate"]
 ITERATION_STAGES: tuple[Stage, ...] = ("rollout", "score", "logprobs", "train")
+STAGES: tuple[Stage, ...] = ("prepare", *ITERATION_STAGES, "evaluate")
 
 _RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
