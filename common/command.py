@@ -11,6 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
@@ -156,7 +157,22 @@ def launch(*commands: Callable[..., None]) -> None:
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
     for command in commands:
         app.command(help=command.__doc__)(_guarded(command))
-    app()
+    try:
+        app()
+    except SystemExit as end:
+        _leave(end.code)
+
+
+def _leave(code: object) -> None:
+    """End the process as it is: everything that counts is on the disk.
+
+    Native libraries' threads, torn down in no particular order at a regular exit, have aborted a
+    process whose work was done and committed.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            stream.flush()
+    os._exit(code if isinstance(code, int) else int(code is not None))
 
 
 def _guarded(command: Callable[..., None]) -> Callable[..., None]:

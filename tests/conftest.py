@@ -11,6 +11,10 @@ from pathlib import Path
 
 import pytest
 
+# Content is bit-for-bit the same for the same thread count; ranks have one thread, so we have one.
+# Set before anything loads OpenMP.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 TINY = {

@@ -17,6 +17,8 @@ from pathlib import Path
 
 from torch.distributed import Store  # type: ignore[attr-defined]
 
+ENDED_BY_LAUNCHER = "ended by the launcher"
+
 # What gloo and NCCL say when it is the other side that failed.
 _OF_A_PEER = (
     "connection closed by peer",
@@ -27,6 +29,7 @@ _OF_A_PEER = (
     "timeout",
     "socket closed",
     "remote process exited",
+    ENDED_BY_LAUNCHER,
 )
 _SECONDS_TO_LEARN_THE_CAUSE = 2.0
 

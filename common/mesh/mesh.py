@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -48,6 +50,7 @@ class Mesh:
     """What this rank is doing, for the message of a failure: `mesh.at(...)` sets it."""
     _groups: dict[Over, dist.ProcessGroup] = field(default_factory=dict)
     _store: Store | None = None
+    _ending: bool = False
 
     @classmethod
     def from_environment(cls, config: MeshConfig) -> Mesh:
@@ -135,6 +138,7 @@ class Mesh:
     ) -> None:
         if self._store is None:
             return
+        self._ending = True
         if error is None:
             dist.barrier()
         another_was_first = error is not None and self._report(error)
@@ -172,6 +176,13 @@ class Mesh:
         self._make("ties", [[ranks[0], ranks[-1]] for ranks in by_replica], timeout)
         failure.announce_process(self._store, self.rank)
         self.at(self.position)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._end)
+
+    def _end(self, *_: object) -> None:
+        """torchrun ends every rank when one has gone: first say which one it was."""
+        if not self._ending:
+            raise RuntimeError(failure.ENDED_BY_LAUNCHER)
 
     def _report(self, error: BaseException) -> bool:
         """Say which rank failed first, where and why; returns whether it was another one."""
