@@ -94,8 +94,7 @@ def resume_progress(folder: Path, optimizer: Optimizer) -> list[Row]:
     Called on every rank. A damaged commit is removed: the iteration is then replayed.
     """
     mesh = optimizer.masters.mesh
-    found = _newest_sound(folder) if mesh.is_main else None
-    path = mesh.gather_objects(found)[0]
+    path = mesh.from_main(lambda: _newest_sound(folder))
     if path is None:
         return []
     load_trainer(path, optimizer, as_policy=False)
