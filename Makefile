@@ -37,6 +37,12 @@ show: $(READY) ## the run in tables; with N, one iteration
 status: $(READY) ## what is complete, what is stale and why
 	@$(PYTHON) -m stages.show status --run $(RUN)
 
+extras: $(READY) ## what the verify types CODE, SIMILARITY and REASONING_GYM need
+	$(PIP) install -c workflows/constraints.txt -e '.[code,reasoning-gym,similarity]'
+
+doctor: $(READY) ## what works on this machine: sandbox, packages, torchrun, GPU
+	@$(PYTHON) -m workflows.doctor
+
 ##@ Models
 base: $(READY) ## pretrain the embedded base model again (an hour on 2 cores)
 	$(PYTHON) -m workflows.pretrain --output data/models/arithmetic-base
@@ -63,8 +69,8 @@ help: ## this list
 		/^##@/ {printf "\n%s\n", substr($$0, 5)} \
 		/^[a-z][a-z0-9 -]*:.*## / {printf "  %-10s %s\n", $$1, $$2}' Makefile
 
-.PHONY: iteration prepare rollout score logprobs train evaluate show status base smollm2 \
-	setup test test-slow lint help
+.PHONY: iteration prepare rollout score logprobs train evaluate show status extras doctor base \
+	smollm2 setup test test-slow lint help
 
 $(READY): pyproject.toml workflows/constraints.txt
 	$(PYTHON3) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else \

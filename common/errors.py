@@ -7,6 +7,12 @@ class UserError(ValueError):
     exit_code = 2
 
 
+class MissingToolError(UserError):
+    """A program or package that the work needs is not installed: says which. Exit code 3."""
+
+    exit_code = 3
+
+
 class NoLearningSignalError(UserError):
     """Every group of the iteration has equal rewards, so no gradient exists. Exit code 4."""
 

@@ -81,7 +81,7 @@ def _explain(fault: Any, document: dict[str, Any]) -> str:
     """One pydantic fault as a line a user can act on."""
     # A tagged union puts its tag into the location; it is no key of the file.
     path = [str(part) for part in fault["loc"]]
-    if len(path) > 2 and path[0] == "data" and path[2] in ("generator", "dataset"):
+    if len(path) > 2 and path[0] == "data" and path[2] in ("generator", "dataset", "reasoning_gym"):
         del path[2]
     key = ".".join(path)
     if fault["type"] == "extra_forbidden":
@@ -91,7 +91,7 @@ def _explain(fault: Any, document: dict[str, Any]) -> str:
     if fault["type"] == "missing":
         return f"{key} is required"
     if fault["type"] == "union_tag_not_found":
-        return f'{key}: say kind = "generator" or kind = "dataset"'
+        return f'{key}: say kind = "generator", kind = "dataset" or kind = "reasoning_gym"'
     message = fault["msg"].removeprefix("Value error, ")
     if not key:
         return message

@@ -13,7 +13,6 @@ torchrun --standalone --nproc-per-node 2 -m -- stages.evaluate --run demo --iter
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Annotated, Any
@@ -42,8 +41,9 @@ from common.errors import UserError
 from common.reporting.accuracy import GREEDY, figures_by_task, greedy_mean_over_tasks
 from common.reporting.progress import Bar, warn
 from common.reporting.terminal import print_table
-from common.rewards.registry import judge
-from common.rewards.scoring import refuse_infra_errors
+from common.rewards.judging import Judging
+from common.rewards.registry import packages_of
+from common.rewards.scoring import judge_rows, refuse_infra_errors
 from common.runs.folders import open_policy
 from common.runs.freshness import input_hashes
 from common.runs.layout import shard_name
@@ -57,6 +57,9 @@ if TYPE_CHECKING:
 Policy = Annotated[int, typer.Option("--iteration", min=0, help="Which policy; 0 is the base.")]
 
 QUESTIONS_PER_SHARD = 64
+
+VERIFY_SETTINGS = {"math", "code", "similarity", "reasoning_gym"}
+"""Parts of `[rewards]` that verify types depend on; extras play no part in an evaluation."""
 
 
 @dataclass(frozen=True)
@@ -108,11 +111,16 @@ class Job:
                     "max_concurrent": recipe.rollout.max_concurrent,
                     "max_completion_tokens": recipe.rollout.max_completion_tokens,
                 },
+                "rewards": recipe.rewards.model_dump(mode="json", include=VERIFY_SETTINGS),
             },
             seed=recipe.run.seed,
             names=[shard_name(index) for index in range(count)],
             schema=EVALUATION,
         )
+
+    @property
+    def verify_types(self) -> set[str]:
+        return {prompt.row["verify_type"] for prompt in self.prompts}
 
     def seeds(self, prompt: Prompt) -> list[int | None]:
         """Greedy, then the seeds of the samples."""
@@ -173,21 +181,23 @@ def make(job: Job, mesh: Mesh, shards: str) -> pl.DataFrame | None:
     chosen = chosen_shards(shards, len(writer.names))
     if job.dropped and mesh.is_main:
         warn(f"{job.dropped} questions leave no room for an answer and were dropped")
-    reasons = judge_again(writer.open()) if mesh.is_main else []
-    work = Work(job, mesh)
-    complete = make_shards(
-        writer,
-        mesh,
-        work.shard,
-        chosen=chosen,
-        label="evaluate",
-        total=QUESTIONS_PER_SHARD * (1 + job.context.recipe.evaluate.samples),
-    )
+    with Judging(job.context.recipe.rewards) as judging:
+        judging.open(job.verify_types, extras=False)
+        reasons = judge_again(writer.open(), judging) if mesh.is_main else []
+        work = Work(job, mesh, judging)
+        complete = make_shards(
+            writer,
+            mesh,
+            work.shard,
+            chosen=chosen,
+            label="evaluate",
+            total=QUESTIONS_PER_SHARD * (1 + job.context.recipe.evaluate.samples),
+        )
     reasons = list(chain(*mesh.gather_objects(reasons + work.reasons)))
     return commit(job, writer, reasons) if complete else None
 
 
-def judge_again(writer: OutputWriter) -> list[str]:
+def judge_again(writer: OutputWriter, judging: Judging) -> list[str]:
     """Judge what rules failed on in shards that are there: the rules may have been mended since.
 
     The completions stay as they were sampled.
@@ -201,10 +211,9 @@ def judge_again(writer: OutputWriter) -> list[str]:
         table = None if name in missing else writer.read(name)
         if table is None or not table["reward_answer"].null_count:
             continue
-        rows = [
-            judged(row, reasons) if row["reward_answer"] is None else row
-            for row in table.to_pylist()
-        ]
+        rows = table.to_pylist()
+        failed = [row for row in rows if row["reward_answer"] is None]
+        reasons += judge_rows(failed, judging)
         writer.write(name, pa.Table.from_pylist(rows, schema=EVALUATION))
     return reasons
 
@@ -212,9 +221,10 @@ def judge_again(writer: OutputWriter) -> list[str]:
 class Work:
     """What a rank does: shard after shard, the weights loaded before the first one."""
 
-    def __init__(self, job: Job, mesh: Mesh) -> None:
+    def __init__(self, job: Job, mesh: Mesh, judging: Judging) -> None:
         self.reasons: list[str] = []
         """Of infra errors."""
+        self._judging = judging
         self._job = job
         self._mesh = mesh
         self._sampler: Any = None
@@ -235,32 +245,17 @@ class Work:
             on_ended=shown.advance,
         )
         rows = [
-            judged(
-                {
-                    "rollout_id": f"{job.context.iteration:04d}-{question:05d}-"
-                    f"{'greedy' if index == GREEDY else f'{index:04d}'}",
-                    "sample_index": index,
-                    **job.policy.columns(prompt, sample),
-                },
-                self.reasons,
-            )
+            {
+                "rollout_id": f"{job.context.iteration:04d}-{question:05d}-"
+                f"{'greedy' if index == GREEDY else f'{index:04d}'}",
+                "sample_index": index,
+                **job.policy.columns(prompt, sample),
+            }
             for question, (prompt, answers) in enumerate(zip(prompts, samples, strict=True), first)
             for index, sample in enumerate(answers, GREEDY)
         ]
+        self.reasons += judge_rows(rows, self._judging)
         return pa.Table.from_pylist(rows, schema=EVALUATION)
-
-
-def judged(row: Mapping[str, Any], reasons: list[str]) -> dict[str, Any]:
-    """A completion's row with what its rule says; the reason of an infra error joins `reasons`."""
-    verdict = judge(row["assistant_prefix"] + row["completion_text"], row)
-    if verdict.reward is None:
-        reasons.append(verdict.reason)
-    return {
-        **row,
-        "reward_answer": verdict.reward,
-        "extracted_answer": verdict.extracted,
-        "verdict": verdict.verdict,
-    }
 
 
 def commit(job: Job, writer: OutputWriter, reasons: list[str]) -> pl.DataFrame:
@@ -285,7 +280,8 @@ def commit(job: Job, writer: OutputWriter, reasons: list[str]) -> pl.DataFrame:
         "tasks": figures_by_task(frame),
         "mean_over_tasks": greedy_mean_over_tasks(frame),
     }
-    writer.commit(facts, packages=("torch", "transformers"))
+    packages = {"torch", "transformers", *packages_of(job.verify_types)}
+    writer.commit(facts, packages=sorted(packages))
     mean = facts["mean_over_tasks"]
     job.context.result(
         facts,

@@ -33,10 +33,10 @@ from common.command import (
     open_context,
 )
 from common.config import Recipe
-from common.errors import UserError
+from common.errors import MissingToolError, UserError
 from common.modeling.install import Model, find_model, install
 from common.reporting.progress import say, warn
-from common.rewards.registry import check_gold
+from common.rewards.judging import Judging
 from common.runs.folders import commit_policy
 from common.runs.layout import Run
 from common.runs.manifest import has_manifest, read_manifest
@@ -109,12 +109,18 @@ def check_inputs(recipe: Recipe) -> tuple[Prompts, Model]:
 
     Raises:
         UserError: everything wrong with them, at once.
+        MissingToolError: what judges the questions is not installed.
     """
     faults = Faults()
     prompts = model = None
+    rewards = recipe.rewards.with_limit(recipe.rollout.max_completion_tokens)
     try:
-        prompts = read_sources(recipe.data, check_gold)
+        with Judging(rewards) as judging:
+            prompts = read_sources(recipe.data, judging.unreadable_golds)
+            judging.open({prompt.verify_type for prompt in [*prompts.train, *prompts.eval]})
         check_counts(recipe, prompts)
+    except MissingToolError:
+        raise
     except UserError as error:
         faults.lines += str(error).splitlines()
     try:

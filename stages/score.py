@@ -21,6 +21,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import typer
 
 from common.command import (
@@ -42,14 +43,16 @@ from common.errors import UserError
 from common.objective.advantages import compute_advantages
 from common.recipe_file import load_recipe
 from common.reporting.progress import bar, say, set_quiet, warn
-from common.rewards.completions import group_numbers, read_completions
-from common.rewards.registry import EXTRAS
+from common.rewards.completions import former_scores, group_numbers, read_completions
+from common.rewards.judging import Judging
+from common.rewards.registry import packages_of
 from common.rewards.scoring import (
+    check_columns,
     check_golds,
     judge_table,
     refuse_infra_errors,
     reward_facts,
-    weights_of,
+    with_columns,
 )
 from common.runs.freshness import input_hashes, require_fresh
 from common.runs.layout import DEFAULT_RECIPE
@@ -66,10 +69,10 @@ OutputPath = Annotated[Path | None, typer.Option("--output", help="Where --input
 
 USAGE = "give either --run and --iteration, or --input and --output"
 
-# What rules look at and what places a row. Token ids and logprobs would be slow to unpack.
+# What rules look at and what places a row.
 COLUMNS = [
     *(KEY, "group_id", "prompt_id", "task", "question", "answer", "verify_type"),
-    *("assistant_prefix", "completion_text", "finish_reason"),
+    *("assistant_prefix", "completion_text", "completion_ids", "finish_reason"),
 ]
 
 
@@ -130,19 +133,23 @@ def score_iteration(context: Context, shards: str) -> None:
     require_fresh(run, source)
     completions = {r.name: read_shard(source, r).select(COLUMNS) for r in rollout.shards}
     chosen = [list(completions)[i] for i in chosen_shards(shards, len(completions))]
-    check_golds({str(source.path / name): table for name, table in completions.items()})
-    writer = OutputWriter(
-        run.score(context.iteration),
-        inputs=input_hashes(run, [source.name]),
-        recipe={
-            "rewards": recipe.rewards.model_dump(mode="json"),
-            "advantages": recipe.advantages.model_dump(mode="json"),
-        },
-        seed=recipe.run.seed,
-        names=list(completions),
-        schema=score_schema(recipe.rewards.extras()),
-    ).open()
-    reasons = judge_shards(writer, {name: completions[name] for name in chosen}, recipe)
+    rewards = recipe.rewards.with_limit(rollout.recipe["rollout"]["max_completion_tokens"])
+    with Judging(rewards) as judging:
+        tables = {str(source.path / name): table for name, table in completions.items()}
+        make_ready(judging, tables)
+        writer = OutputWriter(
+            run.score(context.iteration),
+            inputs=input_hashes(run, [source.name]),
+            recipe={
+                "rewards": rewards.model_dump(mode="json", exclude={"workers"}),
+                "advantages": recipe.advantages.model_dump(mode="json"),
+            },
+            seed=recipe.run.seed,
+            names=list(completions),
+            schema=score_schema(rewards.extras()),
+        ).open()
+        todo = {name: completions[name] for name in chosen}
+        reasons = judge_shards(writer, todo, judging, list(rewards.extras()))
     if missing := writer.pending():
         say(f"{writer.output.name}: {len(missing)} of {len(completions)} shards are still missing")
         return
@@ -150,8 +157,22 @@ def score_iteration(context: Context, shards: str) -> None:
     context.result(facts, summary(writer.output.name, facts))
 
 
+def make_ready(judging: Judging, tables: Mapping[str, pa.Table]) -> None:
+    """Check gold answers and all that the rules need, before anything is judged.
+
+    Raises:
+        UserError: a gold cannot be read, or a rule cannot be opened.
+        MissingToolError: a program or package is not installed.
+    """
+    types = {
+        kind for table in tables.values() for kind in pc.unique(table["verify_type"]).to_pylist()
+    }
+    check_golds(tables, judging)
+    judging.open(types)
+
+
 def judge_shards(
-    writer: OutputWriter, completions: dict[str, pa.Table], recipe: Recipe
+    writer: OutputWriter, completions: dict[str, pa.Table], judging: Judging, extras: list[str]
 ) -> list[str]:
     """Write the shards that are missing, with advantages still 0; returns reasons of infra errors.
 
@@ -167,7 +188,7 @@ def judge_shards(
     with bar("score", sum(completions[name].num_rows for name in todo)) as shown:
         for name in todo:
             rows = completions[name]
-            judged, failed = judge_table(rows, weights_of(recipe.rewards), shown.advance)
+            judged, failed = judge_table(rows, judging, extras, shown.advance)
             reasons += failed
             unknown = pa.nulls(rows.num_rows, pa.float64())
             advantages = {
@@ -202,7 +223,8 @@ def finish(
         writer.write(name, with_columns(table, part))
         start += table.num_rows
     facts = reward_facts(scored) | groups
-    writer.commit(facts)
+    types = pc.unique(rows["verify_type"]).to_pylist()
+    writer.commit(facts, packages=packages_of(types))
     tell_faults(facts, reasons)
     return facts
 
@@ -218,14 +240,15 @@ def score_file(source: Path, target: Path, recipe: Recipe, *, overwrite: bool) -
     if target.exists() and not overwrite:
         raise UserError(f"--output {target} is there already; --overwrite replaces it")
     completions = read_completions(source)
-    former = set(score_schema(EXTRAS).names) - {KEY}
-    completions = completions.drop_columns([n for n in completions.column_names if n in former])
-    check_golds({str(source): completions})
-    known = [name for name in COLUMNS if name in completions.column_names]
-    with bar("score", completions.num_rows) as shown:
-        judged, reasons = judge_table(
-            completions.select(known), weights_of(recipe.rewards), shown.advance
-        )
+    rewards = recipe.rewards
+    completions = completions.drop_columns(former_scores(completions.column_names))
+    check_columns(completions, rewards, str(source))
+    with Judging(rewards) as judging:
+        make_ready(judging, {str(source): completions})
+        with bar("score", completions.num_rows) as shown:
+            judged, reasons = judge_table(
+                completions, judging, list(rewards.extras()), shown.advance
+            )
     scored = with_columns(completions, dict(zip(judged.column_names, judged.columns, strict=True)))
     refuse_infra_errors(scored, reasons)
     facts = reward_facts(scored)
@@ -251,21 +274,13 @@ def advantage_columns(
     return columns, {"groups": found.groups, "zero_variance_groups": found.zero_variance_groups}
 
 
-def with_columns(table: pa.Table, columns: Mapping[str, Any]) -> pa.Table:
-    """`table` with columns set or, if it has them, replaced."""
-    for name, column in columns.items():
-        if name in table.column_names:
-            table = table.set_column(table.column_names.index(name), name, column)
-        else:
-            table = table.append_column(name, column)
-    return table
-
-
 def tell_faults(facts: dict[str, Any], reasons: list[str]) -> None:
     """Warn of rows left out and of an iteration that nothing can be learned from."""
     if failed := facts["verdicts"]["infra_error"]:
         first = "; ".join(list(dict.fromkeys(reasons))[:3])
         warn(f"the reward rules failed on {failed} completions, which have no reward: {first}")
+    if late := facts["verdicts"]["timeout"]:
+        warn(f"{late} completions took a rule longer than it may (rewards.<rule>.seconds)")
     if facts.get("groups") and facts["groups"] == facts["zero_variance_groups"]:
         warn("no group has two different rewards: nothing to learn from (train.on_no_signal)")
 

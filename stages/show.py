@@ -2,6 +2,8 @@
 
 python -m stages.show run --run demo
 python -m stages.show completions --run demo --iteration 3 --worst 5
+python -m stages.show rewards --run demo --iteration 3
+python -m stages.show rewards --run demo --iteration 3 --against rescored.parquet
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ import typer
 
 from common.command import Context, Debug, Iteration, Json, RunName, launch, open_context
 from common.errors import UserError
-from common.reporting import tables
+from common.reporting import reward_changes, tables
+from common.reporting import rewards as reward_tables
 from common.reporting.passk import paired_difference
 from common.reporting.terminal import bytes_text, print_completion, print_table
 
@@ -65,6 +68,48 @@ def completions(
     ranked = frame.sort("reward", "advantage", descending=True, maintain_order=True)
     for row in ranked.head(best).to_dicts() + ranked.tail(worst).to_dicts():
         print_completion(row)
+
+
+def rewards(
+    run: RunName = "demo",
+    iteration: Annotated[int, typer.Option("--iteration", help="Which iteration of the run.")] = 0,
+    source: Annotated[
+        Path | None, typer.Option("--input", help="Instead: a scored Parquet file or folder.")
+    ] = None,
+    against: Annotated[
+        Path | None, typer.Option("--against", help="Another scoring of these completions.")
+    ] = None,
+    task: Annotated[str, typer.Option("--task", help="Only this source of questions.")] = "",
+    limit: Annotated[int, typer.Option("--limit", min=0, help="Completions to list.")] = 10,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """What each rule gave, and where rules disagree; what another scoring of the same changes."""
+    if (iteration == 0) == (source is None):
+        raise UserError("give either --iteration (and --run), or --input")
+    if source is not None:
+        scored, name = reward_tables.read_scored(source), str(source)
+    else:
+        name = f"iteration {iteration} of {run}"
+        rows = tables.scored_completions(_open(run).run, iteration)
+        scored = reward_tables.scored_rows(rows, name)
+    shown = None if as_json else limit or None
+    if against is not None:
+        other = reward_changes.aligned(
+            scored, reward_tables.read_scored(against), (name, str(against))
+        )
+        chosen = reward_tables.of_task(scored, task)
+        found = reward_changes.change_tables(
+            scored.filter(chosen), other.filter(chosen), limit=shown
+        )
+    else:
+        rows = scored.filter(reward_tables.of_task(scored, task))
+        found = reward_tables.reward_tables(rows, examples=shown)
+    if as_json:
+        print(json.dumps({table.key: table.frame.to_dicts() for table in found}))
+        return
+    for table in found:
+        print_table(reward_tables.shortened(table.frame), title=table.title)
 
 
 def status(run: RunName = "demo", as_json: Json = False, debug: Debug = False) -> None:
@@ -134,4 +179,4 @@ def _print(
 
 
 if __name__ == "__main__":
-    launch(run, iteration, completions, status, evaluations, disk, recipe)
+    launch(run, iteration, completions, rewards, status, evaluations, disk, recipe)

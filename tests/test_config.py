@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from common.config import ColumnMap, DatasetSource, GeneratorSource, Recipe
+from common.config import (
+    ColumnMap,
+    DatasetSource,
+    FunctionReward,
+    GeneratorSource,
+    GymSource,
+    Recipe,
+)
 from common.errors import UserError
 from common.recipe_file import load_recipe, override_text, parse_recipe
 
@@ -45,7 +52,7 @@ def test_every_recipe_of_the_project_is_valid_and_described(path: Path) -> None:
         ("[objective]\ndual_clip = 1.1", "dual_clip 1.1 must exceed 1 + clip_high"),
         ("[objective]\nkl_kind = 'k4'", "'k1', 'k2' or 'k3'"),
         ("[run]\nkeep_policies = 1", "run.keep_policies"),
-        ("[data.a]\npath = 'x'", 'say kind = "generator" or kind = "dataset"'),
+        ("[data.a]\npath = 'x'", 'say kind = "generator", kind = "dataset" or'),
         ("[data.a]\nkind = 'dataset'\npath = 'x'\nanswer_patern = 'y'", "'answer_pattern'"),
         ("[data.a]\nkind = 'generator'\ngenerator = 'sums'", "'multiplication', 'counting'"),
         ("[data.a]\nkind = 'dataset'\npath = 'x'\n[data.a.columns]\nanwser = 'b'", "'answer'"),
@@ -116,7 +123,7 @@ def test_every_key_is_explained() -> None:
             elif name not in ("kind", "data"):
                 assert field.description, f"{model.__name__}.{name}"
 
-    for model in (Recipe, GeneratorSource, DatasetSource, ColumnMap):
+    for model in (Recipe, GeneratorSource, DatasetSource, GymSource, ColumnMap, FunctionReward):
         visit(model)
 
 

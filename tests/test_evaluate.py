@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 import pytest
@@ -16,14 +15,16 @@ import torch
 from multirank import torchrun
 
 from common.command import open_context, rank
+from common.config import RewardsConfig
 from common.errors import UserError
 from common.generation.policy import SamplingPolicy
 from common.mesh.mesh import Mesh
 from common.modeling.chat import stop_ids
 from common.modeling.load import load_causal_lm
 from common.reporting.passk import pass_at_k
-from common.rewards.registry import judge
-from common.rewards.verdict import Verdict
+from common.rewards.registry import VERIFY, judge
+from common.rewards.rule import Judge, always
+from common.rewards.verdict import Row, Verdict
 from common.runs.layout import Run
 from common.runs.manifest import read_manifest
 from common.runs.schemas import EVALUATION
@@ -178,9 +179,21 @@ def test_the_table_is_printed_and_json_is_one_object(
     assert "nothing to do" in capsys.readouterr().out
 
 
-def test_rules_that_fail_refuse_the_figures(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def fail(monkeypatch: pytest.MonkeyPatch, which: Callable[[Row], bool]) -> None:
+    """Make every verify type of the run fail on these rows."""
     failed = Verdict(None, "infra_error", None, "no sandbox")
-    monkeypatch.setattr(evaluate, "judge", lambda text, row: failed)
+    for name in ("LAST_NUMBER", "ANSWER_TAG", "EXACT"):
+        rule = VERIFY[name]
+        judge = rule.open(RewardsConfig())
+
+        def failing(text: str, row: Row, judge: Judge = judge) -> Verdict:
+            return failed if which(row) else judge(text, row)
+
+        monkeypatch.setitem(VERIFY, name, replace(rule, open=always(failing)))
+
+
+def test_rules_that_fail_refuse_the_figures(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    fail(monkeypatch, lambda row: True)
     with pytest.raises(UserError) as raised:
         evaluate.main("a", 0, overwrite=True, quiet=True)
     assert str(raised.value) == (
@@ -195,15 +208,11 @@ def test_mended_rules_judge_again_what_was_sampled(
 ) -> None:
     """Two shards have failures. Going on needs no weights, and the whole is as if none had been."""
 
-    def failing(text: str, row: Mapping[str, Any]) -> Verdict:
-        failed = Verdict(None, "infra_error", None, "no sandbox")
-        return failed if row["task"] == "second" else judge(text, row)
-
     def no_weights(*_: object) -> None:
         raise AssertionError("sampled again")
 
     with monkeypatch.context() as patch:
-        patch.setattr(evaluate, "judge", failing)
+        fail(patch, lambda row: row["task"] == "second")
         for _ in range(2):
             with pytest.raises(UserError, match=r"failed on 21 of 56 "):
                 evaluate.main("a", 0, overwrite=True, quiet=True)

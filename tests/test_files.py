@@ -10,12 +10,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from common.config import ColumnMap, DatasetSource, GeneratorSource
+from common.config import ColumnMap, DatasetSource, GeneratorSource, RewardsConfig
 from common.errors import UserError
+from common.rewards.judging import Judging
 from common.rewards.registry import check_gold
 from common.runs.schemas import PROMPTS
 from common.tasks.prompts import Prompt, to_table
 from common.tasks.sources import Prompts, read_sources
+
+unreadable_golds = Judging(RewardsConfig()).unreadable_golds
 
 SEED_ROWS = [
     {
@@ -34,7 +37,7 @@ def write_lines(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 def read(path: Path | str, **settings: Any) -> Prompts:
     source = DatasetSource(path=str(path), **({"eval": 0} | settings))
-    return read_sources({"mine": source}, check_gold)
+    return read_sources({"mine": source}, unreadable_golds)
 
 
 def faults(path: Path | str, **settings: Any) -> str:
@@ -216,7 +219,7 @@ def test_evaluation_questions_leave_training_of_other_sources(seed_file: Path) -
         "one": DatasetSource(path=str(seed_file), eval=10),
         "two": DatasetSource(path=str(seed_file), eval=0),
     }
-    prompts = read_sources(sources, check_gold)
+    prompts = read_sources(sources, unreadable_golds)
     assert len(prompts.train) == 60
     assert not {p.question for p in prompts.train} & {p.question for p in prompts.eval}
     assert "data.two: left out 10 training rows that ask an evaluation question" in prompts.notices
@@ -251,10 +254,10 @@ def test_repeated_rows_are_left_out_and_told(tmp_path: Path) -> None:
 
 def test_generators_are_sources_too() -> None:
     source = GeneratorSource(generator="multiplication", train=30, eval=10)
-    prompts = read_sources({"times": source}, check_gold)
+    prompts = read_sources({"times": source}, unreadable_golds)
     assert (len(prompts.train), len(prompts.eval)) == (30, 10)
     assert {p.task for p in prompts.train} == {"times"}
-    again = read_sources({"times": source}, check_gold)
+    again = read_sources({"times": source}, unreadable_golds)
     assert to_table(again.train).equals(to_table(prompts.train))
     for prompt in prompts.train + prompts.eval:
         check_gold(prompt.verify_type, prompt.answer)
@@ -283,7 +286,8 @@ BAD_LINES = {
     "unknown verify type": (
         line(verify_type="LAST_NUMER"),
         ":2: unknown verify_type 'LAST_NUMER'; there are LAST_NUMBER, BOXED_NUMERICAL, "
-        "ANSWER_TAG, EXACT; did you mean 'LAST_NUMBER'?",
+        "ANSWER_TAG, EXACT, MULTIPLE_CHOICE, MATH, CODE, SIMILARITY, REASONING_GYM; did you mean "
+        "'LAST_NUMBER'?",
     ),
     "unreadable gold": (
         line(answer="nan"),
@@ -313,7 +317,7 @@ def test_faults_of_a_line_name_file_and_line(bad: str, message: str, tmp_path: P
 
 def test_several_faults_come_at_once_and_many_are_counted(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
-    path.write_text(f"{line()}\nno\n{line(answer='x')}\n{line(verify_type='MATH')}\n")
+    path.write_text(f"{line()}\nno\n{line(answer='x')}\n{line(verify_type='MATHS')}\n")
     text = faults(path).splitlines()
     assert [entry[len(str(path)) :][:3] for entry in text] == [":2:", ":3:", ":4:"]
     path.write_text("no\n" * 100)
@@ -330,7 +334,7 @@ def test_faults_of_all_sources_come_at_once(tmp_path: Path) -> None:
         "three": GeneratorSource(generator="counting", difficulty={"min_lenght": 2}),
     }
     with pytest.raises(UserError) as raised:
-        read_sources(sources, check_gold)
+        read_sources(sources, unreadable_golds)
     first, second, third = str(raised.value).splitlines()
     assert "a.jsonl:1: answer 'x' cannot be read" in first
     assert "b.jsonl does not exist; did you mean 'a.jsonl'?" in second

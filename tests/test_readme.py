@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from common.config import FunctionReward, RewardsConfig
+from common.recipe_file import parse_recipe
+from common.rewards.judging import Judging
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 README = (REPOSITORY / "README.md").read_text()
 BLOCK_LINES = [
@@ -81,8 +85,27 @@ def test_the_polars_example_runs_as_written() -> None:
     """As far as it can without a run: it is one block of valid Python that names real columns."""
     from common.runs.schemas import ROLLOUT, score_schema
 
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    (code,) = re.findall(r"```python\n(import polars.*?)```", README, re.S)
     compile(code, "README", "exec")
     columns = {*ROLLOUT.names, *score_schema([]).names}
     for name in re.findall(r'pl\.col\("(\w+)"\)|on="(\w+)"|group_by\("(\w+)"\)', code):
         assert set(name) - {""} <= columns
+
+
+def test_pieces_of_recipes_are_valid() -> None:
+    base = '[model]\npath = "x"\n[data.other]\nkind = "generator"\ngenerator = "counting"\n'
+    pieces = re.findall(r"```toml\n(.*?)```", README, re.S)
+    assert len(pieces) >= 2
+    for piece in pieces:
+        parse_recipe(base + piece, origin="README")
+
+
+def test_the_example_of_a_reward_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (code,) = re.findall(r"```python\n(def .*?)```", README, re.S)
+    (tmp_path / "mine.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    brief = FunctionReward(function="mine:brief", weight=1)
+    row = {"answer": "1", "verify_type": "EXACT"}
+    with Judging(RewardsConfig(functions={"brief": brief})) as judging:
+        judged = judging.judge([("x", row), ("x" * 500, row)])
+    assert [one.extras["brief"] for one in judged] == [1, 0]

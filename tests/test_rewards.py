@@ -1,15 +1,14 @@
 """The reward rules, case by case: what a completion says, what the gold is, what it is worth."""
 
-import math
 from typing import get_args
 
 import pytest
 
 from common.config import RewardsConfig, VerifyType
 from common.errors import UserError
-from common.rewards import registry
-from common.rewards.registry import EXTRAS, VERIFY, check_gold, judge, judge_all
-from common.rewards.verdict import OUTCOMES, Verdict
+from common.rewards import format
+from common.rewards.registry import EXTRAS, VERIFY, check_gold, judge
+from common.rewards.verdict import OUTCOMES
 
 # completion, gold, reward
 LAST_NUMBER = [
@@ -271,7 +270,7 @@ FORMAT = [
 
 @pytest.mark.parametrize(("text", "reward"), FORMAT)
 def test_format_is_whole_and_once(text: str, reward: float) -> None:
-    assert EXTRAS["format"](text, {}) == reward
+    assert format.reward(text, {}) == reward
 
 
 @pytest.mark.parametrize(
@@ -304,56 +303,8 @@ def test_unreadable_gold_is_an_error_and_no_reward(verify_type: str, gold: str) 
 
 def test_recipe_and_registries_name_the_same_rules() -> None:
     assert list(get_args(VerifyType)) == list(VERIFY)
-    assert list(RewardsConfig.model_fields) == ["answer", *EXTRAS]
-
-
-ROW = {"answer": "14", "verify_type": "ANSWER_TAG"}
-GOOD = "<think>7 + 7</think><answer>14</answer>"
-
-
-def test_parts_are_weighted_and_added() -> None:
-    judged = judge_all(GOOD, ROW, {"answer": 1.0, "format": 0.2})
-    assert (judged.reward, judged.answer, judged.extras) == (1.2, 1.0, {"format": 1.0})
-    judged = judge_all("<answer>14</answer>", ROW, {"answer": 1.0, "format": 0.2})
-    assert (judged.reward, judged.answer, judged.extras) == (1.0, 1.0, {"format": 0.0})
-    judged = judge_all(GOOD, ROW, {"answer": 0.0})
-    assert (judged.reward, judged.verdict.verdict, judged.extras) == (0.0, "correct", {})
-
-
-def test_sum_does_not_depend_on_the_order_of_the_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Added one after the other, 0.1 + 0.2 + 0.3 and 0.3 + 0.2 + 0.1 differ in the last bit."""
-    assert 0.1 + 0.2 + 0.3 != 0.3 + 0.2 + 0.1
-    for name in ("one", "two"):
-        monkeypatch.setitem(EXTRAS, name, lambda text, row: 1.0)
-    forward = judge_all(GOOD, ROW, {"answer": 0.1, "one": 0.2, "two": 0.3})
-    backward = judge_all(GOOD, ROW, {"answer": 0.3, "two": 0.2, "one": 0.1})
-    assert forward.reward == backward.reward == math.fsum([0.1, 0.2, 0.3])
-
-
-def test_fault_of_a_rule_is_null_and_not_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The seed's bare `except` made every fault of a rule a reward of 0."""
-
-    def faulty(text: str, row: object) -> Verdict:
-        raise ZeroDivisionError("a bug of ours")
-
-    monkeypatch.setitem(VERIFY, "FAULTY", registry.Verifier(faulty, str))
-    judged = judge_all("14", {"answer": "14", "verify_type": "FAULTY"}, {"answer": 1.0})
-    assert judged.reward is None
-    assert judged.verdict.verdict == "infra_error"
-    assert judged.verdict.reason == "FAULTY: ZeroDivisionError: a bug of ours"
-
-
-@pytest.mark.parametrize("value", [None, math.nan, math.inf])
-def test_extra_without_a_finite_reward_makes_the_row_null(
-    value: float | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(EXTRAS, "faulty", lambda text, row: value)
-    judged = judge_all(GOOD, ROW, {"answer": 1.0, "faulty": 0.5, "format": 1.0})
-    assert judged.reward is None
-    assert judged.answer == 1.0
-    assert judged.extras == {"faulty": None, "format": 1.0}
-    assert judged.verdict.verdict == "infra_error"
-    assert judged.verdict.reason.startswith("faulty: ")
+    weights = {name: {"weight": 1.0} for name in EXTRAS}
+    assert list(RewardsConfig.model_validate(weights).extras()) == list(EXTRAS)
 
 
 def test_outcomes_are_named_as_documented() -> None:

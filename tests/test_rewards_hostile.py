@@ -7,10 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from common.config import RewardsConfig
 from common.rewards.number import find_last_number, parse_number
 from common.rewards.registry import EXTRAS, VERIFY, judge
 
-GOLD = dict.fromkeys(VERIFY, "5")
+SCANNERS = [name for name, rule in VERIFY.items() if rule.place == "here"]
+GOLD = dict.fromkeys(SCANNERS, "5") | {"MULTIPLE_CHOICE": "B"}
+OPENED = {name: extra.open(RewardsConfig().with_limit(100)) for name, extra in EXTRAS.items()}
+LOWEST = {"format": 0, "length": -1, "repetition": -1}
 
 MARKS = ["<think>", "</think>", "<answer>", "</answer>", r"\boxed{", "{", "}", r"\{", r"\}", "\\"]
 SIGNS = [",", "{,}", ".", "-", "−", "+", "_", "$", r"\$", "%", " ", "\n", "\x00", "\ud800"]
@@ -25,8 +29,10 @@ def test_no_text_breaks_a_rule(text: str) -> None:
         verdict = judge(text, {"answer": gold, "verify_type": verify_type})
         assert verdict.verdict in ("correct", "wrong", "no_answer")
         assert verdict.reward == (verdict.verdict == "correct")
-    for extra in EXTRAS.values():
-        assert extra(text, {}) in (0.0, 1.0)
+    for name, extra in OPENED.items():
+        reward = extra(text, {"completion_tokens": len(text)})
+        assert reward is not None
+        assert LOWEST[name] <= reward <= LOWEST[name] + 1
 
 
 @given(TEXTS)
@@ -104,8 +110,9 @@ def test_100_kb_take_less_than_50_ms(text: str) -> None:
     for verify_type, gold in GOLD.items():
         row = {"answer": gold, "verify_type": verify_type}
         assert _best_seconds(lambda row=row: judge(text, row)) < 0.05, verify_type
-    for name, extra in EXTRAS.items():
-        assert _best_seconds(lambda extra=extra: extra(text, {})) < 0.05, name
+    for name, extra in OPENED.items():
+        row = {"completion_tokens": 1000}
+        assert _best_seconds(lambda extra=extra, row=row: extra(text, row)) < 0.05, name
 
 
 def _best_seconds(work) -> float:
@@ -126,5 +133,5 @@ def test_ten_thousand_completions_take_about_a_second() -> None:
     for i in range(10_000):
         row = {"answer": "1234", "verify_type": list(VERIFY)[i % 3]}
         assert judge(text, row).reward == 1
-        EXTRAS["format"](text, row)
+        OPENED["format"](text, row)
     assert time.thread_time() - began < 2

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from common.config import RewardsConfig
 from common.errors import UserError
 from common.objective.advantages import compute_advantages
-from common.rewards import registry
-from common.rewards.registry import VERIFY, judge_all
+from common.recipe_file import parse_recipe
+from common.rewards.judging import Judging
+from common.rewards.registry import VERIFY
+from common.rewards.rule import always
 from common.rewards.scoring import judge_table
+from common.rewards.verdict import Row, Verdict
 from common.runs.layout import Run, shard_name
 from common.runs.manifest import has_manifest, read_manifest
 from common.runs.schemas import KEY, ROLLOUT, score_schema
@@ -78,7 +83,7 @@ def write_rollout(
     writer = OutputWriter(
         run.rollout(1),
         inputs=inputs or {},
-        recipe={},
+        recipe={"rollout": {"max_completion_tokens": 20}},
         seed=0,
         names=[shard_name(i) for i in range(shards)],
         schema=ROLLOUT,
@@ -114,8 +119,8 @@ def test_rewards_and_advantages_of_an_iteration(run: Run) -> None:
     table = read_output(run.score(1))
     assert table.schema.equals(score_schema(["format"]))
     assert table[KEY].to_pylist() == [row[KEY] for row in ROWS]
-    weights = {"answer": 1.0, "format": 0.25}
-    judged = [judge_all("<think>" + row["completion_text"], row, weights) for row in ROWS]
+    with Judging(parse_recipe(RECIPE, origin="here").rewards) as judging:
+        judged = judging.judge([("<think>" + row["completion_text"], row) for row in ROWS])
     assert table["reward"].to_pylist() == [one.reward for one in judged]
     assert {1.25, 0.25, 0.0} == set(table["reward"].to_pylist())
     assert table["reward_format"].to_pylist() == [one.extras["format"] for one in judged]
@@ -179,12 +184,13 @@ def judged_texts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Collects what is judged from now on."""
     texts: list[str] = []
     rule = VERIFY["ANSWER_TAG"]
+    opened = rule.open(RewardsConfig())
 
-    def judge(text: str, row: registry.Row) -> registry.Verdict:
+    def judge(text: str, row: Row) -> Verdict:
         texts.append(row[KEY])
-        return rule.judge(text, row)
+        return opened(text, row)
 
-    monkeypatch.setitem(VERIFY, "ANSWER_TAG", registry.Verifier(judge, rule.read_gold))
+    monkeypatch.setitem(VERIFY, "ANSWER_TAG", replace(rule, open=always(judge)))
     return texts
 
 
@@ -270,13 +276,14 @@ def test_gold_that_cannot_be_read_is_no_reward_of_0(run: Run) -> None:
 def fail(monkeypatch: pytest.MonkeyPatch, *keys: str) -> None:
     """Make the rule fail on these rows."""
     rule = VERIFY["ANSWER_TAG"]
+    opened = rule.open(RewardsConfig())
 
-    def judge(text: str, row: registry.Row) -> registry.Verdict:
+    def judge(text: str, row: Row) -> Verdict:
         if row[KEY] in keys:
             raise TimeoutError(f"no worker for {row[KEY]}")
-        return rule.judge(text, row)
+        return opened(text, row)
 
-    monkeypatch.setitem(VERIFY, "ANSWER_TAG", registry.Verifier(judge, rule.read_gold))
+    monkeypatch.setitem(VERIFY, "ANSWER_TAG", replace(rule, open=always(judge)))
 
 
 def test_many_infra_errors_stop_and_are_tried_again(
@@ -362,8 +369,10 @@ def test_a_real_run_loads_no_tensor_library_and_begins_at_once(run: Run) -> None
 def test_ten_thousand_completions_take_about_a_second() -> None:
     rows = [completion(group, sample) for group in range(2500) for sample in range(4)]
     table = pa.Table.from_pylist(rows).drop_columns(["prompt_ids", "completion_ids"])
+    rewards = parse_recipe(RECIPE, origin="here").rewards
     began = time.thread_time()
-    judged, reasons = judge_table(table, {"answer": 1.0, "format": 0.1})
+    with Judging(rewards) as judging:
+        judged, reasons = judge_table(table, judging, rewards.extras())
     assert time.thread_time() - began < 2
     assert judged.num_rows == 10_000
     assert not reasons

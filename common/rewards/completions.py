@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from common.errors import UserError
+from common.runs.schemas import KEY, score_schema
 from common.tasks.files import files_of, read_files
 from common.tasks.records import Faults, Record
 
@@ -51,6 +52,13 @@ def read_completions(path: Path) -> pa.Table:
         return pa.concat_tables(tables)
     except pa.ArrowException as error:
         raise UserError(f"{path}: cannot be read as one table: {error}") from None
+
+
+def former_scores(columns: list[str]) -> list[str]:
+    """Those of a file's columns that an earlier score has left."""
+    ours = set(score_schema(()).names) - {KEY}
+    scored = {"reward_answer", "verdict"} <= set(columns)
+    return [name for name in columns if name in ours or (scored and name.startswith("reward_"))]
 
 
 def group_numbers(column: pa.ChunkedArray) -> list[Any]:

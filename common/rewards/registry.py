@@ -4,52 +4,106 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from typing import Any
 
+from common.config import FunctionReward, RewardsConfig
 from common.errors import UserError
-from common.rewards import answer_tag, boxed_numerical, exact, format, last_number
-from common.rewards.verdict import GoldError, Row, Verdict
+from common.rewards import (
+    answer_tag,
+    boxed_numerical,
+    code,
+    exact,
+    format,
+    gym_answer,
+    last_number,
+    length,
+    math_answer,
+    multiple_choice,
+    repetition,
+    similarity,
+)
+from common.rewards.function import find_function
+from common.rewards.rule import Extra, Judge, Reward, Verifier, always
+from common.rewards.sandbox.check import self_test
+from common.rewards.verdict import ABSTAINED, GoldError, Row, Verdict
+
+GIB = 2**30
 
 
-@dataclass(frozen=True)
-class Verifier:
-    """A verify type: compares a completion with the row's gold answer."""
+def _require_jailed_gym(rewards: RewardsConfig) -> None:
+    gym_answer.require(rewards)
+    self_test()
 
-    judge: Callable[[str, Row], Verdict]
-    """(assistant prefix + completion, row) → verdict."""
-    read_gold: Callable[[str], Any]
-    """Reads a gold answer; raises `GoldError` if the type cannot."""
-
-
-Extra = Callable[[str, Row], float | None]
-"""(assistant prefix + completion, row) → reward, None when it cannot be told."""
 
 VERIFY: dict[str, Verifier] = {
-    "LAST_NUMBER": Verifier(last_number.judge, last_number.read_gold),
-    "BOXED_NUMERICAL": Verifier(boxed_numerical.judge, boxed_numerical.read_gold),
-    "ANSWER_TAG": Verifier(answer_tag.judge, answer_tag.read_gold),
-    "EXACT": Verifier(exact.judge, exact.read_gold),
+    "LAST_NUMBER": Verifier(always(last_number.judge), last_number.read_gold),
+    "BOXED_NUMERICAL": Verifier(always(boxed_numerical.judge), boxed_numerical.read_gold),
+    "ANSWER_TAG": Verifier(always(answer_tag.judge), answer_tag.read_gold),
+    "EXACT": Verifier(always(exact.judge), exact.read_gold),
+    "MULTIPLE_CHOICE": Verifier(always(multiple_choice.judge), multiple_choice.read_gold),
+    "MATH": Verifier(
+        math_answer.open_rule,
+        math_answer.read_gold,
+        place="worker",
+        gold_place="worker",
+        seconds=lambda rewards: rewards.math.seconds,
+        require=math_answer.require,
+        packages=("math-verify", "latex2sympy2_extended", "sympy"),
+        max_memory=2 * GIB,
+    ),
+    "CODE": Verifier(
+        code.open_rule,
+        code.read_gold,
+        place="worker",
+        seconds=code.seconds,
+        require=code.ready,
+    ),
+    "SIMILARITY": Verifier(
+        similarity.open_rule,
+        similarity.read_gold,
+        place="worker",
+        seconds=lambda rewards: rewards.similarity.seconds,
+        require=similarity.require,
+        packages=("sentence-transformers", "torch", "transformers"),
+    ),
+    "REASONING_GYM": Verifier(
+        gym_answer.open_rule,
+        gym_answer.read_gold,
+        place="jail",
+        gold_place="jail",
+        seconds=lambda rewards: rewards.reasoning_gym.seconds,
+        require=_require_jailed_gym,
+        packages=("reasoning-gym", "sympy"),
+    ),
 }
 
 EXTRAS: dict[str, Extra] = {
-    "format": format.reward,
+    "format": Extra(lambda rewards: format.reward),
+    "length": Extra(length.open_rule, needs=("completion_tokens",)),
+    "repetition": Extra(repetition.open_rule),
 }
 
 
-@dataclass(frozen=True)
-class Judgement:
-    """All that is said about one completion."""
+def extras_of(rewards: RewardsConfig) -> dict[str, Extra]:
+    """The built-in extras and the recipe's own functions, by name."""
+    return EXTRAS | {name: _own(name, reward) for name, reward in rewards.functions.items()}
 
-    reward: float | None
-    """Weighted sum of the parts; None when one of them is."""
-    answer: float | None
-    """By the row's verify type, unweighted."""
-    extras: dict[str, float | None]
-    """By the recipe's extra rewards, unweighted."""
-    verdict: Verdict
-    """On the answer; `infra_error` also when only an extra failed."""
+
+def _own(name: str, reward: FunctionReward) -> Extra:
+    def open_function(rewards: RewardsConfig) -> Reward:
+        return find_function(name, reward)
+
+    return Extra(open_function, place="worker", seconds=lambda rewards: reward.seconds)
+
+
+def get_rule(name: str, rewards: RewardsConfig) -> Verifier | Extra:
+    """A verify type or an extra by name; the former have capitals, the latter none.
+
+    Raises:
+        UserError: there is none; lists the known ones.
+    """
+    return extras_of(rewards).get(name) or get_verifier(name)
 
 
 def get_verifier(verify_type: str) -> Verifier:
@@ -62,67 +116,84 @@ def get_verifier(verify_type: str) -> Verifier:
     return VERIFY[verify_type]
 
 
+def packages_of(verify_types: Iterable[str]) -> list[str]:
+    """Distributions whose versions may change what these types say."""
+    return sorted({package for name in verify_types for package in get_verifier(name).packages})
+
+
 def check_gold(verify_type: str, answer: str) -> None:
-    """Raise `UserError` if the type is unknown or cannot read `answer` as a gold answer."""
+    """Raise `UserError` if the type is unknown or cannot read `answer` as a gold answer.
+
+    Reads it in this process, wherever the type's golds are to be read.
+    """
     verifier = get_verifier(verify_type)
     try:
         verifier.read_gold(answer)
     except GoldError as error:
-        shown = answer if len(answer) <= 80 else answer[:77] + "..."
-        raise GoldError(f"answer {shown!r} cannot be read as {verify_type}: it {error}") from None
+        raise GoldError(unreadable(verify_type, answer, str(error))) from None
+
+
+def unreadable(verify_type: str, answer: str, why: str) -> str:
+    """What is said about a gold answer that its type cannot read."""
+    shown = answer if len(answer) <= 80 else answer[:77] + "..."
+    return f"answer {shown!r} cannot be read as {verify_type}: it {why}"
+
+
+def open_rule(name: str, rewards: RewardsConfig) -> Judge:
+    """The rule of that name, ready to judge in this process.
+
+    What it gives is a verdict always: a fault of the rule itself is an `infra_error` with its
+    reason, never a reward of 0. An extra's number comes as `correct`, its None as `ABSTAINED`.
+
+    Raises:
+        UserError: there is no such rule, or it cannot be opened. Of what it gives: the gold cannot
+            be read under the verify type.
+    """
+    rule = get_rule(name, rewards)
+    if isinstance(rule, Extra):
+        return _guarded(name, _as_judge(name, rule.open(rewards)))
+    return _guarded(name, rule.open(rewards))
+
+
+def _guarded(name: str, judge: Judge) -> Judge:
+    def guarded(text: str, row: Row) -> Verdict:
+        try:
+            verdict = judge(text, row)
+        except GoldError:
+            check_gold(row["verify_type"], row["answer"])
+            raise
+        except (Exception, SystemExit) as error:
+            return fault(name, f"{type(error).__name__}: {error}")
+        if verdict.reward is not None and not math.isfinite(verdict.reward):
+            return fault(name, f"gave {verdict.reward}")
+        return verdict
+
+    return guarded
+
+
+def _as_judge(name: str, reward: Callable[[str, Row], Any]) -> Judge:
+    def judge(text: str, row: Row) -> Verdict:
+        value = reward(text, row)
+        if value is None:
+            return ABSTAINED
+        # bool is an int; numpy's scalars are neither and have __float__.
+        if isinstance(value, (str, bytes)) or not hasattr(value, "__float__"):
+            return fault(name, f"gave {value!r:.80}, no number")
+        return Verdict(float(value), "correct", None)
+
+    return judge
+
+
+def fault(name: str, reason: str) -> Verdict:
+    """The verdict on a completion that rule `name` failed to judge."""
+    return Verdict(None, "infra_error", None, f"{name}: {reason}")
+    return Verdict(None, "infra_error", None, f"{name}: {reason}")
 
 
 def judge(text: str, row: Row) -> Verdict:
-    """Judge `text` (assistant prefix + completion) by the row's verify type.
-
-    A fault of the rule itself is an `infra_error` with its reason, never a reward of 0.
+    """Judge one completion in this process by its row's verify type, with default settings.
 
     Raises:
         UserError: the verify type is unknown, or the gold cannot be read under it.
     """
-    verifier = get_verifier(row["verify_type"])
-    try:
-        return verifier.judge(text, row)
-    except GoldError:
-        check_gold(row["verify_type"], row["answer"])
-        raise
-    except Exception as error:
-        return Verdict(None, "infra_error", None, _reason(row["verify_type"], error))
-
-
-def judge_all(text: str, row: Row, weights: Mapping[str, float]) -> Judgement:
-    """Judge by the row's verify type and by the extras that `weights` names, and add them up.
-
-    `weights` has a weight for `answer` and for every extra in use. The sum is rounded once
-    (`math.fsum`), so equal parts give equal sums whatever their order.
-
-    Raises:
-        UserError: the verify type is unknown, or the gold cannot be read under it.
-    """
-    verdict = judge(text, row)
-    parts: dict[str, float | None] = {"answer": verdict.reward}
-    failed = ""
-    for name in weights:
-        if name != "answer":
-            parts[name], reason = _judge_extra(name, text, row)
-            failed = failed or reason
-    if failed and verdict.reward is not None:
-        verdict = Verdict(None, "infra_error", verdict.extracted, failed)
-    terms = [weights[name] * part for name, part in parts.items() if part is not None]
-    reward = math.fsum(terms) if len(terms) == len(parts) else None
-    return Judgement(reward, parts.pop("answer"), parts, verdict)
-
-
-def _judge_extra(name: str, text: str, row: Row) -> tuple[float | None, str]:
-    """An extra's reward, or None and the reason."""
-    try:
-        reward = EXTRAS[name](text, row)
-    except Exception as error:
-        return None, _reason(name, error)
-    if reward is None or not math.isfinite(reward):
-        return None, f"{name}: gave {reward}"
-    return float(reward), ""
-
-
-def _reason(name: str, error: Exception) -> str:
-    return f"{name}: {type(error).__name__}: {error}"
+    return open_rule(row["verify_type"], RewardsConfig())(text, row)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from common.config import RewardsConfig
 from common.errors import UserError
-from common.rewards.registry import check_gold, judge_all
+from common.rewards.judging import Judging, needed_columns
 from common.rewards.verdict import OUTCOMES
 from common.tasks.records import Faults
 
@@ -19,51 +19,41 @@ MOST_INFRA_ERRORS = 0.01
 """Share of completions whose rules may fail; beyond it the rules are at fault and not the rows."""
 
 
-def weights_of(rewards: RewardsConfig) -> dict[str, float]:
-    """Weight of `answer` and of each extra that the recipe uses."""
-    return {"answer": rewards.answer.weight} | rewards.extras()
-
-
-def check_golds(tables: Mapping[str, pa.Table]) -> None:
+def check_golds(tables: Mapping[str, pa.Table], judging: Judging) -> None:
     """Refuse gold answers that cannot be read: their rows would count as wrong for ever.
 
     Args:
         tables: by the name of their file, with `verify_type` and `answer`.
+        judging: reads golds where their types do.
 
     Raises:
         UserError: the first faults with file and row, and the number of others.
     """
-    seen: set[tuple[str, str]] = set()
-    faults = Faults()
-    for where, verify_type, answer in _golds(tables):
-        if (verify_type, answer) in seen:
-            continue
-        seen.add((verify_type, answer))
-        try:
-            check_gold(verify_type, answer)
-        except UserError as error:
-            faults.add(where, str(error))
-    faults.raise_any()
-
-
-def _golds(tables: Mapping[str, pa.Table]) -> Iterator[tuple[str, str, str]]:
+    places: dict[tuple[str, str], str] = {}
     for name, table in tables.items():
         golds = zip(table["verify_type"].to_pylist(), table["answer"].to_pylist(), strict=True)
-        for row, (verify_type, answer) in enumerate(golds):
-            yield f"{name} row {row}", verify_type, answer
+        for row, gold in enumerate(golds):
+            places.setdefault(gold, f"{name} row {row}")
+    faults = Faults()
+    for gold, fault in zip(places, judging.unreadable_golds(list(places)), strict=True):
+        if fault is not None:
+            faults.add(places[gold], fault)
+    faults.raise_any()
 
 
 def judge_table(
     completions: pa.Table,
-    weights: Mapping[str, float],
+    judging: Judging,
+    extras: Iterable[str],
     on_judged: Callable[[], None] = lambda: None,
 ) -> tuple[pa.Table, list[str]]:
-    """Judge completions by their rows' verify types and by the extras in `weights`.
+    """Judge completions by their rows' verify types and by the recipe's extras.
 
     Args:
         completions: with `completion_text`, `answer`, `verify_type` and, if a template opened the
             assistant's turn, `assistant_prefix`, which is judged as part of the text.
-        weights: of `answer` and of each extra.
+        judging: of the recipe that has `extras`.
+        extras: names of the extras in use.
         on_judged: called after each row.
 
     Returns:
@@ -73,11 +63,13 @@ def judge_table(
     Raises:
         UserError: a gold cannot be read under its verify type.
     """
+    texts = [
+        ((row.get("assistant_prefix") or "") + row["completion_text"], row)
+        for row in rows_for_rules(completions).to_pylist()
+    ]
     rows: list[dict[str, Any]] = []
     reasons: list[str] = []
-    for row in completions.to_pylist():
-        text = (row.get("assistant_prefix") or "") + row["completion_text"]
-        judged = judge_all(text, row, weights)
+    for judged in judging.judge(texts, on_judged):
         rows.append(
             {"reward": judged.reward, "reward_answer": judged.answer}
             | {f"reward_{name}": reward for name, reward in judged.extras.items()}
@@ -88,14 +80,70 @@ def judge_table(
         )
         if judged.reward is None:
             reasons.append(judged.verdict.reason)
-        on_judged()
-    return pa.Table.from_pylist(rows, schema=_schema(weights)), reasons
+    return pa.Table.from_pylist(rows, schema=_schema(extras)), reasons
 
 
-def _schema(weights: Mapping[str, float]) -> pa.Schema:
-    rewards = ["reward", *(f"reward_{name}" for name in weights)]
+SEEN = ("prompt_id", "task", "question", "answer", "verify_type", "finish_reason")
+"""What a rule sees of a row of an evaluation."""
+
+
+def judge_rows(rows: Sequence[dict[str, Any]], judging: Judging) -> list[str]:
+    """Set in rows of an evaluation what their verify types say; gives reasons of infra errors."""
+    texts = [
+        (row["assistant_prefix"] + row["completion_text"], {name: row[name] for name in SEEN})
+        for row in rows
+    ]
+    verdicts = judging.answers(texts)
+    for row, verdict in zip(rows, verdicts, strict=True):
+        row["reward_answer"] = verdict.reward
+        row["extracted_answer"] = verdict.extracted
+        row["verdict"] = verdict.verdict
+    return [verdict.reason for verdict in verdicts if verdict.reward is None]
+
+
+def rows_for_rules(completions: pa.Table) -> pa.Table:
+    """What rules see of a row: its columns of text and numbers, and `completion_tokens`.
+
+    Lists are left out, since unpacking ids and logprobs of tokens takes longer than judging; of the
+    ids their number stays.
+    """
+    plain = [field.name for field in completions.schema if _is_plain(field.type)]
+    rows = completions.select(plain)
+    if "completion_ids" in completions.column_names:
+        tokens = pc.list_value_length(completions["completion_ids"])
+        rows = rows.drop_columns([n for n in plain if n == "completion_tokens"])
+        rows = rows.append_column("completion_tokens", tokens)
+    return rows
+
+
+def _is_plain(kind: pa.DataType) -> bool:
+    tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_integer)
+    return any(test(kind) for test in (*tests, pa.types.is_floating, pa.types.is_boolean))
+
+
+def check_columns(completions: pa.Table, rewards: RewardsConfig, where: str) -> None:
+    """Raise `UserError` if an extra of the recipe needs a column that is not there."""
+    there = rows_for_rules(completions.slice(0, 0)).column_names
+    for column, name in needed_columns(rewards).items():
+        if column not in there:
+            source = {"completion_tokens": "completion_ids"}.get(column, column)
+            raise UserError(f"{where}: the reward {name!r} needs a column {source!r}")
+
+
+def _schema(extras: Iterable[str]) -> pa.Schema:
+    rewards = ["reward", "reward_answer", *(f"reward_{name}" for name in extras)]
     texts = ["extracted_answer", "verdict"]
     return pa.schema([(r, pa.float64()) for r in rewards] + [(t, pa.string()) for t in texts])
+
+
+def with_columns(table: pa.Table, columns: Mapping[str, Any]) -> pa.Table:
+    """`table` with columns set or, if it has them, replaced."""
+    for name, column in columns.items():
+        if name in table.column_names:
+            table = table.set_column(table.column_names.index(name), name, column)
+        else:
+            table = table.append_column(name, column)
+    return table
 
 
 def refuse_infra_errors(scored: pa.Table, reasons: list[str]) -> None:

@@ -20,8 +20,8 @@ OUTCOMES: tuple[Outcome, ...] = ("correct", "wrong", "no_answer", "timeout", "in
 class Verdict:
     """Outcome of one rule.
 
-    `reward` is None exactly when `verdict` is `infra_error`: the fault was ours and not the
-    model's, so the completion leaves its group's statistics instead of counting as wrong.
+    `reward` is None when `verdict` is `infra_error`: the fault was ours and not the model's, so the
+    completion leaves its group's statistics instead of counting as wrong.
     """
 
     reward: float | None
@@ -33,6 +33,9 @@ class Verdict:
 
 
 NO_ANSWER = Verdict(0.0, "no_answer", None)
+
+ABSTAINED = Verdict(None, "no_answer", None)
+"""Of an extra that has nothing to say about a row: it adds nothing to the sum."""
 
 
 class GoldError(UserError):

@@ -22,8 +22,11 @@ from common.tasks.records import Faults, Record
 
 Messages = list[dict[str, str]]
 
-CheckGold = Callable[[str, str], None]
-"""(verify type, answer); raises `UserError` if such an answer cannot be read."""
+UnreadableGolds = Callable[[Sequence[tuple[str, str]]], list[str | None]]
+"""(verify type, answer) of each → what is wrong with it, None if it can be read."""
+
+STRUCTURED = ("CODE", "REASONING_GYM")
+"""Verify types whose golds are JSON: a column may hold the value itself instead of its text."""
 
 ROLES = ("system", "user", "assistant")
 
@@ -70,7 +73,7 @@ def read_prompts(
     records: Sequence[Record],
     task: str,
     source: DatasetSource,
-    check_gold: CheckGold,
+    unreadable_golds: UnreadableGolds,
     faults: Faults,
 ) -> list[Prompt]:
     """Records in our columns, as the source's column map and answer pattern say.
@@ -78,7 +81,7 @@ def read_prompts(
     Faults of rows go to `faults`; a column that no row has is one fault and ends the reading.
     """
     columns = {name for record in records for name in record.values}
-    reader = _Reader(task, source, columns, check_gold)
+    reader = _Reader(task, source, columns)
     for fault in reader.missing_columns():
         faults.add(f"data.{task}", f"{source.path}: {fault}")
         records = []
@@ -88,15 +91,17 @@ def read_prompts(
             prompts.append(reader.read(record))
         except UserError as error:
             faults.add(record.where, str(error))
+    golds = [(prompt.verify_type, prompt.answer) for prompt in prompts]
+    for prompt, wrong in zip(prompts, unreadable_golds(golds), strict=True):
+        if wrong is not None:
+            faults.add(prompt.where, wrong)
     return prompts
 
 
 class _Reader:
     """Reads the rows of one source."""
 
-    def __init__(
-        self, task: str, source: DatasetSource, columns: Iterable[str], check_gold: CheckGold
-    ) -> None:
+    def __init__(self, task: str, source: DatasetSource, columns: Iterable[str]) -> None:
         self._task = task
         self._source = source
         self._columns = set(columns)
@@ -107,7 +112,6 @@ class _Reader:
             if column in self._columns
         }
         self._pattern = _compile(task, source.answer_pattern)
-        self._check_gold = check_gold
 
     def missing_columns(self) -> list[str]:
         """What is said about columns that no row has and one that has two masters."""
@@ -134,8 +138,7 @@ class _Reader:
         for message in messages:
             _writable(message["content"], "question")
         verify_type = self._source.verify_type or self._text(record, "verify_type")
-        answer = self._answer(record)
-        self._check_gold(verify_type, answer)
+        answer = self._answer(record, verify_type)
         return Prompt(
             task=self._task,
             messages=messages,
@@ -191,7 +194,10 @@ class _Reader:
             )
         return [{"role": m["role"], "content": m["content"]} for m in given]
 
-    def _answer(self, record: Record) -> str:
+    def _answer(self, record: Record, verify_type: str) -> str:
+        value = self._value(record, "answer")
+        if verify_type in STRUCTURED and isinstance(value, (list, dict)):
+            return _writable(json.dumps(_plain(value)), self._mapped["answer"])
         text = self._text(record, "answer")
         if self._pattern is None:
             return text

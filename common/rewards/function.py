@@ -1,0 +1,33 @@
+"""Your own rewards: `module:function`, called with (completion, row)."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+from common.config import FunctionReward
+from common.errors import UserError
+
+
+def find_function(name: str, reward: FunctionReward) -> Callable[..., Any]:
+    """Import the function of `[rewards.functions.<name>]`; modules are found as from the shell.
+
+    Raises:
+        UserError: no such module or function, or the module cannot be imported.
+    """
+    where = f"rewards.functions.{name}.function = {reward.function!r}"
+    module_name, colon, attribute = reward.function.partition(":")
+    if not (colon and module_name and attribute):
+        raise UserError(f"{where}: write it as module:function")
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        raise UserError(
+            f"{where}: {module_name!r} cannot be imported: {type(error).__name__}: {error}; "
+            "modules are looked for in the working directory and in the environment"
+        ) from error
+    function = getattr(module, attribute, None)
+    if not callable(function):
+        raise UserError(f"{where}: {module_name!r} has no function {attribute!r}")
+    return function

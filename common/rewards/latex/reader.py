@@ -1,0 +1,259 @@
+"""From tokens to the shape of an answer, by the signs that stand outside of brackets."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from fractions import Fraction
+
+from common.rewards.latex.names import TRIGONOMETRIC
+from common.rewards.latex.shape import Items, Relation, Shape, Text, Value
+from common.rewards.latex.tokens import (
+    CLOSING,
+    OPENING,
+    TEXT,
+    TooLargeError,
+    UnreadableError,
+    fraction_of,
+    is_letter,
+    is_number,
+    tokens_of,
+)
+from common.rewards.latex.units import without_unit
+from common.rewards.number import parse_number
+
+MAX_DEPTH = 8
+MAX_ITEMS = 64
+
+RELATIONS = frozenset({"=", "<", ">", r"\le", r"\ge", r"\ne", r"\in", r"\approx"})
+_PUNCTUATION = (".", ",", ";", ":", "\n")
+_MATRIX = re.compile(r"\\begin\s*\{(?:[pbB]?matrix|smallmatrix|array)\}")
+
+
+def read(latex: str) -> Shape:
+    """Read an answer or a gold.
+
+    Raises:
+        UnreadableError: it is empty or no mathematics and no text.
+    """
+    latex = _without_marks(latex.strip())
+    number = parse_number(latex)
+    if number is not None:
+        return Value((latex,), fraction_of(latex))
+    return _read(tokens_of(latex), 0)
+
+
+def _without_marks(latex: str) -> str:
+    """Without the dollars or brackets that set it as mathematics."""
+    for opening, closing in (
+        ("$$", "$$"),
+        ("$", "$"),
+        (r"\(", r"\)"),
+        (r"\[", r"\]"),
+        ("**", "**"),
+    ):
+        inner = latex[len(opening) : -len(closing)]
+        if latex.startswith(opening) and latex.endswith(closing) and opening not in inner:
+            return _without_marks(inner.strip()) if inner.strip() != latex else latex
+    return latex
+
+
+def _read(tokens: list[str], depth: int) -> Shape:
+    if depth > MAX_DEPTH:
+        raise TooLargeError(f"is nested deeper than {MAX_DEPTH} levels")
+    while tokens and tokens[-1] in _PUNCTUATION:
+        tokens = tokens[:-1]
+    if not tokens:
+        raise UnreadableError("is empty")
+    _check_braces(tokens)
+    for reader in (_text, _list, _relation, _union, _bracketed, _matrix, _ratio, _plus_minus):
+        shape = reader(tokens, depth)
+        if shape is not None:
+            return shape
+    try:
+        return _value(tokens)
+    except TooLargeError:
+        return Text(tuple(tokens))
+    except UnreadableError:
+        if any(token.startswith(TEXT) for token in tokens):
+            return Text(tuple(tokens))
+        raise
+
+
+def _check_braces(tokens: list[str]) -> None:
+    depth = 0
+    for token in tokens:
+        depth += (token == "{") - (token == "}")
+        if depth < 0:
+            raise UnreadableError("has '}' without '{'")
+    if depth:
+        raise UnreadableError("lacks '}'")
+
+
+def _split(tokens: list[str], is_separator: Callable[[str], bool]) -> tuple[list[str], ...]:
+    """Parts and separators in turn: part, separator, part, …; only outside of brackets."""
+    parts: list[list[str]] = [[]]
+    depth = 0
+    for token in tokens:
+        depth += token in OPENING or token == "{" or token.startswith(r"\begin")
+        depth -= token in CLOSING or token == "}" or token.startswith(r"\end")
+        if depth == 0 and is_separator(token):
+            parts += [[token], []]
+        else:
+            parts[-1].append(token)
+    return tuple(parts)
+
+
+def _items(tokens: list[str], separators: tuple[str, ...], depth: int) -> tuple[Shape, ...] | None:
+    """Parts between separators, None if there are none."""
+    pieces = _split(tokens, lambda token: token in separators)
+    if len(pieces) == 1:
+        return None
+    # "1, 2, and 3" and "1; 2;" leave empty parts.
+    parts = [part for part in pieces[::2] if part]
+    if not parts:
+        raise UnreadableError("is empty")
+    if len(parts) > MAX_ITEMS:
+        raise TooLargeError(f"has more than {MAX_ITEMS} items")
+    items = [_read(part, depth + 1) for part in parts]
+    # 1 ± x within a list is two of its items.
+    flat = [
+        [*item.items] if isinstance(item, Items) and not item.brackets else [item] for item in items
+    ]
+    return tuple(item for group in flat for item in group)
+
+
+def _text(tokens: list[str], depth: int) -> Shape | None:
+    if all(token.startswith(TEXT) or token in (".", "!") for token in tokens):
+        return Text(tuple(tokens))
+    if tokens[0] in (r"\triangle", r"\angle") and all(map(is_letter, tokens[1:])):
+        return Text(tuple(tokens))
+    if tokens in ([r"\emptyset"], [r"\{", r"\}"]):
+        return Text((r"\emptyset",))
+    if tokens == [r"\mathbbR"]:
+        infinity = Value((r"\infty",), None)
+        return Items("()", (Value(("-", r"\infty"), None), infinity))
+    if len(tokens) == 1 and tokens[0].startswith(r"\mathbb"):
+        return Text(tuple(tokens))
+    if len(tokens) > 2 and is_number(tokens[0]) and tokens[1] == "_":
+        return Text(tuple(token for token in tokens if token not in ("{", "}")))
+    return None
+
+
+def _list(tokens: list[str], depth: int) -> Shape | None:
+    items = _items(tokens, (",", ";", r"\lor"), depth)
+    if items is None:
+        return None
+    return Items("", items) if len(items) > 1 else items[0]
+
+
+def _relation(tokens: list[str], depth: int) -> Shape | None:
+    pieces = _split(tokens, lambda token: token in RELATIONS)
+    if len(pieces) == 1:
+        return None
+    sides = []
+    for number, part in enumerate(pieces[::2]):
+        try:
+            sides.append(_read(part, depth + 1))
+        except UnreadableError:
+            if number or not part:
+                raise
+            sides.append(Text(tuple(part)))
+    return Relation(tuple(piece[0] for piece in pieces[1::2]), tuple(sides))
+
+
+def _union(tokens: list[str], depth: int) -> Shape | None:
+    items = _items(tokens, (r"\cup",), depth)
+    return None if items is None else Items("∪", items)
+
+
+def _bracketed(tokens: list[str], depth: int) -> Shape | None:
+    """A tuple, an interval or a set, if the first bracket closes at the end."""
+    if tokens[0] not in (*OPENING, "{") or tokens[-1] not in (*CLOSING, "}"):
+        return None
+    level = 0
+    for token in tokens[:-1]:
+        level += (token in OPENING or token == "{") - (token in CLOSING or token == "}")
+        if level == 0:
+            return None
+    inner = tokens[1:-1]
+    brackets = (tokens[0] + tokens[-1]).replace("\\", "")
+    if not inner:
+        raise UnreadableError("is empty")
+    items = _items(inner, (",", ";"), depth)
+    if items is not None:
+        return Items(brackets, items)
+    if brackets == "()" or tokens[0] == "{":
+        return _read(inner, depth + 1)
+    if brackets == "[]" and _matrix(inner, depth) is not None:
+        return _matrix(inner, depth)
+    return Items(brackets, (_read(inner, depth + 1),))
+
+
+def _matrix(tokens: list[str], depth: int) -> Shape | None:
+    if not _MATRIX.fullmatch(tokens[0]) or not tokens[-1].startswith(r"\end"):
+        return None
+    inner = tokens[1:-1]
+    if tokens[0].endswith("{array}") and inner[:1] == ["{"]:
+        inner = inner[inner.index("}") + 1 :]
+    rows = _split(inner, lambda token: token == "\\\\")[::2]
+    cells = [_split(row, lambda token: token == "&")[::2] for row in rows if row]
+    if sum(map(len, cells)) > MAX_ITEMS:
+        raise TooLargeError(f"has more than {MAX_ITEMS} cells")
+    return Items(
+        "matrix",
+        tuple(Items("row", tuple(_read(cell, depth + 1) for cell in row)) for row in cells),
+    )
+
+
+def _ratio(tokens: list[str], depth: int) -> Shape | None:
+    items = _items(tokens, (":",), depth)
+    return None if items is None else Items(":", items)
+
+
+def _plus_minus(tokens: list[str], depth: int) -> Shape | None:
+    r"""`1 \pm x` is the list of 1 + x and 1 - x."""
+    if r"\pm" not in tokens and r"\mp" not in tokens:
+        return None
+    upper = [{r"\pm": "+", r"\mp": "-"}.get(token, token) for token in tokens]
+    lower = [{r"\pm": "-", r"\mp": "+"}.get(token, token) for token in tokens]
+    return Items("", (_read(upper, depth + 1), _read(lower, depth + 1)))
+
+
+def _value(tokens: list[str]) -> Value:
+    tokens, unit = without_unit(tokens)
+    scale = 1
+    if tokens[-1:] == ["%"]:
+        tokens, scale = tokens[:-1], 100
+    if tokens[-2:] in (["°", "C"], ["°", "F"]):
+        tokens = tokens[:-1]
+    if "°" in tokens and not TRIGONOMETRIC.intersection(tokens):
+        tokens, unit = [token for token in tokens if token != "°"], "°"
+    if not tokens:
+        raise UnreadableError("is empty")
+    exact = _exact(tokens)
+    value = Value(tuple(tokens), exact and exact / scale, scale, unit)
+    if exact is None:
+        _ = value.expression  # raises what cannot be read
+    return value
+
+
+def _exact(tokens: list[str]) -> Fraction | None:
+    """The value of a plain number or fraction, worked out without SymPy."""
+    negative = False
+    while tokens and tokens[0] in ("+", "-"):
+        negative ^= tokens[0] == "-"
+        tokens = tokens[1:]
+    match tokens:
+        case [number] if is_number(number):
+            upper, lower = number, "1"
+        case [r"\frac", "{", upper, "}", "{", lower, "}"] | [upper, "/", lower]:
+            pass
+        case _:
+            return None
+    if not (is_number(upper) and is_number(lower)):
+        return None
+    divisor = fraction_of(lower)
+    if not divisor:
+        raise UnreadableError("divides by zero")
+    return fraction_of(upper) / divisor * (-1 if negative else 1)

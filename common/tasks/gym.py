@@ -1,0 +1,123 @@
+"""Questions of reasoning-gym's data sets (https://github.com/open-thought/reasoning-gym).
+
+Each question's answer is the whole entry, which the verify type REASONING_GYM lets the data set
+score. The package is not imported here: a process of its own draws (`gym_draw.py`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import Any
+
+from common.config import GymSource
+from common.errors import MissingToolError, UserError
+from common.reporting.progress import bar, say
+from common.runs.layout import REPOSITORY
+from common.tasks.prompts import Prompt
+
+VERIFY_TYPE = "REASONING_GYM"
+SAMPLE_SECONDS, LONG_SECONDS = 3.0, 30.0
+"""A draw that by its first seconds will take longer than the second number is announced."""
+
+
+def read_gym(task: str, source: GymSource, notices: list[str]) -> tuple[list[Prompt], list[Prompt]]:
+    """Distinct questions for training and for evaluation.
+
+    The evaluation questions are the first ones, so that asking for more training questions leaves
+    them as they are. The same source gives the same questions. Entries that cannot tell right from
+    wrong are left out, with a notice.
+
+    Raises:
+        MissingToolError: reasoning-gym is not installed.
+        UserError: the data set does not exist, refuses its config, fails, or has too few distinct
+            questions.
+    """
+    if find_spec("reasoning_gym") is None:
+        raise MissingToolError(
+            f"data.{task} needs the package reasoning-gym: pip install 'staged-grpo[reasoning-gym]'"
+        )
+    count = source.train + source.eval
+    request = source.model_dump(include={"dataset", "config", "seed"})
+    *lines, end = _draw(task, request | {"task": task, "count": count})
+    if end["faulty"]:
+        notices.append(
+            f"data.{task}: left out {end['faulty']} entries of {source.dataset}, the last of which "
+            f"{end['fault']}"
+        )
+    if len(lines) < count:
+        raise UserError(_too_few(task, source, len(lines), end))
+    prompts = [_prompt(task, source.dataset, line) for line in lines]
+    return prompts[source.eval :], prompts[: source.eval]
+
+
+def _draw(task: str, request: dict[str, Any]) -> list[dict[str, Any]]:
+    """What the drawing process says, its end line last."""
+    lines: list[dict[str, Any]] = []
+    with _drawing(request) as said, bar(f"drawing {task}", request["count"]) as shown:
+        started, announced = time.monotonic(), False
+        for text in said:
+            lines.append(json.loads(text))
+            if "error" in lines[-1]:
+                raise UserError(lines[-1]["error"])
+            shown.advance()
+            passed = time.monotonic() - started
+            if not announced and passed > SAMPLE_SECONDS:
+                announced, expected = True, passed / len(lines) * request["count"]
+                if expected > LONG_SECONDS:
+                    say(f"data.{task}: drawing takes about {expected / 60:.1f} minutes")
+    if not lines or "drawn" not in lines[-1]:
+        raise UserError(f"data.{task}: the process that draws {request['dataset']} was killed")
+    return lines
+
+
+@contextmanager
+def _drawing(request: dict[str, Any]) -> Iterator[Any]:
+    """Lines of a drawing process, which ends with the context."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "common.tasks.gym_draw"],
+        cwd=REPOSITORY,
+        env=os.environ | {"PYTHONHASHSEED": "0"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        encoding="utf-8",
+    ) as process:
+        assert process.stdin and process.stdout
+        try:
+            process.stdin.write(json.dumps(request))
+            process.stdin.close()
+            yield process.stdout
+        finally:
+            process.kill()
+
+
+def _prompt(task: str, dataset: str, line: dict[str, Any]) -> Prompt:
+    metadata = {"dataset": dataset, "index": line["index"]}
+    if line["difficulty"] is not None:
+        metadata["difficulty"] = line["difficulty"]
+    return Prompt(
+        task=task,
+        messages=[{"role": "user", "content": line["question"]}],
+        answer=line["answer"],
+        verify_type=VERIFY_TYPE,
+        metadata=metadata,
+        where=f"data.{task}",
+    )
+
+
+def _too_few(task: str, source: GymSource, found: int, end: dict[str, Any]) -> str:
+    asked = f"data.{task}: train = {source.train} and eval = {source.eval}"
+    if not found and end["faulty"]:
+        return f"{asked}, but an entry of {source.dataset} {end['fault']}; take another data set"
+    return (
+        f"{asked}, but with this config {source.dataset} gave {found} distinct questions in "
+        f"{end['drawn']} entries; ask for fewer, or widen data.{task}.config"
+    )
