@@ -116,7 +116,12 @@ def test_a_check_that_hangs_is_ended_with_all_that_it_started(
     check = dataclasses.replace(BY_NAME["torch"], seconds=3.0)
     assert doctor.run_check(check) == Finding("broken", "no answer within 3 s", "make setup")
     assert time.monotonic() - began < 20
-    assert not any(is_running(pid) for pid in note.read_text().split())
+    for pid in note.read_text().split():
+        # Killed is not yet gone: a process closes its files a moment before it ends.
+        until = time.monotonic() + 10
+        while is_running(pid):
+            assert time.monotonic() < until, f"process {pid} is still there"
+            time.sleep(0.02)
 
 
 def is_running(pid: str) -> bool:

@@ -165,6 +165,10 @@ class Pool:
             except WorkerDiedError as died:
                 said = str(died)
                 continue
+            except TimeoutError:
+                await _kill(worker)
+                said = f"it was not ready after {OPENING_SECONDS:g} s"
+                break
             except BaseException:
                 await _kill(worker)
                 raise
@@ -172,9 +176,7 @@ class Pool:
                 await _kill(worker)
                 raise UserError(answer["error"])
             return worker
-        raise UserError(
-            f"{self._rule}: its process cannot be started, {MOST_FAILED_STARTS} attempts: {said}"
-        )
+        raise UserError(f"{self._rule}: the process that judges by it cannot be started: {said}")
 
     async def _spawn(self) -> Process:
         command = [sys.executable, "-m", "common.rewards.worker"]
