@@ -1,7 +1,7 @@
 """What every command has in common: its options, its errors, and the run it works on.
 
-Exit codes: 0 done or nothing to do, 2 a fault the user can mend, 4 no learning signal,
-5 sampler and trainer disagree, 6 the model's numbers are not finite.
+Exit codes: 0 done or nothing to do, 2 a fault the user can mend, 3 a program or package is missing,
+4 no learning signal, 5 sampler and trainer disagree, 6 the model's numbers are not finite.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ class UserError(ValueError):
 
 
 class MissingToolError(UserError):
-    """A program or package that the work needs is not installed: says which. Exit code 3."""
+    """A program or package that the work needs is missing or does not work here. Exit code 3."""
 
     exit_code = 3
 

@@ -10,8 +10,15 @@ from typing import Any
 import tomlkit
 from pydantic import BaseModel, ValidationError
 
-from common.config import DatasetSource, GeneratorSource, Recipe
+from common.config import DatasetSource, FunctionReward, GeneratorSource, GymSource, Recipe
 from common.errors import UserError
+
+SOURCES: dict[str, type[BaseModel]] = {
+    "generator": GeneratorSource,
+    "dataset": DatasetSource,
+    "reasoning_gym": GymSource,
+}
+"""Models of a table of [data], by its `kind`."""
 
 
 def parse_recipe(text: str, *, origin: str, overrides: list[str] | None = None) -> Recipe:
@@ -81,11 +88,12 @@ def _explain(fault: Any, document: dict[str, Any]) -> str:
     """One pydantic fault as a line a user can act on."""
     # A tagged union puts its tag into the location; it is no key of the file.
     path = [str(part) for part in fault["loc"]]
-    if len(path) > 2 and path[0] == "data" and path[2] in ("generator", "dataset", "reasoning_gym"):
-        del path[2]
+    kind = ""
+    if len(path) > 2 and path[0] == "data" and path[2] in SOURCES:
+        kind = path.pop(2)
     key = ".".join(path)
     if fault["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(path[-1], _fields_beside(path), n=1, cutoff=0.5)
+        near = difflib.get_close_matches(path[-1], _fields_beside(path, kind), n=1, cutoff=0.5)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         return f"unknown key {key!r}{hint}"
     if fault["type"] == "missing":
@@ -99,16 +107,19 @@ def _explain(fault: Any, document: dict[str, Any]) -> str:
     return f"{key}{shown}: {message[0].lower()}{message[1:]}"
 
 
-def _fields_beside(path: list[str]) -> list[str]:
+def _fields_beside(path: list[str], kind: str) -> list[str]:
     """Names of the fields that may stand where the last part of `path` stands."""
-    if path[0] == "data" and len(path) > 2:
-        models: list[type[BaseModel]] = [GeneratorSource, DatasetSource]
-        inner = path[2:-1]
-    else:
-        models, inner = [Recipe], path[:-1]
+    model: type[BaseModel] = Recipe
+    inner = path[:-1]
+    if kind:
+        model, inner = SOURCES[kind], path[2:-1]
+    elif path[:2] == ["rewards", "functions"] and len(path) > 3:
+        model, inner = FunctionReward, path[3:-1]
     for part in inner:
-        annotations = [
-            model.model_fields[part].annotation for model in models if part in model.model_fields
-        ]
-        models = [a for a in annotations if isinstance(a, type) and issubclass(a, BaseModel)]
-    return [name for model in models for name in model.model_fields]
+        field = model.model_fields.get(part)
+        if field is None or not isinstance(field.annotation, type):
+            return []
+        if not issubclass(field.annotation, BaseModel):
+            return []
+        model = field.annotation
+    return list(model.model_fields)

@@ -42,7 +42,7 @@ from common.reporting.accuracy import GREEDY, figures_by_task, greedy_mean_over_
 from common.reporting.progress import Bar, warn
 from common.reporting.terminal import print_table
 from common.rewards.judging import Judging
-from common.rewards.registry import packages_of
+from common.rewards.registry import package_versions
 from common.rewards.scoring import judge_rows, refuse_infra_errors
 from common.runs.folders import open_policy
 from common.runs.freshness import input_hashes
@@ -116,6 +116,7 @@ class Job:
             seed=recipe.run.seed,
             names=[shard_name(index) for index in range(count)],
             schema=EVALUATION,
+            made_by=package_versions(self.verify_types),
         )
 
     @property
@@ -177,12 +178,12 @@ def make(job: Job, mesh: Mesh, shards: str) -> pl.DataFrame | None:
     """
     from common.generation.shard_work import make_shards
 
-    writer = job.writer()
-    chosen = chosen_shards(shards, len(writer.names))
     if job.dropped and mesh.is_main:
         warn(f"{job.dropped} questions leave no room for an answer and were dropped")
     with Judging(job.context.recipe.rewards) as judging:
         judging.open(job.verify_types, extras=False)
+        writer = job.writer()
+        chosen = chosen_shards(shards, len(writer.names))
         reasons = judge_again(writer.open(), judging) if mesh.is_main else []
         work = Work(job, mesh, judging)
         complete = make_shards(
@@ -280,8 +281,7 @@ def commit(job: Job, writer: OutputWriter, reasons: list[str]) -> pl.DataFrame:
         "tasks": figures_by_task(frame),
         "mean_over_tasks": greedy_mean_over_tasks(frame),
     }
-    packages = {"torch", "transformers", *packages_of(job.verify_types)}
-    writer.commit(facts, packages=sorted(packages))
+    writer.commit(facts, packages=("torch", "transformers"))
     mean = facts["mean_over_tasks"]
     job.context.result(
         facts,

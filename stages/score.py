@@ -21,7 +21,6 @@ from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import typer
 
 from common.command import (
@@ -45,18 +44,20 @@ from common.recipe_file import load_recipe
 from common.reporting.progress import bar, say, set_quiet, warn
 from common.rewards.completions import former_scores, group_numbers, read_completions
 from common.rewards.judging import Judging
-from common.rewards.registry import packages_of
+from common.rewards.registry import function_versions, package_versions
 from common.rewards.scoring import (
     check_columns,
     check_golds,
     judge_table,
     refuse_infra_errors,
     reward_facts,
+    types_in,
     with_columns,
 )
 from common.runs.freshness import input_hashes, require_fresh
 from common.runs.layout import DEFAULT_RECIPE
 from common.runs.manifest import read_manifest, write_atomically
+from common.runs.recipe import recipe_around
 from common.runs.schemas import KEY, score_schema
 from common.runs.shards import OutputWriter, encode_parquet, read_shard
 
@@ -67,7 +68,7 @@ InputPath = Annotated[
 ]
 OutputPath = Annotated[Path | None, typer.Option("--output", help="Where --input's scores go.")]
 
-USAGE = "give either --run and --iteration, or --input and --output"
+USAGE = "give either --run and --iteration, or --input and --output without options of a run"
 
 # What rules look at and what places a row.
 COLUMNS = [
@@ -92,10 +93,10 @@ def main(
 ) -> None:
     """Judge the completions of an iteration, or of any file, and take advantages."""
     if input_path or output_path:
-        if not (input_path and output_path) or run or iteration:
+        if not (input_path and output_path) or run or iteration or shards or accept_edits:
             raise UserError(USAGE)
         set_quiet(quiet or as_json)
-        settings = load_recipe(recipe or DEFAULT_RECIPE, overrides)
+        settings = load_recipe(recipe or recipe_around(input_path) or DEFAULT_RECIPE, overrides)
         facts = score_file(input_path, output_path, settings, overwrite=overwrite)
         say(summary(str(output_path), facts))
         if as_json:
@@ -141,15 +142,15 @@ def score_iteration(context: Context, shards: str) -> None:
             run.score(context.iteration),
             inputs=input_hashes(run, [source.name]),
             recipe={
-                "rewards": rewards.model_dump(mode="json", exclude={"workers"}),
+                "rewards": recipe.rewards.model_dump(mode="json", exclude={"workers"}),
                 "advantages": recipe.advantages.model_dump(mode="json"),
             },
             seed=recipe.run.seed,
             names=list(completions),
             schema=score_schema(rewards.extras()),
+            made_by=package_versions(types_in(completions.values())) | function_versions(rewards),
         ).open()
-        todo = {name: completions[name] for name in chosen}
-        reasons = judge_shards(writer, todo, judging, list(rewards.extras()))
+        reasons = judge_shards(writer, completions, chosen, judging, list(rewards.extras()))
     if missing := writer.pending():
         say(f"{writer.output.name}: {len(missing)} of {len(completions)} shards are still missing")
         return
@@ -164,32 +165,32 @@ def make_ready(judging: Judging, tables: Mapping[str, pa.Table]) -> None:
         UserError: a gold cannot be read, or a rule cannot be opened.
         MissingToolError: a program or package is not installed.
     """
-    types = {
-        kind for table in tables.values() for kind in pc.unique(table["verify_type"]).to_pylist()
-    }
     check_golds(tables, judging)
-    judging.open(types)
+    judging.open(types_in(tables.values()))
 
 
 def judge_shards(
-    writer: OutputWriter, completions: dict[str, pa.Table], judging: Judging, extras: list[str]
+    writer: OutputWriter,
+    completions: dict[str, pa.Table],
+    chosen: list[str],
+    judging: Judging,
+    extras: list[str],
 ) -> list[str]:
-    """Write the shards that are missing, with advantages still 0; returns reasons of infra errors.
+    """Write the chosen shards that are missing, advantages still 0; gives reasons of infra errors.
 
-    Shards with infra errors are judged again: what failed may have been mended since.
+    All shards with infra errors are judged again: what failed may have been mended since.
     """
     missing = set(writer.pending())
-    todo = [
-        name for name in completions if name in missing or writer.read(name)["reward"].null_count
-    ]
-    if kept := len(completions) - len(todo):
+    failed = [n for n in completions if n not in missing and writer.read(n)["reward"].null_count]
+    todo = [name for name in completions if name in failed or (name in missing and name in chosen)]
+    if kept := len(set(chosen) - set(todo)):
         say(f"{writer.output.name}: {kept} of {len(completions)} shards were judged already")
     reasons: list[str] = []
     with bar("score", sum(completions[name].num_rows for name in todo)) as shown:
         for name in todo:
             rows = completions[name]
-            judged, failed = judge_table(rows, judging, extras, shown.advance)
-            reasons += failed
+            judged, faults = judge_table(rows, judging, extras, shown.advance)
+            reasons += faults
             unknown = pa.nulls(rows.num_rows, pa.float64())
             advantages = {
                 "advantage": pa.array(np.zeros(rows.num_rows)),
@@ -223,8 +224,7 @@ def finish(
         writer.write(name, with_columns(table, part))
         start += table.num_rows
     facts = reward_facts(scored) | groups
-    types = pc.unique(rows["verify_type"]).to_pylist()
-    writer.commit(facts, packages=packages_of(types))
+    writer.commit(facts)
     tell_faults(facts, reasons)
     return facts
 

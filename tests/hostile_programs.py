@@ -44,6 +44,12 @@ for i in itertools.count():
     try: open(f"/tmp/{i}", "wb").write(bytes(1 << 24))
     except OSError: pass
 """,
+    "extended attributes": """
+import itertools
+for i in itertools.count():
+    open(f"/tmp/work/{i % 100}", "w").close()
+    os.setxattr(f"/tmp/work/{i % 100}", f"user.{i}", bytes(1 << 16))
+""",
     "small files": """
 import itertools
 for i in itertools.count(): open(f"/tmp/work/{i}", "w").close()

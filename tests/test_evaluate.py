@@ -22,7 +22,7 @@ from common.mesh.mesh import Mesh
 from common.modeling.chat import stop_ids
 from common.modeling.load import load_causal_lm
 from common.reporting.passk import pass_at_k
-from common.rewards.registry import VERIFY, judge
+from common.rewards.registry import EXTRAS, VERIFY, judge
 from common.rewards.rule import Judge, always
 from common.rewards.verdict import Row, Verdict
 from common.runs.layout import Run
@@ -240,6 +240,11 @@ def test_two_ranks_make_the_same_and_the_first_alone_verifies_and_warns(
     assert done.stderr.count("questions leave no room") == 1
     assert re.findall(r"rank \d verifies", done.stdout) == ["rank 0 verifies"]
     assert read_manifest(run.evaluation(0)).content_hash == alone
+
+
+def test_settings_of_every_verify_type_are_part_of_an_evaluation() -> None:
+    others = {"answer", "functions", "workers", *EXTRAS}
+    assert set(RewardsConfig.model_fields) - others == evaluate.VERIFY_SETTINGS
 
 
 def test_what_cannot_be_evaluated_is_refused(run: Run) -> None:

@@ -63,6 +63,11 @@ def once(completion, row):
 def who(completion, row):
     return os.getpid()
 
+def leaves_a_child(completion, row):
+    if os.fork() == 0:
+        time.sleep(600)
+    return os.getpid()
+
 def read_back(completion, row):
     return len(completion)
 """
@@ -131,13 +136,28 @@ def test_workers_killed_from_outside_are_replaced(rules: Path) -> None:
 
 
 def alive(process: int) -> bool:
+    """Whether it still runs after a while; one that nobody has waited for has ended too."""
     for _ in range(100):
         try:
-            os.kill(process, 0)
-        except ProcessLookupError:
+            state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+        except FileNotFoundError:
+            return False
+        if state == "Z":
             return False
         time.sleep(0.05)
     return True
+
+
+def test_what_a_function_leaves_behind_ends_with_it(rules: Path) -> None:
+    began = time.monotonic()
+    with Judging(using("leaves_a_child", workers=1)) as judging:
+        judged = judging.judge([("x", ROW)])
+    assert time.monotonic() - began < 60
+    group = int(judged[0].extras["mine"] or 0)
+    with pytest.raises(ProcessLookupError):
+        for _ in range(100):
+            os.killpg(group, 0)
+            time.sleep(0.05)
 
 
 def test_workers_end_with_a_judge_that_is_killed(rules: Path) -> None:
@@ -213,6 +233,15 @@ def test_sum_does_not_depend_on_the_order_of_the_parts() -> None:
     forward = combine(CORRECT, {"a": one, "b": one}, {"answer": 0.1, "a": 0.2, "b": 0.3})
     backward = combine(CORRECT, {"b": one, "a": one}, {"answer": 0.3, "b": 0.2, "a": 0.1})
     assert forward.reward == backward.reward == math.fsum([0.1, 0.2, 0.3])
+
+
+@pytest.mark.parametrize("parts", [(1e308, 1e308), (1e308, -1e308)])
+def test_a_sum_beyond_all_numbers_is_no_reward(parts: tuple[float, float]) -> None:
+    one, other = (Verdict(part, "correct", None) for part in parts)
+    of = combine(CORRECT, {"a": one, "b": other}, {"answer": 1.0, "a": 10.0, "b": 10.0})
+    assert of.reward is None
+    assert of.verdict.verdict == "infra_error"
+    assert of.verdict.reason.startswith("the weighted sum of")
 
 
 def test_what_befell_an_extra_shows_in_the_verdict() -> None:

@@ -1,4 +1,4 @@
-"""`score` by every rule that there is, through the real command, and what it refuses to begin."""
+"""`score` by rules of every kind, through the real command, and what it refuses to begin."""
 
 from __future__ import annotations
 
@@ -78,6 +78,7 @@ def test_without_a_sandbox_nothing_begins(tmp_path: Path) -> None:
     paths = f"{tmp_path / 'hidden'}:{REPOSITORY}"
     done = score(tmp_path, PATH=str(tmp_path), PYTHONPATH=paths)
     assert done.returncode == 3
+    assert "bubblewrap is not installed" in done.stderr
     assert "apt install bubblewrap" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "out.parquet").exists()

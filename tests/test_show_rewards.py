@@ -192,6 +192,21 @@ def test_the_command_shows_a_scored_file_and_what_another_changes(
     assert {row["rule"] for row in found["agreement"]} == {"answer"}
 
 
+def test_names_in_a_hostile_file_are_shown_clean(tmp_path: Path, stage: Stage) -> None:
+    """Verdicts become the heads of columns, names of columns those of rules."""
+    path = tmp_path / "scored.parquet"
+    pl.DataFrame(
+        {
+            "reward": [1.0, 0.0, 1.0],
+            "reward_[/x]\x1b[31m": [1.0, 2.0, 0.0],
+            "verdict": ["\x1b[31mq", "[red]x[/blue]", "correct"],
+        }
+    ).write_parquet(path)
+    shown = stage("show", "rewards", "--input", str(path)).stdout
+    assert "\x1b" not in shown
+    assert "[red]x[/blue]" in shown
+
+
 def test_the_command_shows_an_iteration_of_a_run(
     runs: Path, recipe_file: Path, tiny_policy: Path, tmp_path: Path, stage: Stage
 ) -> None:

@@ -265,7 +265,7 @@ def look(name: str) -> Finding:
         # MissingToolError says what to install; it cannot be imported where packages are missing.
         text = str(error).strip().partition("\n")[0]
         if type(error).__name__ == "MissingToolError":
-            return Finding("missing", "not installed", text)
+            return Finding("missing", "not usable here", text)
         return Finding("broken", f"{type(error).__name__}: {text}")
 
 

@@ -42,9 +42,9 @@ class MathLimits(Section):
 class CodeLimits(Section):
     seconds: Seconds = 10.0
     """Longest wall time for all tests of one completion."""
-    cpu_seconds: Positive = 5
+    cpu_seconds: Annotated[int, Field(ge=1, le=86_400)] = 5
     """Longest CPU time of one program."""
-    memory_mib: Annotated[int, Field(ge=64)] = 512
+    memory_mib: Annotated[int, Field(ge=64, le=1_048_576)] = 512
     """Address space of one program, in MiB."""
     partial: bool = False
     """Reward the share of tests passed; else 1 when all pass and 0 otherwise."""

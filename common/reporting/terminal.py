@@ -31,15 +31,16 @@ def print_table(
         svg: also draw the terminal into this file.
     """
     console = Console(record=svg is not None, width=_width(svg is not None))
-    table = Table(title=title or None, box=box.SIMPLE_HEAD, title_justify="left")
+    heading = Text(clean(title), style="table.title") if title else None
+    table = Table(title=heading, box=box.SIMPLE_HEAD, title_justify="left")
     shown = frame if limit is None else frame.head(limit)
     cells = {name: [_cell(value) for value in shown[name].to_list()] for name in shown.columns}
     for name, kind in frame.schema.items():
         # Spaces, so that a long name wraps between its words; numbers never wrap.
-        words = name.split("_")
+        words = clean(name).split("_")
         numeric = kind.is_numeric()
         table.add_column(
-            " ".join(words),
+            Text(" ".join(words)),
             justify="right" if numeric else "left",
             overflow="fold",
             min_width=max(map(len, words + cells[name])) if numeric else None,

@@ -56,9 +56,14 @@ def _content(text: str, start: int, end: int, inner: tuple[int, int, str] | None
     return text[start:end]
 
 
-def has_several_answers(text: str) -> bool:
-    """Whether an answer tag stands more than once; of several answers none counts."""
-    return text.count(ANSWER_OPEN) > 1 or text.count(ANSWER_CLOSE) > 1
+def several_answers(text: str) -> str | None:
+    """The text from its first answer tag on if a tag stands more than once; of several none counts.
+
+    None when each stands once at most.
+    """
+    if text.count(ANSWER_OPEN) <= 1 and text.count(ANSWER_CLOSE) <= 1:
+        return None
+    return text[max(text.find(ANSWER_OPEN), 0) :].strip()
 
 
 def tagged_answer(text: str) -> str | None:

@@ -6,7 +6,7 @@ from common.rewards.answer_part import (
     ANSWER_CLOSE,
     ANSWER_OPEN,
     answer_part,
-    has_several_answers,
+    several_answers,
     tagged_answer,
 )
 from common.rewards.number import parse_number
@@ -27,8 +27,8 @@ def judge(text: str, row: Row) -> Verdict:
     """Equal as numbers when both are numbers, else as case-folded text."""
     gold = read_gold(row["answer"])
     part = answer_part(text) or ""
-    if has_several_answers(part):
-        return graded(False, part[part.find(ANSWER_OPEN) :].strip())
+    if (several := several_answers(part)) is not None:
+        return graded(False, several)
     content = tagged_answer(part)
     if content is None or not content.strip():
         return NO_ANSWER

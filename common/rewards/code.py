@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 from common.rewards.answer_part import answer_part
 from common.rewards.programs.compare import same_output
 from common.rewards.programs.tests import CallTest, StdioTest, Test, read_tests
-from common.rewards.sandbox import bubblewrap
 from common.rewards.sandbox import run as sandbox
 from common.rewards.sandbox.bubblewrap import MIB, Limits
 from common.rewards.sandbox.check import self_test
@@ -41,17 +40,12 @@ def read_gold(answer: str) -> tuple[Test, ...]:
     return _read_gold(answer)
 
 
-def require(rewards: RewardsConfig) -> None:
-    """Raise `MissingToolError` if bubblewrap is not installed."""
-    bubblewrap.find_bwrap()
-
-
 def seconds(rewards: RewardsConfig) -> float:
     """Longest time for one completion; beyond it something other than the program hangs."""
     return rewards.code.seconds + sandbox.START_SECONDS + 10
 
 
-def ready(rewards: RewardsConfig) -> None:
+def require(rewards: RewardsConfig) -> None:
     """Raise `MissingToolError` unless the sandbox holds on this machine; once before any work."""
     self_test()
 

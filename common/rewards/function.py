@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import importlib.util
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from common.config import FunctionReward
@@ -22,7 +25,7 @@ def find_function(name: str, reward: FunctionReward) -> Callable[..., Any]:
         raise UserError(f"{where}: write it as module:function")
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(
             f"{where}: {module_name!r} cannot be imported: {type(error).__name__}: {error}; "
             "modules are looked for in the working directory and in the environment"
@@ -31,3 +34,14 @@ def find_function(name: str, reward: FunctionReward) -> Callable[..., Any]:
     if not callable(function):
         raise UserError(f"{where}: {module_name!r} has no function {attribute!r}")
     return function
+
+
+def source_hash(reward: FunctionReward) -> str:
+    """sha256 of the file that the function's module is; empty when there is none to be found."""
+    try:
+        spec = importlib.util.find_spec(reward.function.partition(":")[0])
+    except (ImportError, ValueError):
+        return ""
+    if spec is None or spec.origin is None or not Path(spec.origin).is_file():
+        return ""
+    return hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()

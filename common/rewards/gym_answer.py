@@ -8,7 +8,8 @@ wrong, and an answer tag that is not closed holds none.
 The reward is the data set's own score, which for many of them gives part of 1 for part of an
 answer; the verdict is `correct` at 1 alone. reasoning-gym evaluates some answers (`eval`, sympy's
 `parse_expr`). Such answers are refused unless they are formulas, and all of this runs in the
-sandbox, so that nothing depends on the refusal being complete.
+sandbox: were the refusal incomplete, an answer could earn what it does not deserve, but not reach
+the machine.
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ from common.errors import MissingToolError, UserError
 from common.rewards.answer_part import (
     ANSWER_OPEN,
     answer_part,
-    has_several_answers,
     last_box,
+    several_answers,
     tagged_answer,
 )
 from common.rewards.rule import Judge
+from common.rewards.sandbox.check import self_test
 from common.rewards.verdict import NO_ANSWER, GoldError, Row, Verdict, graded
 from common.tasks.gym_entry import Entry, fault_of, read_entry, score
 
@@ -32,6 +34,12 @@ INSTALL = "pip install 'staged-grpo[reasoning-gym]'"
 
 
 def require(rewards: RewardsConfig) -> None:
+    """Raise `MissingToolError` without reasoning-gym, or without a sandbox that holds."""
+    require_package()
+    self_test()
+
+
+def require_package() -> None:
     """Raise `MissingToolError` if reasoning-gym is not installed."""
     if find_spec("reasoning_gym") is None:
         raise MissingToolError(f"REASONING_GYM needs the package reasoning-gym: {INSTALL}")
@@ -39,7 +47,7 @@ def require(rewards: RewardsConfig) -> None:
 
 def open_rule(rewards: RewardsConfig) -> Judge:
     """Import reasoning-gym, which takes a second or two and is no completion's time."""
-    require(rewards)
+    require_package()
     import reasoning_gym  # noqa: F401
 
     return judge
@@ -77,8 +85,8 @@ def judge(text: str, row: Row) -> Verdict:
     """The data set's score from 0 to 1; `correct` when it is 1."""
     entry = read_structure(row["answer"])
     part = answer_part(text) or ""
-    if has_several_answers(part):
-        return graded(False, part[part.find(ANSWER_OPEN) :].strip())
+    if (several := several_answers(part)) is not None:
+        return graded(False, several)
     answer = find_answer(part)
     if not answer:
         return NO_ANSWER

@@ -206,21 +206,30 @@ def combine(
     """Add up what the rules say.
 
     The sum is rounded once (`math.fsum`), so equal parts give equal sums whatever their order. An
-    extra that abstained adds nothing; one that ran out of time adds 0; when a rule failed there is
-    no reward.
+    extra that abstained adds nothing; one that ran out of time adds 0; when a rule failed, or the
+    sum is beyond all numbers, there is no reward.
     """
     verdicts = {"answer": answer, **extras}
     rewards = {name: verdict.reward for name, verdict in verdicts.items()}
     failed = _first(verdicts, "infra_error")
     late = _first(verdicts, "timeout")
     terms = [weights[name] * part for name, part in rewards.items() if part is not None]
+    total = _sum(terms)
+    if total is None and not failed:
+        failed = Verdict(None, "infra_error", None, f"the weighted sum of {terms} is not finite")
     if (befallen := failed or late) and befallen is not answer:
         reward = None if failed else answer.reward
         answer = Verdict(reward, befallen.verdict, answer.extracted, befallen.reason)
     rewards.pop("answer")
-    return Judgement(
-        None if failed else math.fsum(terms), verdicts["answer"].reward, rewards, answer
-    )
+    return Judgement(None if failed else total, verdicts["answer"].reward, rewards, answer)
+
+
+def _sum(terms: Sequence[float]) -> float | None:
+    try:
+        total = math.fsum(terms)
+    except (OverflowError, ValueError):
+        return None
+    return total if math.isfinite(total) else None
 
 
 def _first(verdicts: Mapping[str, Verdict], outcome: str) -> Verdict | None:

@@ -13,7 +13,7 @@ from functools import lru_cache
 
 from common.config import RewardsConfig
 from common.errors import MissingToolError
-from common.rewards.answer_part import answer_part, has_several_answers, last_box, tagged_answer
+from common.rewards.answer_part import answer_part, last_box, several_answers, tagged_answer
 from common.rewards.latex.equality import same
 from common.rewards.latex.library import Formula, read_formula, same_formula
 from common.rewards.latex.reader import read
@@ -77,8 +77,8 @@ def judge(text: str, row: Row) -> Verdict:
     gold = read_gold(row["answer"])
     part = answer_part(text) or ""
     box = last_box(part)
-    if box is None and has_several_answers(part):
-        return graded(False, part[part.find("<answer>") :].strip())
+    if box is None and (several := several_answers(part)) is not None:
+        return graded(False, several)
     found = box if box is not None else find_answer(part)
     if found is None or not found.strip():
         return NO_ANSWER

@@ -11,6 +11,7 @@ import asyncio
 import json
 import math
 import os
+import signal
 import sys
 from asyncio.subprocess import PIPE, Process, create_subprocess_exec
 from collections.abc import Callable, Sequence
@@ -20,17 +21,21 @@ from typing import Any
 
 from common.config import RewardsConfig
 from common.errors import UserError
+from common.reporting.progress import clean
 from common.rewards.registry import fault, get_rule
 from common.rewards.sandbox.jail import jailed
 from common.rewards.verdict import Row, Verdict
 from common.runs.layout import REPOSITORY
 
-OPENING_SECONDS = 300.0
+OPENING_SECONDS = 180.0
 """Longest time in which a rule gets ready: imports, a model from a slow disk."""
 GOLD_SECONDS = 30.0
 """Longest time in which a gold answer is read, whatever the rule allows a completion."""
 LONGEST_LINE = 1 << 28
-MOST_FAILED_STARTS = 3
+LONGEST_SAID = 1000
+"""Characters of a line on a worker's standard error that are shown."""
+KILL_SECONDS = 5.0
+MOST_FAILED_STARTS = 10
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,7 @@ class Pool:
         self._opening = {"rule": rule, "rewards": rewards.model_dump(mode="json")}
         self._count = count
         self._idle: list[Process] = []
+        self._telling: set[asyncio.Task[None]] = set()
 
     async def judge(self, jobs: Sequence[Job], on_verdict: Callable[[int], None]) -> list[Verdict]:
         """Verdicts on `jobs`, in their order; `on_verdict` is told the index of each at once.
@@ -180,11 +186,17 @@ class Pool:
 
     async def _spawn(self) -> Process:
         command = [sys.executable, "-m", "common.rewards.worker"]
-        pipes: Any = {"stdin": PIPE, "stdout": PIPE, "limit": LONGEST_LINE}
-        if not self._jailed:
-            return await create_subprocess_exec(*command, **pipes, env=worker_environment())
-        with jailed(command) as (inside, descriptors):
-            return await create_subprocess_exec(*inside, **pipes, pass_fds=descriptors)
+        pipes: Any = {"stdin": PIPE, "stdout": PIPE, "stderr": PIPE, "limit": LONGEST_LINE}
+        pipes["start_new_session"] = True  # to be killed with all that it started
+        if self._jailed:
+            with jailed(command) as (inside, descriptors):
+                worker = await create_subprocess_exec(*inside, **pipes, pass_fds=descriptors)
+        else:
+            worker = await create_subprocess_exec(*command, **pipes, env=worker_environment())
+        telling = asyncio.create_task(_tell(worker))
+        self._telling.add(telling)
+        telling.add_done_callback(self._telling.discard)
+        return worker
 
 
 def worker_environment() -> dict[str, str]:
@@ -220,10 +232,20 @@ async def _exchange(worker: Process, line: bytes, seconds: float) -> Any:
     return json.loads(answer)
 
 
+async def _tell(worker: Process) -> None:
+    """Print what a worker says on standard error; it may be a model's text, so cleaned and cut."""
+    assert worker.stderr
+    with suppress(ValueError, ConnectionError):
+        async for line in worker.stderr:
+            print(clean(line.decode(errors="replace").rstrip())[:LONGEST_SAID], file=sys.stderr)
+
+
 async def _kill(worker: Process) -> None:
     with suppress(ProcessLookupError):
-        worker.kill()
-    await worker.wait()
+        os.killpg(worker.pid, signal.SIGKILL)
+    with suppress(TimeoutError):
+        # A process that it left behind may hold its pipes open.
+        await asyncio.wait_for(worker.wait(), KILL_SECONDS)
     # What is left of the transport would complain of a closed loop when it is collected.
     transport: Any = getattr(worker, "_transport", None)
     if transport is not None:

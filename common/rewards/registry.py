@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Callable, Iterable
+from importlib.metadata import version
 from typing import Any
 
 from common.config import FunctionReward, RewardsConfig
@@ -23,17 +24,11 @@ from common.rewards import (
     repetition,
     similarity,
 )
-from common.rewards.function import find_function
+from common.rewards.function import find_function, source_hash
 from common.rewards.rule import Extra, Judge, Reward, Verifier, always
-from common.rewards.sandbox.check import self_test
 from common.rewards.verdict import ABSTAINED, GoldError, Row, Verdict
 
 GIB = 2**30
-
-
-def _require_jailed_gym(rewards: RewardsConfig) -> None:
-    gym_answer.require(rewards)
-    self_test()
 
 
 VERIFY: dict[str, Verifier] = {
@@ -57,7 +52,7 @@ VERIFY: dict[str, Verifier] = {
         code.read_gold,
         place="worker",
         seconds=code.seconds,
-        require=code.ready,
+        require=code.require,
     ),
     "SIMILARITY": Verifier(
         similarity.open_rule,
@@ -73,7 +68,7 @@ VERIFY: dict[str, Verifier] = {
         place="jail",
         gold_place="jail",
         seconds=lambda rewards: rewards.reasoning_gym.seconds,
-        require=_require_jailed_gym,
+        require=gym_answer.require,
         packages=("reasoning-gym", "sympy"),
     ),
 }
@@ -116,9 +111,16 @@ def get_verifier(verify_type: str) -> Verifier:
     return VERIFY[verify_type]
 
 
-def packages_of(verify_types: Iterable[str]) -> list[str]:
-    """Distributions whose versions may change what these types say."""
-    return sorted({package for name in verify_types for package in get_verifier(name).packages})
+def package_versions(verify_types: Iterable[str]) -> dict[str, str]:
+    """Versions of the packages that may change what these types say."""
+    packages = {package for name in verify_types for package in get_verifier(name).packages}
+    return {package: version(package) for package in sorted(packages)}
+
+
+def function_versions(rewards: RewardsConfig) -> dict[str, str]:
+    """Hashes of the files that hold the recipe's own functions."""
+    used = {name: rewards.functions[name] for name in rewards.extras() if name in rewards.functions}
+    return {f"{name}: {reward.function}": source_hash(reward) for name, reward in used.items()}
 
 
 def check_gold(verify_type: str, answer: str) -> None:

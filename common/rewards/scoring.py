@@ -41,6 +41,11 @@ def check_golds(tables: Mapping[str, pa.Table], judging: Judging) -> None:
     faults.raise_any()
 
 
+def types_in(tables: Iterable[pa.Table]) -> set[str]:
+    """The verify types of the rows."""
+    return {kind for table in tables for kind in pc.unique(table["verify_type"]).to_pylist()}
+
+
 def judge_table(
     completions: pa.Table,
     judging: Judging,
@@ -109,7 +114,7 @@ def rows_for_rules(completions: pa.Table) -> pa.Table:
     """
     plain = [field.name for field in completions.schema if _is_plain(field.type)]
     rows = completions.select(plain)
-    if "completion_ids" in completions.column_names:
+    if "completion_ids" in completions.column_names and _is_list(completions["completion_ids"]):
         tokens = pc.list_value_length(completions["completion_ids"])
         rows = rows.drop_columns([n for n in plain if n == "completion_tokens"])
         rows = rows.append_column("completion_tokens", tokens)
@@ -117,17 +122,30 @@ def rows_for_rules(completions: pa.Table) -> pa.Table:
 
 
 def _is_plain(kind: pa.DataType) -> bool:
-    tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_integer)
-    return any(test(kind) for test in (*tests, pa.types.is_floating, pa.types.is_boolean))
+    if pa.types.is_dictionary(kind):
+        return _is_plain(kind.value_type)
+    texts = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    numbers = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean)
+    return any(test(kind) for test in (*texts, *numbers))
+
+
+def _is_list(column: pa.ChunkedArray) -> bool:
+    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    return any(test(column.type) for test in lists)
 
 
 def check_columns(completions: pa.Table, rewards: RewardsConfig, where: str) -> None:
     """Raise `UserError` if an extra of the recipe needs a column that is not there."""
-    there = rows_for_rules(completions.slice(0, 0)).column_names
+    rows = rows_for_rules(completions)
     for column, name in needed_columns(rewards).items():
-        if column not in there:
-            source = {"completion_tokens": "completion_ids"}.get(column, column)
-            raise UserError(f"{where}: the reward {name!r} needs a column {source!r}")
+        source = {"completion_tokens": "completion_ids"}.get(column, column)
+        if column not in rows.column_names or not pa.types.is_integer(rows[column].type):
+            raise UserError(f"{where}: the reward {name!r} needs a column {source!r} of lists")
+        if rows[column].null_count:
+            row = rows[column].is_null().to_pylist().index(True)
+            raise UserError(
+                f"{where} row {row}: no value in column {source!r}, which the reward {name!r} needs"
+            )
 
 
 def _schema(extras: Iterable[str]) -> pa.Schema:

@@ -26,7 +26,7 @@ from common.errors import MissingToolError, UserError
 from common.rewards.answer_part import (
     ANSWER_OPEN,
     answer_part,
-    has_several_answers,
+    several_answers,
     tagged_answer,
 )
 from common.rewards.rule import Judge
@@ -83,8 +83,8 @@ def open_rule(rewards: RewardsConfig) -> Judge:
     def judge(text: str, row: Row) -> Verdict:
         gold = read_gold(row["answer"])
         part = answer_part(text) or ""
-        if has_several_answers(part):
-            return graded(False, part[part.find(ANSWER_OPEN) :].strip())
+        if (several := several_answers(part)) is not None:
+            return graded(False, several)
         answer = (tagged_answer(part) or "" if ANSWER_OPEN in part else part).strip()
         if not answer:
             return NO_ANSWER

@@ -57,3 +57,11 @@ def _same_model_and_data(run: Run, recipe: Recipe, source: Path) -> None:
                 f"{began.get(section)}; a run keeps its model and its data: choose another "
                 "RUN, or remove this one"
             )
+
+
+def recipe_around(path: Path) -> Path | None:
+    """The recipe in force of the run that `path` lies in; None outside of runs."""
+    for folder in path.resolve().parents:
+        if (folder / "recipe.toml").is_file() and (folder / "iterations").is_dir():
+            return folder / "recipe.toml"
+    return None

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,7 @@ class OutputWriter:
         seed: int,
         names: list[str],
         schema: pa.Schema,
+        made_by: Mapping[str, str] | None = None,
     ) -> None:
         """Describe the output; nothing is written before `open`.
 
@@ -61,6 +62,8 @@ class OutputWriter:
             recipe: the recipe's sections that decide the content.
             names: every shard of the output, in order.
             schema: of each shard.
+            made_by: versions of what decides the content beside the inputs. A partial output made
+                by others is begun anew; a complete one is not stale for it.
         """
         self.output = output
         self.names = names
@@ -68,6 +71,7 @@ class OutputWriter:
         self._inputs = inputs
         self._recipe = recipe
         self._seed = seed
+        self._made_by = dict(made_by or {})
         self._started = time.monotonic()
 
     def open(self) -> OutputWriter:
@@ -78,6 +82,8 @@ class OutputWriter:
             "recipe": self._recipe,
             "seed": self._seed,
             "names": self.names,
+            "columns": self._schema.names,
+            "made_by": self._made_by,
         }
         plan = json.dumps(intention, indent=1, sort_keys=True).encode()
         path = folder / "plan.json"
@@ -153,7 +159,9 @@ class OutputWriter:
             content_hash=hashes.whole(),
             parts=hashes.parts(),
             facts=facts or {},
-            recorded=recorded_now(self._started, packages) | (recorded or {}),
+            recorded=recorded_now(self._started, packages)
+            | ({"made_by": self._made_by} if self._made_by else {})
+            | (recorded or {}),
         )
         write_manifest(self.output.partial, manifest)
         if publish_output:

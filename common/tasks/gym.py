@@ -10,11 +10,12 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
-from typing import Any
+from typing import IO, Any
 
 from common.config import GymSource
 from common.errors import MissingToolError, UserError
@@ -60,9 +61,14 @@ def read_gym(task: str, source: GymSource, notices: list[str]) -> tuple[list[Pro
 def _draw(task: str, request: dict[str, Any]) -> list[dict[str, Any]]:
     """What the drawing process says, its end line last."""
     lines: list[dict[str, Any]] = []
-    with _drawing(request) as said, bar(f"drawing {task}", request["count"]) as shown:
+    with (
+        tempfile.TemporaryFile() as complaints,
+        _drawing(request, complaints) as process,
+        bar(f"drawing {task}", request["count"]) as shown,
+    ):
+        assert process.stdout
         started, announced = time.monotonic(), False
-        for text in said:
+        for text in process.stdout:
             lines.append(json.loads(text))
             if "error" in lines[-1]:
                 raise UserError(lines[-1]["error"])
@@ -72,29 +78,39 @@ def _draw(task: str, request: dict[str, Any]) -> list[dict[str, Any]]:
                 announced, expected = True, passed / len(lines) * request["count"]
                 if expected > LONG_SECONDS:
                     say(f"data.{task}: drawing takes about {expected / 60:.1f} minutes")
-    if not lines or "drawn" not in lines[-1]:
-        raise UserError(f"data.{task}: the process that draws {request['dataset']} was killed")
+        if not lines or "drawn" not in lines[-1]:
+            code = process.wait()
+            raise UserError(
+                f"data.{task}: the process that draws {request['dataset']} ended with {code}: "
+                f"{_last_line(complaints)}"
+            )
     return lines
 
 
+def _last_line(complaints: IO[bytes]) -> str:
+    complaints.seek(0)
+    lines = complaints.read().decode(errors="replace").split("\n")
+    return next((line for line in reversed(lines) if line.strip()), "it says nothing")
+
+
 @contextmanager
-def _drawing(request: dict[str, Any]) -> Iterator[Any]:
-    """Lines of a drawing process, which ends with the context."""
+def _drawing(request: dict[str, Any], complaints: IO[bytes]) -> Iterator[subprocess.Popen[str]]:
+    """A drawing process, which ends with the context; `complaints` is its standard error."""
     with subprocess.Popen(
         [sys.executable, "-m", "common.tasks.gym_draw"],
         cwd=REPOSITORY,
         env=os.environ | {"PYTHONHASHSEED": "0"},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
+        stderr=complaints,
         text=True,
         encoding="utf-8",
     ) as process:
-        assert process.stdin and process.stdout
+        assert process.stdin
         try:
             process.stdin.write(json.dumps(request))
             process.stdin.close()
-            yield process.stdout
+            yield process
         finally:
             process.kill()
 

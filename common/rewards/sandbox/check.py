@@ -66,6 +66,7 @@ attempts = {
     "read the users of the host": lambda: open("/etc/passwd"),
     "look at processes": lambda: os.listdir("/proc"),
     "look at devices": lambda: os.listdir("/sys"),
+    "hide memory in attributes": lambda: os.setxattr("/tmp", "user.a", b"a"),
     "write to /": lambda: open("/file", "w"),
     "write to /dev": lambda: open("/dev/file", "w"),
     "write to the standard library": lambda: open(os.__file__, "a"),

@@ -9,7 +9,6 @@ that exploits a fault of the kernel gets out.
 from __future__ import annotations
 
 import ctypes
-import functools
 import json
 import marshal
 import os
@@ -114,7 +113,7 @@ class _Box:
     """A running sandbox: bubblewrap outside, its init as process 1 inside, under it the program."""
 
     def __init__(self, limits: Limits) -> None:
-        _adopt_orphans()
+        _adopt_orphans(True)
         self.limits = limits
         self.output = bytearray()
         self._number = 0  # of process 1 inside
@@ -230,6 +229,7 @@ class _Box:
         for descriptor in (self._info, self._init):
             if descriptor is not None:
                 os.close(descriptor)
+        _adopt_orphans(False)
         return self._process.returncode, cpu_seconds
 
     def _reap(self, number: int) -> float:
@@ -252,10 +252,9 @@ def _wait(seconds: float, readable: int, writable: int | None = None) -> list[in
     return [descriptor for descriptor, _ in poll.poll(seconds * 1000)]
 
 
-@functools.cache
-def _adopt_orphans() -> None:
-    """Become the parent of orphaned descendants, to see their end and to leave no zombies.
+def _adopt_orphans(wanted: bool) -> None:
+    """Be the parent of orphaned descendants or not, to see their end and to leave no zombies.
 
     In a container there is often nobody else who would reap them.
     """
-    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, int(wanted), 0, 0, 0)

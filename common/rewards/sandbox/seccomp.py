@@ -74,8 +74,11 @@ DENIED: dict[str, tuple[int | None, int | None]] = {
     "move_pages": (279, 239),
     "remap_file_pages": (216, 234),
     "lookup_dcookie": (212, 18),
-    # Memory that the address-space limit does not count.
+    # Memory that neither the address-space limit nor the size of the file system counts.
     "memfd_create": (319, 279),
+    "setxattr": (188, 5),
+    "lsetxattr": (189, 6),
+    "fsetxattr": (190, 7),
     "shmget": (29, 194),
     "shmat": (30, 196),
     "shmctl": (31, 195),
