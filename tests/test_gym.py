@@ -114,7 +114,7 @@ def test_an_error_in_the_drawing_process_reaches_the_user() -> None:
 
 def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "reasoning_gym", None)
-    hint = r"pip install 'staged-grpo\[reasoning-gym\]'"
+    hint = "make extras"
     with pytest.raises(MissingToolError, match=hint):
         read_gym("sums", GymSource(dataset="chain_sum"), [])
     with pytest.raises(MissingToolError, match=hint):

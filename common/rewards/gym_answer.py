@@ -30,7 +30,7 @@ from common.rewards.sandbox.check import self_test
 from common.rewards.verdict import NO_ANSWER, GoldError, Row, Verdict, graded
 from common.tasks.gym_entry import Entry, fault_of, read_entry, score
 
-INSTALL = "pip install 'staged-grpo[reasoning-gym]'"
+INSTALL = "`make extras`"
 
 
 def require(rewards: RewardsConfig) -> None:

@@ -16,7 +16,7 @@ def read_gold(answer: str) -> Number:
 
 
 def judge(text: str, row: Row) -> Verdict:
-    """A last number too long to be read is wrong; an earlier one does not stand in for it."""
+    """A last number too long to be read, or a power as in 10², is wrong; no earlier one counts."""
     gold = read_gold(row["answer"])
     number = find_last_number(answer_part(text) or "")
     if number is None:

@@ -19,6 +19,7 @@ from common.rewards.latex.library import Formula, read_formula, same_formula
 from common.rewards.latex.reader import read
 from common.rewards.latex.shape import Shape
 from common.rewards.latex.tokens import UnreadableError
+from common.rewards.latex.words import WORDS_AFTER, WORDS_BEFORE
 from common.rewards.rule import Judge
 from common.rewards.verdict import NO_ANSWER, GoldError, Row, Verdict, graded
 
@@ -139,5 +140,21 @@ def _said_last(text: str) -> str | None:
     if not lines:
         return None
     line = (lines[0] if phrases else lines[-1]).strip()
-    stretches = [stretch for stretch in _WORD.split(line) if _MATHEMATICS.search(stretch)]
-    return stretches[-1].strip(" *") if stretches else line
+    return _last_stretch(line)
+
+
+def _last_stretch(line: str) -> str:
+    """With a word directly before or after that changes its value; the line if it has none."""
+    words = list(_WORD.finditer(line))
+    starts = [0, *(word.end() for word in words)]
+    ends = [*(word.start() for word in words), len(line)]
+    for i in reversed(range(len(starts))):
+        if not _MATHEMATICS.search(line, starts[i], ends[i]):
+            continue
+        stretch = line[starts[i] : ends[i]].strip(" *")
+        if i < len(words) and words[i][0].lower() in WORDS_AFTER and stretch[-1] not in ".,;:!?":
+            stretch += f" {words[i][0]}"
+        if i and words[i - 1][0].lower() in WORDS_BEFORE and stretch[0] not in ".,;:!?":
+            stretch = rf"\text{{{words[i - 1][0]}}} {stretch}"
+        return stretch
+    return line

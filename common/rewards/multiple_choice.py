@@ -2,7 +2,9 @@ r"""MULTIPLE_CHOICE: exactly one letter is chosen, and it is the gold.
 
 A choice is marked in a box, in `<answer>`, in parentheses, in bold or after "answer is" or
 "Answer:". Only where nothing is marked do capitals that stand alone in prose count. Two different
-letters, marked or else unmarked, are no choice; the same letter twice is one.
+letters, marked or else unmarked, are no choice; the same letter twice is one. A letter that joins
+or takes back a marked one ("A + B", "A. Wait, B") is marked too; "cannot be A" and "all but A"
+choose nothing, and A' is another thing than A.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ _GOLD = re.compile(r"\(([A-Za-z])\)|([A-Za-z])[.)]?")
 _BEFORE = r"(?<![A-Za-z0-9_À-ɏͰ-֏Ḁ-ỿ])(?<![A-Za-z][.'’(])"
 _AFTER = r"(?![A-Za-z0-9_À-ɏͰ-֏Ḁ-ỿ(]|[.'’][A-Za-z])"
 _LETTER = rf"{_BEFORE}([A-Za-z]){_AFTER}"
-_AND = r"(?:,|/|&|;|\band\b|\bor\b)"
+_AND = r"(?:[,/&;+=|]|\band\b|\bn?or\b|\bvs\b|\bversus\b)"
 
 # Each quantifier is bounded or ends at a character that it excludes, so that all this is linear.
 _BOX = re.compile(r"\\boxed\s{0,9}\{((?:[^{}]|\{[^{}]{0,99}\}){0,99})\}")
@@ -29,21 +31,51 @@ _BOLD = re.compile(rf"\*\*\s?\(?{_LETTER}[).:]?\s?\*\*")
 _SAID = re.compile(
     r"(?i:answer)(?i:\s{0,9}(?:is|:|=|：)){1,2}"
     r"(?i:\s{0,9}(?:the\s|(?:option|choice|letter)\b\s?))?[\s*_(\[\"'“`$:]{0,9}"
-    rf"(?:\\[a-z]+\{{\(?)?(?={_LETTER})(.{{0,40}})"
+    rf"(?:\\[a-z]+\{{\(?)?(?={_LETTER}(.{{0,40}}))",
+    re.DOTALL,
 )
 _ALONE = re.compile(rf"\W*{_LETTER}\W*")
 _LIST = re.compile(rf"\W*[A-Za-z](?:\W*{_AND}\W*{_LETTER})+\W*", re.IGNORECASE)
 _LABEL = re.compile(rf"\W*{_LETTER}\W*[).:]\s*\S")
 _MARKUP = re.compile(r"\\[A-Za-z]+|\\.|[{}$]")
 
-# "A car" and "I think" are no choices, "A or B" and "A is right" are; "not B" is none either.
+# "A car" and "I think" are no choices, "A or B" and "A is right" are; "not B" is none either. The
+# looks ahead, here and below, pass over prose quickly.
 _NEXT = "and|or|is|because|since|as|with"
 _IS_WORD = {
     "A": re.compile(rf"\s+(?!(?:{_NEXT}|was|seems|looks|must|should|would|has|it)\b)[a-z]"),
     "I": re.compile(rf"\s+(?!(?:{_NEXT})\b)[a-z]"),
 }
 _NOT = re.compile(
-    rf"(?:\bnot|n't|n’t|\bnor|\bneither)(?:\s(?:option|choice))?\s[(*]{{0,3}}[A-Za-z]{_AFTER}",
+    r"(?=[aceinor'’])(?:\b(?:can)?not|n['’]t|\bnever|\bneither|\bexcept(?:\sfor)?"
+    r"|\b(?:other|rather)\sthan|\binstead\sof|\b(?:all|any\w{1,5}|every\w{1,5})\sbut|\bruled?\sout|\bexclud(?:e|es|ed|ing))"
+    r"(?:\s(?:be|the|option|choice|answer|necessarily|simply|just)){0,3}"
+    rf"\s[(*]{{0,3}}[A-Za-z]{_AFTER}"
+    rf"(?:[)*]{{0,3}},?\s{{1,3}}n?or\s[(*]{{0,3}}[A-Za-z]{_AFTER}){{0,9}}",
+    re.IGNORECASE,
+)
+_WRONG = re.compile(
+    r"(?<!\w)[A-Za-z][)*]{0,3}\s(?:is|was)"
+    r"(?:n['’]t|\s(?:not|never|wrong|incorrect|false|impossible|excluded|eliminated))\b",
+    re.IGNORECASE,
+)
+# What changes a letter: A' and A^c, ¬A and \overline{A} are no A. 'A' is one.
+_PRIMED = re.compile(rf"\W*(?<!['‘]){_LETTER}\s?['’′^]")
+_NEGATED = re.compile(r"¬|\\(?:neg|lnot|not|overline|bar|prime|[bx]?cancel|sout)(?![A-Za-z])")
+
+# What a marked letter goes on with: letters that add to it, a letter that ends its line, a
+# correction. "Answer: A, a car" adds none, nor does "A\nB is false".
+_ADDED = re.compile(
+    rf"(?:[\s)*.]{{0,9}}(?:{_AND}|[-–—](?=[A-Z]))[\s(*]{{0,9}}"
+    rf"(?:(?:maybe|perhaps|possibly|probably|even|also|else|option|choice)\s){{0,2}}[(*]{{0,3}}"
+    rf"(?:[AaI](?!\s(?!and\b|n?or\b)[a-z])|[B-HJ-Zb-z]){_AFTER})+"
+)
+_ENDS = re.compile(rf"[\s.*–—-]{{1,9}}([A-Z]){_AFTER}[)*]{{0,3}}[.!]?\*{{0,2}}\s*(?:\n|$)")
+_CORRECTION = re.compile(
+    r"(?=[achinorsw])\b(?:wait|no|actually|sorry|correction|oops|hmm|rather|instead)\b"
+    r"[\s,.:;!–—-]{1,9}"
+    r"(?:(?:it|it's|it’s|is|be|the|answer|option|maybe|should|i|mean|make|that|actually|no)\s){0,5}"
+    rf"[(*]{{0,3}}(?-i:([B-HJ-Z]|A(?!\s(?!is\b|n?or\b|and\b)[a-z])|I(?!\s[a-z]))){_AFTER}",
     re.IGNORECASE,
 )
 _CAPITAL = re.compile(rf"{_BEFORE}([A-Z]){_AFTER}")
@@ -60,7 +92,7 @@ def read_gold(answer: str) -> str:
 def judge(text: str, row: Row) -> Verdict:
     """A text that chooses no letter has no answer."""
     gold = read_gold(row["answer"])
-    part = _NOT.sub(" ", answer_part(text) or "")
+    part = _WRONG.sub(" ", _NOT.sub(" ", answer_part(text) or ""))
     letters = _marked(part) or _unmarked(part)
     if not letters:
         return NO_ANSWER
@@ -75,12 +107,14 @@ def _marked(text: str) -> set[str]:
     for pattern in (_PARENTHESES, _BOLD):
         letters |= {match[1].upper() for match in pattern.finditer(text)}
     for match in _SAID.finditer(text):
-        letters |= _said(match[1], match[2])
+        letters |= _said(text, match.start(1), match[2])
     return letters
 
 
 def _content(content: str) -> set[str]:
     r"""Letters chosen in a box: `B`, `\text{(B)}`, `B) 12`, `A and B`; none in `12` or `Banana`."""
+    if _NEGATED.search(content) or _PRIMED.match(_MARKUP.sub("", content)):
+        return {content.strip()}
     content = _MARKUP.sub(" ", content)
     if alone := _ALONE.fullmatch(content):
         return {alone[1].upper()}
@@ -88,26 +122,39 @@ def _content(content: str) -> set[str]:
         return {letter.upper() for letter in re.findall(_LETTER, content)}
     label = _LABEL.match(content)
     if label is None:
-        return set()
-    return {label[1].upper()} | {match[1].upper() for match in _PARENTHESES.finditer(content)}
+        several = {match[1] for match in _CAPITAL.finditer(content)}
+        return several if len(several) > 1 else set()
+    marked = {match[1].upper() for match in _PARENTHESES.finditer(content)}
+    return {label[1].upper()} | marked | _joined(content[label.end(1) :])
 
 
-def _said(letter: str, line: str) -> set[str]:
-    """Letters after "answer is": the first, and those that "or", "and" or commas add to it."""
-    rest = line[1:]
+def _said(text: str, at: int, rest: str) -> set[str]:
+    """Letters after "answer is": the one there, and those that the rest adds to it."""
+    letter = text[at]
+    if _PRIMED.match(text, at):
+        return {text[at : at + 2]}
     if letter.upper() in _IS_WORD and _IS_WORD[letter.upper()].match(rest):
         return set()
     if letter.islower() and re.match(r"\s+[^\W\d_]", rest) and not re.match(rf"\s+{_AND}", rest):
         return set()
-    added = re.match(rf"(?:[\s)*.]*{_AND}[\s(*]*(?:[A-Za-z]){_AFTER})*", rest)
-    return {letter.upper()} | {
-        other.upper() for other in re.findall(_LETTER, added[0] if added else "")
-    }
+    return {letter.upper()} | _joined(rest)
+
+
+def _joined(rest: str) -> set[str]:
+    """Letters that what follows a marked letter adds to it."""
+    letters: set[str] = set()
+    if added := _ADDED.match(rest):
+        letters |= {other.upper() for other in re.findall(_LETTER, added[0])}
+    if ends := _ENDS.match(rest):
+        letters.add(ends[1])
+    if correction := _CORRECTION.search(rest):
+        letters.add(correction[1])
+    return letters
 
 
 def _unmarked(text: str) -> set[str]:
     if alone := _ALONE.fullmatch(text):
-        return {alone[1].upper()}
+        return {text.strip() if _PRIMED.match(text) else alone[1].upper()}
     return {
         match[1]
         for match in _CAPITAL.finditer(text)

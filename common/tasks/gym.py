@@ -41,9 +41,7 @@ def read_gym(task: str, source: GymSource, notices: list[str]) -> tuple[list[Pro
             questions.
     """
     if find_spec("reasoning_gym") is None:
-        raise MissingToolError(
-            f"data.{task} needs the package reasoning-gym: pip install 'staged-grpo[reasoning-gym]'"
-        )
+        raise MissingToolError(f"data.{task} needs the package reasoning-gym: `make extras`")
     count = source.train + source.eval
     request = source.model_dump(include={"dataset", "config", "seed"})
     *lines, end = _draw(task, request | {"task": task, "count": count})

@@ -15,6 +15,7 @@ from itertools import pairwise
 from typing import Any
 
 from common.rewards.latex.shape import Items, Relation, Shape, Text, Value, is_name, plain
+from common.rewards.latex.units import same_text
 
 DIGITS = 60
 MAX_DIGITS = 2000
@@ -36,7 +37,7 @@ def same(gold: Shape, answer: Shape) -> bool:
 
 
 def _same_value(gold: Value, answer: Value) -> bool:
-    if gold.unit and answer.unit and gold.unit != answer.unit:
+    if not same_text(gold, answer):
         return False
     if gold.exact is not None and answer.exact is not None:
         return gold.exact == answer.exact
@@ -102,6 +103,8 @@ def _label(shape: Shape) -> str:
 
 def _same_relation(gold: Shape, answer: Shape) -> bool:
     gold, answer = _tidy(gold), _tidy(answer)
+    if _is_approximate(answer) and not _is_approximate(gold):
+        return False
     if not isinstance(gold, Relation):
         if not isinstance(answer, Relation):
             return same(gold, answer)
@@ -139,6 +142,10 @@ def _tidy(shape: Shape) -> Shape:
     if operators == ("=",) and is_name(sides[1]) and not is_name(sides[0]):
         sides = sides[::-1]
     return Relation(operators, sides)
+
+
+def _is_approximate(shape: Shape) -> bool:
+    return isinstance(shape, Relation) and r"\approx" in shape.operators
 
 
 def _is_assignment(relation: Relation) -> bool:
@@ -180,6 +187,8 @@ def _interval(relation: Relation) -> tuple[str, Shape] | None:
 
 def _equivalent(gold: Relation, answer: Relation) -> bool:
     """Whether two equations or inequalities are the same up to a factor."""
+    if gold == answer:
+        return True
     one, other = _over_zero(gold), _over_zero(answer)
     if one is None or other is None:
         return gold.operators == answer.operators and all(map(same, gold.sides, answer.sides))

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from fractions import Fraction
 
 from common.rewards.latex.names import TRIGONOMETRIC
+from common.rewards.latex.sets import condition_of, gaps, is_inequality
 from common.rewards.latex.shape import Items, Relation, Shape, Text, Value
 from common.rewards.latex.tokens import (
     CLOSING,
@@ -66,7 +67,7 @@ def _read(tokens: list[str], depth: int) -> Shape:
     if not tokens:
         raise UnreadableError("is empty")
     _check_braces(tokens)
-    for reader in (_text, _list, _relation, _union, _bracketed, _matrix, _ratio, _plus_minus):
+    for reader in _READERS:
         shape = reader(tokens, depth)
         if shape is not None:
             return shape
@@ -124,8 +125,11 @@ def _items(tokens: list[str], separators: tuple[str, ...], depth: int) -> tuple[
 
 
 def _text(tokens: list[str], depth: int) -> Shape | None:
-    if all(token.startswith(TEXT) or token in (".", "!") for token in tokens):
-        return Text(tuple(tokens))
+    words = [token for token in tokens if token not in (".", "!", r"\ldots")]
+    if words and all(word.startswith(TEXT) for word in words):
+        return Text(tuple(words))
+    if len(tokens) == 1 and re.fullmatch(r"\\mathbf[A-Z]", tokens[0]):
+        return Value((tokens[0][-1],), None)  # a choice set in bold
     if tokens[0] in (r"\triangle", r"\angle") and all(map(is_letter, tokens[1:])):
         return Text(tuple(tokens))
     if tokens in ([r"\emptyset"], [r"\{", r"\}"]):
@@ -165,6 +169,19 @@ def _relation(tokens: list[str], depth: int) -> Shape | None:
 def _union(tokens: list[str], depth: int) -> Shape | None:
     items = _items(tokens, (r"\cup",), depth)
     return None if items is None else Items("∪", items)
+
+
+def _described(tokens: list[str], depth: int) -> Shape | None:
+    condition = condition_of(tokens)
+    shape = None if condition is None else _read(condition, depth + 1)
+    return shape if shape is not None and is_inequality(shape) else None
+
+
+def _without_points(tokens: list[str], depth: int) -> Shape | None:
+    r"""`\mathbb{R} \setminus \{0, 1\}` as a union of intervals."""
+    if tokens[:1] != [r"\mathbbR"] or tokens[1:2] not in ([r"\setminus"], [r"\backslash"], ["-"]):
+        return None
+    return gaps(_read(tokens[2:], depth + 1))
 
 
 def _bracketed(tokens: list[str], depth: int) -> Shape | None:
@@ -220,19 +237,33 @@ def _plus_minus(tokens: list[str], depth: int) -> Shape | None:
     return Items("", (_read(upper, depth + 1), _read(lower, depth + 1)))
 
 
+_READERS = (
+    _text,
+    _list,
+    _relation,
+    _union,
+    _described,
+    _without_points,
+    _bracketed,
+    _matrix,
+    _ratio,
+    _plus_minus,
+)
+
+
 def _value(tokens: list[str]) -> Value:
-    tokens, unit = without_unit(tokens)
+    tokens, unit, note = without_unit(tokens)
     scale = 1
     if tokens[-1:] == ["%"]:
         tokens, scale = tokens[:-1], 100
     if tokens[-2:] in (["°", "C"], ["°", "F"]):
-        tokens = tokens[:-1]
+        tokens, note = tokens[:-1], (tokens[-1].lower(), *note)
     if "°" in tokens and not TRIGONOMETRIC.intersection(tokens):
         tokens, unit = [token for token in tokens if token != "°"], "°"
     if not tokens:
         raise UnreadableError("is empty")
     exact = _exact(tokens)
-    value = Value(tuple(tokens), exact and exact / scale, scale, unit)
+    value = Value(tuple(tokens), exact and exact / scale, scale, unit, note)
     if exact is None:
         _ = value.expression  # raises what cannot be read
     return value

@@ -11,7 +11,9 @@ from typing import Any
 from common.rewards.latex.names import ACCENTS, GREEK
 from common.rewards.latex.tokens import TEXT, is_letter
 
-_NAME = re.compile(r"[A-Za-z](?:\([A-Za-z0-9]\))?|[A-Z]{2,3}|\\fracd[a-z]d[a-z]")
+_NAME = re.compile(
+    r"[A-Za-z](?:\([A-Za-z0-9]\))?|[fghFGH]\^-1\([A-Za-z0-9]\)|[A-Z]{2,3}|\\fracd[a-z]d[a-z]"
+)
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ class Value:
     """100 of a percentage: the value is the tokens' divided by it."""
     unit: str = ""
     """Known unit that stands at it, `$` too."""
+    note: tuple[str, ...] = ()
+    """Words that stand at it and are no known unit."""
 
     @cached_property
     def expression(self) -> Any:

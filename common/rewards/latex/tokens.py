@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
+from common.rewards.latex.braces import with_binomials, with_braces
 from common.rewards.latex.names import (
     DROPPED,
     FUNCTION_WORDS,
@@ -32,6 +33,7 @@ CLOSING = frozenset({")", "]", r"\}", r"\rangle"})
 
 _TOKEN = re.compile(
     r"\\(?:begin|end)\s*\{[a-z]+\*?\}"
+    r"|\\(?:text)?color\s*\{[A-Za-z]+\}"
     r"|\\(?:mathbb|Bbb)\s*\{?\s*[A-Z]\s*\}?"
     r"|\\[A-Za-z]+|\\.|(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[^\W\d_]+|\s+|.",
     re.DOTALL,
@@ -39,6 +41,11 @@ _TOKEN = re.compile(
 _SUPERSCRIPTS = re.compile("[" + "".join(map(chr, SUPERSCRIPTS)) + "]+")
 _SUBSCRIPTS = re.compile("[" + "".join(map(chr, SUBSCRIPTS)) + "]+")
 _LATEX_THOUSANDS = re.compile(r"(?<![\d.,}])\d{1,3}(?:(?:\{,\}|,\\!|\\,)\d{3})+(?!\d)")
+_ELLIPSIS = re.compile(r"\.{2,}|…")
+_COLORS = (r"\color", r"\textcolor")
+_LETTER_UNITS = frozenset("msghlL")
+_UNIT_SIGNS = frozenset({"/", "*", r"\cdot", r"\times"})
+_SPACES = frozenset({"~", r"\,", r"\;", r"\:", r"\!", "\\ "})
 _NUMERAL = re.compile(r"[-+]?[0-9]")
 
 
@@ -80,9 +87,10 @@ def tokens_of(latex: str) -> list[str]:
         raise TooLargeError(f"is longer than {MAX_CHARACTERS} characters")
     latex = _SUPERSCRIPTS.sub(lambda run: f"^{{{run[0].translate(SUPERSCRIPTS)}}}", latex)
     latex = _SUBSCRIPTS.sub(lambda run: f"_{{{run[0].translate(SUBSCRIPTS)}}}", latex)
-    latex = latex.translate(TO_LATEX)
+    latex = _ELLIPSIS.sub(r"\\ldots ", latex.translate(TO_LATEX))
     latex = _LATEX_THOUSANDS.sub(lambda number: re.sub(r"\D", "", number[0]), latex)
-    tokens = _with_braces(_joined(_without_space(_thousands(_with_text(_TOKEN.findall(latex))))))
+    tokens = _without_space(_thousands(_with_text(_TOKEN.findall(latex))))
+    tokens = with_braces(with_binomials(_joined(tokens)))
     if len(tokens) > MAX_TOKENS:
         raise TooLargeError(f"has more than {MAX_TOKENS} signs")
     return tokens
@@ -97,6 +105,7 @@ def _with_text(raw: list[str]) -> list[str]:
     r"""Replace `\text{…}` and its kin by a text token, or by what they contain if that is a number
     or a variable."""
     tokens: list[str] = []
+    after_text = False
     i = 0
     while i < len(raw):
         token = raw[i]
@@ -114,9 +123,27 @@ def _with_text(raw: list[str]) -> list[str]:
                 break
             end += 1
         inside = raw[start + 1 : end]
-        tokens += _text(token, [t for t in inside if t not in ("{", "}", *TEXT_COMMANDS)])
+        inside = [t for t in inside if t not in ("{", "}", *TEXT_COMMANDS)]
+        text = _unit(token, inside, tokens, after_text) or _text(token, inside)
+        after_text |= any(t.startswith(TEXT) for t in text)
+        tokens += text
         i = end + 1
     return tokens
+
+
+def _unit(command: str, inside: list[str], before: list[str], after_text: bool) -> list[str]:
+    r"""A unit of one letter as text: `\mathrm{~m}`, or `\mathrm{m}` at a number or another unit."""
+    content = "".join(inside)
+    letter = content.replace(r"\ ", " ").replace(r"\,", " ").replace("~", " ").strip()
+    if command != r"\mathrm" or len(letter) != 1 or not letter.isalpha():
+        return []
+    if content != letter:
+        return [TEXT + letter]
+    last = next((t for t in reversed(before) if t not in _SPACES and not t.isspace()), " ")
+    follows = is_number(last) or last == "}" or last.startswith(TEXT)
+    if letter in _LETTER_UNITS and (follows or (after_text and last in _UNIT_SIGNS)):
+        return [TEXT + letter]
+    return []
 
 
 def _text(command: str, inside: list[str]) -> list[str]:
@@ -174,7 +201,7 @@ def _without_space(raw: list[str]) -> list[str]:
     """One name for each sign, words told from variables, space dropped."""
     tokens: list[str] = []
     for token in raw:
-        if token.isspace() or token in DROPPED:
+        if token.isspace() or token in DROPPED or token.startswith(_COLORS):
             continue
         token = SYNONYMS.get(token, token)
         if token.startswith((r"\mathbb", r"\Bbb")):
@@ -230,31 +257,3 @@ def _joined(raw: list[str]) -> list[str]:
 def _ends_number(tokens: list[str]) -> bool:
     """Whether an exclamation mark after these tokens is a factorial: `5! = 120`, but `x != 3`."""
     return bool(tokens) and (is_number(tokens[-1]) or tokens[-1] in (")", "}"))
-
-
-def _with_braces(raw: list[str]) -> list[str]:
-    r"""Write `\frac12` and `\frac1{2}` as `\frac{1}{2}`; of a number LaTeX takes one digit."""
-    tokens: list[str] = []
-    missing = 0  # arguments that the last fraction lacks
-    depth = 0
-    inside: list[tuple[int, int]] = []  # (depth, missing) of groups that are arguments
-    for token in raw:
-        pieces = [token]
-        if missing and token.isdecimal() and len(token) > 1:
-            pieces = [*token[:missing], token[missing:]]
-        for piece in filter(None, pieces):
-            if missing and piece not in ("{", r"\frac", r"\binom") and piece not in "+-":
-                tokens += ["{", piece, "}"]
-                missing -= 1
-                continue
-            tokens.append(piece)
-            if piece == "{":
-                depth += 1
-                inside.append((depth, max(missing - 1, 0)))
-                missing = 0
-            elif piece == "}" and inside:
-                depth -= 1
-                missing = inside.pop()[1]
-            if piece in (r"\frac", r"\binom"):
-                missing = 2
-    return tokens

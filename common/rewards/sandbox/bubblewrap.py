@@ -28,7 +28,7 @@ from common.rewards.sandbox.seccomp import build_filter
 
 MIB = 1 << 20
 
-INSTALL = "install it with `apt install bubblewrap` or `pip install 'staged-grpo[code]'`"
+INSTALL = "install it with `apt install bubblewrap` or `make extras`"
 
 _OLDEST = (0, 7)
 """The first release that knows --size."""
