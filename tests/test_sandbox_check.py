@@ -75,7 +75,7 @@ def test_bubblewrap_that_is_missing_or_old(
         (tmp_path / "bwrap").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(bubblewrap.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(MissingToolError, match=rf"{message}.*apt install.*staged-grpo\[code\]"):
+    with pytest.raises(MissingToolError, match=rf"{message}.*apt install.*make extras"):
         find_bwrap.__wrapped__()
     monkeypatch.setattr(sys, "platform", "darwin")
     with pytest.raises(MissingToolError, match="needs Linux"):
