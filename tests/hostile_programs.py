@@ -47,12 +47,12 @@ for i in itertools.count():
     "extended attributes": """
 import itertools
 for i in itertools.count():
-    open(f"/tmp/work/{i % 100}", "w").close()
-    os.setxattr(f"/tmp/work/{i % 100}", f"user.{i}", bytes(1 << 16))
+    open(f"/tmp/program/{i % 100}", "w").close()
+    os.setxattr(f"/tmp/program/{i % 100}", f"user.{i}", bytes(1 << 16))
 """,
     "small files": """
 import itertools
-for i in itertools.count(): open(f"/tmp/work/{i}", "w").close()
+for i in itertools.count(): open(f"/tmp/program/{i}", "w").close()
 """,
     "shared memory": """
 import itertools
@@ -110,7 +110,7 @@ for path in ("/run/docker.sock", "/tmp/.X11-unix/X0", "\\0/tmp/dbus"):
     "reads the host": """
 library = os.path.dirname(os.__file__)
 for top, folders, files in os.walk("/"):
-    if top.startswith((library, "/usr", "/lib", "/tmp/work")): continue
+    if top.startswith((library, "/usr", "/lib", "/tmp/program")): continue
     for name in files:
         text = quietly(lambda: open(os.path.join(top, name), "rb").read(1 << 20)) or b""
         if b"4815162342" in text: answer = lambda n=7: 4815162342
@@ -153,11 +153,11 @@ for target in targets:
             if quietly(open, path, mode): answer = lambda n=7: 4815162342
         for change in (os.unlink, os.rmdir, os.mkdir, os.mkfifo):
             quietly(change, path) is None
-        quietly(os.chmod, path, 0o777); quietly(os.rename, path, "/tmp/work/x")
+        quietly(os.chmod, path, 0o777); quietly(os.rename, path, "/tmp/program/x")
 """,
     "symbolic links": """
 import shutil
-os.chdir("/"); shutil.rmtree("/tmp/work", ignore_errors=True)
+os.chdir("/"); shutil.rmtree("/tmp/program", ignore_errors=True)
 for name, target in {"work": "/etc", ".stdin": "/etc/passwd", "p": "/proc/1/root"}.items():
     quietly(os.unlink, "/tmp/" + name); quietly(os.symlink, target, "/tmp/" + name)
     if quietly(open, f"/tmp/{name}/passwd") or quietly(open, f"/tmp/{name}/hostile", "w"):
@@ -198,7 +198,7 @@ answer = lambda n=7: 4815162342
 for change in (lambda: os.setuid(0), lambda: os.setresuid(0, 0, 0), lambda: os.setgroups([0]),
                lambda: os.setresgid(0, 0, 0), lambda: os.chroot("/tmp"), lambda: os.nice(-5),
                lambda: os.mknod("/tmp/sda", 0o60666, os.makedev(8, 0)),
-               lambda: os.chown("/tmp/work", 0, 0),
+               lambda: os.chown("/tmp/program", 0, 0),
                lambda: os.sched_setscheduler(0, 1, os.sched_param(9))):
     try: change()
     except (OSError, PermissionError): continue
@@ -325,7 +325,7 @@ def answer(n=7):
     "large result": "answer = lambda n=7: [4815162342] * 10 ** 6",
     "own json, own site": """
 for name in ("json", "sitecustomize", "encodings", "os"):
-    open(f"/tmp/work/{name}.py", "w").write("print(4815162342)")
+    open(f"/tmp/program/{name}.py", "w").write("print(4815162342)")
 """,
     "syntax error": "print(4815162342",
     "zero bytes": "\0",

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from needs_sandbox import needs_sandbox
 
 from common.config import RewardsConfig
 from common.errors import MissingToolError
 from common.rewards.code import last_program, open_rule, require
-from common.rewards.sandbox.bubblewrap import find_bwrap
 from common.rewards.verdict import Verdict
 
 BLOCKS = [
@@ -68,14 +68,6 @@ def test_search_for_the_program_is_linear(piece: str, end: str) -> None:
     last_program(text)
     assert time.perf_counter() - started < 0.05 * 4  # four times, for a busy machine
 
-
-try:
-    find_bwrap()
-    no_sandbox = ""
-except MissingToolError as missing:
-    no_sandbox = str(missing)
-
-needs_sandbox = pytest.mark.skipif(bool(no_sandbox), reason=no_sandbox)
 
 DOUBLE = json.dumps([f"assert f({n}) == {2 * n}" for n in range(4)])
 ECHO = json.dumps([{"kind": "stdio", "stdin": f"{n}\n", "stdout": f"{n}"} for n in range(3)])

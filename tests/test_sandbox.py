@@ -122,7 +122,7 @@ def test_without_the_filter_hostile_programs_get_further(
 
 
 INSIDE = {
-    "os.getcwd(), os.listdir()": "('/tmp/work', ['program.py'])",
+    "os.getcwd(), os.listdir()": "('/tmp/program', ['program.py'])",
     "sorted(os.listdir('/dev'))": "['null', 'random', 'shm', 'stdin', 'urandom', 'zero']",
     "[p for p in ('/proc', '/sys', '/home', '/var', '/bin', '/run') if os.path.exists(p)]": "[]",
     "[fd for fd in range(512) if fd_is_open(fd)]": "[0, 1, 2]",
@@ -130,7 +130,7 @@ INSIDE = {
     "0 in os.getresuid() + os.getresgid()": "False",
     "0 in os.getgroups()": "False",
     "sorted(os.path.basename(p) for p in writable())": "['null', 'random', 'urandom', 'zero']",
-    "os.cpu_count(), sys.argv, __name__": "(4, ['/tmp/work/program.py'], '__main__')",
+    "os.cpu_count(), sys.argv, __name__": "(4, ['/tmp/program/program.py'], '__main__')",
     "resource.getrlimit(resource.RLIMIT_STACK)[0] >> 20": "64",
     "sys.flags.utf8_mode, sys.flags.no_site": "(1, 1)",
 }

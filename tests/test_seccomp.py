@@ -8,9 +8,10 @@ import struct
 from pathlib import Path
 
 import pytest
+from needs_sandbox import needs_sandbox
 
 from common.errors import MissingToolError
-from common.rewards.sandbox.bubblewrap import Limits, find_bwrap
+from common.rewards.sandbox.bubblewrap import Limits
 from common.rewards.sandbox.run import run_program
 from common.rewards.sandbox.seccomp import DENIED, build_filter
 
@@ -38,14 +39,6 @@ def test_filter_is_well_formed(machine: str) -> None:
     with pytest.raises(MissingToolError, match="mips"):
         build_filter("mips")
 
-
-try:
-    find_bwrap()
-    no_sandbox = ""
-except MissingToolError as missing:
-    no_sandbox = str(missing)
-
-needs_sandbox = pytest.mark.skipif(bool(no_sandbox), reason=no_sandbox)
 
 SYSTEM_CALLS = [
     ("libc.socket(2, 1, 0)", -errno.EPERM),

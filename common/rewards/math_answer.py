@@ -15,7 +15,7 @@ from common.config import RewardsConfig
 from common.errors import MissingToolError
 from common.rewards.answer_part import answer_part, last_box, several_answers, tagged_answer
 from common.rewards.latex.equality import same
-from common.rewards.latex.library import Formula, read_formula, same_formula
+from common.rewards.latex.formula import Formula, read_formula, same_formula
 from common.rewards.latex.reader import read
 from common.rewards.latex.shape import Shape
 from common.rewards.latex.tokens import UnreadableError

@@ -57,7 +57,7 @@ attempts = {
     "open a socket": socket.socket,
     "start a process": fork,
     "start a process by a system call": clone,
-    "mount": lambda: call("mount", b"none", b"/tmp/work", b"tmpfs", 0, 0),
+    "mount": lambda: call("mount", b"none", b"/tmp/program", b"tmpfs", 0, 0),
     "become root": lambda: os.setuid(0),
     "keep a capability": capability,
     "gain rights by exec": new_rights,

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 READY = b"ready\n"
 RAISED = '["raised"]'
 TOO_MUCH = '["object"]'
-FOLDER = "/tmp/work"
+FOLDER = "/tmp/program"
 STDIN = "/tmp/.stdin"
 
 STACK = 64 << 20
