@@ -13,16 +13,24 @@ from common.config.data import (
     TaskName,
     VerifyType,
 )
-from common.config.recipe import (
+from common.config.objective import (
     AdvantageKind,
     AdvantagesConfig,
     Aggregation,
-    EvaluateConfig,
     KlKind,
+    ObjectiveConfig,
+    PolicyTerm,
+    RatioLevel,
+    ReferenceConfig,
+    SamplerCorrection,
+    SamplerLevel,
+)
+from common.config.presets import PRESETS, PresetName
+from common.config.recipe import (
+    EvaluateConfig,
     LogprobsConfig,
     MeshConfig,
     ModelConfig,
-    ObjectiveConfig,
     PromptConfig,
     Recipe,
     RolloutConfig,
@@ -33,6 +41,7 @@ from common.config.rewards import FunctionReward, RewardsConfig
 from common.config.section import Section
 
 __all__ = [
+    "PRESETS",
     "AdvantageKind",
     "AdvantagesConfig",
     "Aggregation",
@@ -47,11 +56,17 @@ __all__ = [
     "MeshConfig",
     "ModelConfig",
     "ObjectiveConfig",
+    "PolicyTerm",
+    "PresetName",
     "PromptConfig",
+    "RatioLevel",
     "Recipe",
+    "ReferenceConfig",
     "RewardsConfig",
     "RolloutConfig",
     "RunConfig",
+    "SamplerCorrection",
+    "SamplerLevel",
     "Section",
     "Source",
     "TaskName",

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from common.config.data import Source
+from common.config.objective import AdvantagesConfig, ObjectiveConfig, ReferenceConfig
+from common.config.presets import PresetName, with_preset
 from common.config.rewards import RewardsConfig
 from common.config.section import Fraction, Positive, Section
-
-AdvantageKind = Literal["group", "batch", "none", "leave_one_out"]
-KlKind = Literal["k1", "k2", "k3"]
-Aggregation = Literal["token_mean", "sequence_mean", "constant"]
 
 
 class RunConfig(Section):
@@ -62,46 +60,31 @@ class RolloutConfig(Section):
     """Completions decoded at once, hence rows of the key-value cache."""
     on_long: Literal["error", "drop"] = "error"
     """What to do with a prompt that leaves no room for `max_completion_tokens` in the context."""
-
-
-class AdvantagesConfig(Section):
-    kind: AdvantageKind = "group"
-    """`group` GRPO, `batch` the iteration's std, `none` Dr. GRPO, `leave_one_out` RLOO."""
-
-
-class ObjectiveConfig(Section):
-    clip_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """The ratio is clipped from below at 1 - clip_low."""
-    clip_high: Annotated[float, Field(gt=0)] = 0.2
-    """The ratio is clipped from above at 1 + clip_high (DAPO uses 0.28)."""
-    dual_clip: Annotated[float, Field(gt=1)] | None = None
-    """Also bound the ratio where the advantage is negative (arXiv 1912.09729; usual: 3)."""
-    kl_kind: KlKind = "k3"
-    """Estimator of the KL of a token: k1 = -d, k2 = d^2/2, k3 = exp(d) - d - 1, d = ref - logp."""
-    kl_coef: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the KL to the reference; at 0 the reference is neither loaded nor computed."""
-    kl_importance_weight: bool = False
-    """Multiply the KL by the ratio: its gradient is then reverse KL's (arXiv 2512.02556)."""
-    entropy_coef: float = 0.0
-    """Weight of the mean entropy, which is subtracted from the loss."""
-    aggregation: Aggregation = "token_mean"
-    """`token_mean` over all tokens of the step (DAPO), `sequence_mean` over completions (GRPO
-    paper), `constant` by completions times max_completion_tokens (Dr. GRPO)."""
-    mask_truncated: bool = False
-    """Leave completions that hit the length limit out of the loss (not out of their group)."""
-
-    @model_validator(mode="after")
-    def _dual_clip_exceeds_clip_high(self) -> ObjectiveConfig:
-        if self.dual_clip is not None and self.dual_clip <= 1 + self.clip_high:
-            raise ValueError(f"dual_clip {self.dual_clip} must exceed 1 + clip_high")
-        return self
+    sampling: Literal["uniform", "ledger"] = "uniform"
+    """`uniform` takes the prompts in the shuffled order; `ledger` looks at how often each was
+    solved before: always solved ones are passed over, half solved ones come again."""
+    ledger_revisit: Annotated[float, Field(ge=0, le=1)] = 0.25
+    """Share of an iteration's groups that `ledger` draws again from the prompts solved in part."""
+    ledger_recheck_epochs: Positive = 4
+    """`ledger` takes an always solved prompt in every so many epochs, in case it was forgotten."""
+    dynamic_sampling: bool = False
+    """Draw further prompts until `prompts_per_iteration` groups have different rewards; the
+    others are kept on disk and left out of the batch (DAPO, arXiv 2503.14476)."""
+    max_extra_rounds: Positive = 3
+    """How often dynamic sampling may draw again; then rejected groups fill the batch."""
 
 
 class LogprobsConfig(Section):
     tokens_per_pack: Positive = 1024
     """Most tokens of one pack: a shared prompt and completions behind it."""
+    alarm_gap_mean: Annotated[float, Field(gt=0)] = 0.02
+    """Warn when mean |old_logprobs - sampler_full_logprobs| of the iteration is above (nats)."""
     max_gap_mean: Annotated[float, Field(gt=0)] = 0.05
-    """Stop when mean |old_logprobs - sampler_full_logprobs| of the iteration is above (nats)."""
+    """Stop when it is above, with exit code 5."""
+    alarm_gap_max: Annotated[float, Field(gt=0)] = 1.0
+    """Warn when the largest gap of a single token is above (nats)."""
+    max_gap_max: Annotated[float, Field(gt=0)] | None = None
+    """Stop when it is above; one token in bfloat16 may be far off, so never when not given."""
 
 
 class TrainConfig(Section):
@@ -170,6 +153,8 @@ class Recipe(Section):
 
     description: str = ""
     """What the experiment is for."""
+    preset: PresetName | None = None
+    """Settings of a paper (`common/config/presets.py`); what the recipe says itself goes before."""
     run: RunConfig = RunConfig()
     model: ModelConfig
     prompt: PromptConfig = PromptConfig()
@@ -179,10 +164,16 @@ class Recipe(Section):
     rewards: RewardsConfig = RewardsConfig()
     advantages: AdvantagesConfig = AdvantagesConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
+    reference: ReferenceConfig = ReferenceConfig()
     logprobs: LogprobsConfig = LogprobsConfig()
     train: TrainConfig = TrainConfig()
     mesh: MeshConfig = MeshConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset_first(cls, document: Any) -> Any:
+        return with_preset(document)
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Recipe:

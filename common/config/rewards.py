@@ -18,8 +18,9 @@ class RewardWeight(Section):
 class LengthReward(RewardWeight):
     max_tokens: Positive | None = None
     """Tokens at which the reward reaches -1; the rollout's limit when not given."""
-    buffer_tokens: Positive = 32
-    """How many tokens before that it begins to fall from 0, linearly (arXiv 2503.14476, eq. 13)."""
+    buffer_tokens: Positive | Literal["auto"] = "auto"
+    """How many tokens before that it begins to fall from 0, linearly (arXiv 2503.14476, eq. 13);
+    `auto` is a fifth of `max_tokens`, the paper's share."""
 
 
 class RepetitionReward(RewardWeight):

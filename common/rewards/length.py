@@ -17,12 +17,14 @@ def open_rule(rewards: RewardsConfig) -> Reward:
     Raises:
         UserError: `max_tokens` is not known, or less than `buffer_tokens`.
     """
-    limit, buffer = rewards.length.max_tokens, rewards.length.buffer_tokens
+    limit = rewards.length.max_tokens
     if limit is None:
         raise UserError(
             "rewards.length.max_tokens: not given, and there is no rollout to take it from; "
             "set it to the number of tokens at which the reward is to reach -1"
         )
+    given = rewards.length.buffer_tokens
+    buffer = max(1, limit // 5) if given == "auto" else given
     if buffer > limit:
         raise UserError(
             f"rewards.length.buffer_tokens is {buffer}, more than max_tokens, {limit}: every "

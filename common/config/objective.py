@@ -1,0 +1,89 @@
+"""[advantages], [objective] and [reference]: what the loss of an optimizer step is."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from common.config.section import Fraction, Positive, Section
+
+AdvantageKind = Literal["group", "batch", "none", "leave_one_out"]
+PolicyTerm = Literal["clip", "cispo"]
+RatioLevel = Literal["token", "sequence", "sequence_sum"]
+KlKind = Literal["k1", "k2", "k3"]
+SamplerCorrection = Literal["none", "truncate", "mask"]
+SamplerLevel = Literal["token", "sequence", "geometric"]
+Aggregation = Literal["token_mean", "sequence_mean", "constant"]
+
+
+class AdvantagesConfig(Section):
+    kind: AdvantageKind = "group"
+    """`group` GRPO, `batch` the iteration's std, `none` Dr. GRPO, `leave_one_out` RLOO."""
+
+
+class ObjectiveConfig(Section):
+    policy_term: PolicyTerm = "clip"
+    """`clip` is PPO's clipped ratio times advantage, `cispo` a capped weight on the logprob that
+    never silences a token (arXiv 2506.13585)."""
+    ratio_level: RatioLevel = "token"
+    """Ratio of each `token`; or of the whole completion: `sequence` the geometric mean of its
+    tokens' (GSPO, arXiv 2507.18071), `sequence_sum` their product (RLOO, arXiv 2402.14740)."""
+    clip_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """The ratio is clipped from below at 1 - clip_low."""
+    clip_high: Annotated[float, Field(gt=0)] = 0.2
+    """The ratio is clipped from above at 1 + clip_high (DAPO uses 0.28)."""
+    dual_clip: Annotated[float, Field(gt=1)] | None = None
+    """Also bound the ratio where the advantage is negative (arXiv 1912.09729; usual: 3)."""
+    cispo_cap: Annotated[float, Field(gt=0)] = 5.0
+    """Largest weight of a token under `cispo`: an absolute ratio, not 1 + something."""
+    kl_kind: KlKind = "k3"
+    """Estimator of the KL of a token: k1 = -d, k2 = d^2/2, k3 = exp(d) - d - 1, d = ref - logp."""
+    kl_coef: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the KL to the reference; at 0 the reference is neither loaded nor computed."""
+    kl_importance_weight: bool = False
+    """Multiply the KL by the token's ratio: its gradient is then reverse KL's
+    (arXiv 2512.02556)."""
+    sampler_correction: SamplerCorrection = "none"
+    """Weigh the policy term by w = exp(old - sampler), where the sampler's logprobs differ from
+    the trainer's: `truncate` to at most `sampler_high`, or `mask`: 0 outside of
+    [`sampler_low`, `sampler_high`]."""
+    sampler_level: SamplerLevel = "token"
+    """w of each `token`, of the `sequence` (product) or its `geometric` mean."""
+    sampler_low: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Least weight that `mask` lets through."""
+    sampler_high: Annotated[float, Field(ge=1)] = 2.0
+    """Largest weight that `mask` lets through, and the cap of `truncate`."""
+    entropy_coef: float = 0.0
+    """Weight of the mean entropy, which is subtracted from the loss."""
+    top_entropy_quantile: Fraction = 1.0
+    """Keep the policy term only on this share of the step's tokens, those with the highest entropy
+    under the old policy (arXiv 2506.01939 uses 0.2)."""
+    aggregation: Aggregation = "token_mean"
+    """`token_mean` over all tokens of the step (DAPO), `sequence_mean` over completions (GRPO
+    paper), `constant` by completions times max_completion_tokens (Dr. GRPO)."""
+    mask_truncated: bool = False
+    """Leave completions that hit the length limit out of the loss (not out of their group)."""
+
+    @model_validator(mode="after")
+    def _terms_fit_together(self) -> ObjectiveConfig:
+        if self.dual_clip is not None and self.dual_clip <= 1 + self.clip_high:
+            raise ValueError(f"dual_clip {self.dual_clip} must exceed 1 + clip_high")
+        if self.policy_term == "cispo" and self.ratio_level != "token":
+            raise ValueError(
+                f'policy_term "cispo" weighs each token by its own ratio; ratio_level '
+                f'{self.ratio_level!r} belongs with policy_term "clip"'
+            )
+        if self.policy_term == "cispo" and self.dual_clip is not None:
+            raise ValueError('dual_clip bounds policy_term "clip"; cispo has cispo_cap')
+        return self
+
+
+class ReferenceConfig(Section):
+    update: Literal["fixed", "refresh", "ema"] = "fixed"
+    """What the KL pulls towards: `fixed` policy 0; `refresh` the policy itself, taken anew every
+    `refresh_every` iterations; `ema` a moving average of the policies."""
+    refresh_every: Positive = 50
+    """K of `refresh`: iteration N has policy floor((N - 1) / K) * K."""
+    ema_alpha: Fraction = 0.05
+    """Of `ema`: after each iteration, reference = (1 - alpha) * reference + alpha * policy."""

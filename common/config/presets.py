@@ -1,0 +1,110 @@
+"""Presets: the settings of a paper, as the part of a recipe that they decide.
+
+`preset = "dapo"` at the top of a recipe puts these values under its own: a key that the recipe (or
+`--set`) gives goes before. Learning rates, batch sizes and lengths belong to an experiment and not
+to an objective, so no preset has them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+PresetName = Literal["grpo", "dapo", "dr_grpo", "gspo", "cispo", "rloo"]
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # DeepSeekMath, arXiv 2402.03300, eq. 3 and section 4.2; it does not state its clip range, 0.2
+    # is PPO's (arXiv 1707.06347).
+    "grpo": {
+        "advantages": {"kind": "group"},
+        "objective": {
+            "clip_low": 0.2,
+            "clip_high": 0.2,
+            "kl_kind": "k3",
+            "kl_coef": 0.04,
+            "aggregation": "sequence_mean",
+        },
+    },
+    # arXiv 2503.14476, section 4.1. Its rewards are 1 and -1, ours 1 and 0: half of its length
+    # penalty. The buffer is a fifth of the limit (4,096 of 20,480), as by default.
+    "dapo": {
+        "rollout": {"dynamic_sampling": True},
+        "rewards": {"length": {"weight": 0.5}},
+        "advantages": {"kind": "group"},
+        "objective": {
+            "clip_low": 0.2,
+            "clip_high": 0.28,
+            "kl_coef": 0.0,
+            "aggregation": "token_mean",
+        },
+    },
+    # arXiv 2503.20783: neither the std of the group nor the length of the completion divides.
+    "dr_grpo": {
+        "advantages": {"kind": "none"},
+        "objective": {
+            "clip_low": 0.2,
+            "clip_high": 0.2,
+            "kl_coef": 0.0,
+            "aggregation": "constant",
+        },
+    },
+    # arXiv 2507.18071, section 5.1.
+    "gspo": {
+        "advantages": {"kind": "group"},
+        "objective": {
+            "ratio_level": "sequence",
+            "clip_low": 3e-4,
+            "clip_high": 4e-4,
+            "kl_coef": 0.0,
+            "aggregation": "sequence_mean",
+        },
+    },
+    # arXiv 2506.13585, section 3.1. It does not state its cap; 5 is that of arXiv 2510.13786.
+    "cispo": {
+        "advantages": {"kind": "group"},
+        "objective": {
+            "policy_term": "cispo",
+            "cispo_cap": 5.0,
+            "kl_coef": 0.0,
+            "aggregation": "token_mean",
+        },
+    },
+    # arXiv 2402.14740. There the KL is part of the reward of the whole completion; here rewards
+    # are given before any logprob exists, so it is a term of the loss, a mean over tokens. The
+    # paper does not clip.
+    "rloo": {
+        "advantages": {"kind": "leave_one_out"},
+        "objective": {
+            "ratio_level": "sequence_sum",
+            "clip_low": 0.2,
+            "clip_high": 0.2,
+            "kl_kind": "k2",
+            "kl_coef": 0.03,
+            "aggregation": "sequence_mean",
+        },
+    },
+}
+
+
+def with_preset(document: Any) -> Any:
+    """A recipe's document with the values of its preset where it has none of its own.
+
+    An unknown preset is left for the recipe's own check to refuse.
+    """
+    if not isinstance(document, Mapping):
+        return document
+    preset = document.get("preset")
+    values = PRESETS.get(preset) if isinstance(preset, str) else None
+    return document if values is None else _over(values, document)
+
+
+def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """`above`, table by table, with what only `below` has."""
+    merged = dict(above)
+    for key, value in below.items():
+        own = above.get(key)
+        if key not in above:
+            merged[key] = value
+        elif isinstance(value, Mapping) and isinstance(own, Mapping):
+            merged[key] = _over(value, own)
+    return merged
