@@ -30,6 +30,24 @@ evaluate: $(READY) ## held-out accuracy of policy N
 	$(call need,N)
 	$(call stage,evaluate,$(N) --overwrite)
 
+tokens: $(READY) ## per-token records of iteration N: ratios, what was clipped [NPROC=]
+	$(call need,N)
+	$(call stage,tokens,$(N))
+
+compare: $(READY) ## recipes trained from the same rollout of iteration N [PRESETS= PP= VARIANTS= SET=]
+	$(call need,N)
+	$(PYTHON) -m workflows.compare --run $(RUN) --iteration $(N) $(COMPARED)$(SET_OPTIONS) $(ARGUMENTS)
+
+# As RECIPE and SET: literal, each word in quotes. PP="1 2" is a variant for each pp_degree.
+override PRESETS := $(value PRESETS)
+override PP := $(value PP)
+override VARIANTS := $(value VARIANTS)
+override ARGS := $(value ARGS)
+VARIED := $(foreach p,$(value PP),pp$(p):mesh.pp_degree=$(p)) $(value VARIANTS)
+COMPARED := $(foreach item,$(value PRESETS),--preset $(call quoted,$(item)))
+COMPARED += $(foreach item,$(VARIED),--variant $(call quoted,$(item)))
+ARGUMENTS := $(foreach item,$(value ARGS),$(call quoted,$(item)))
+
 ##@ Look
 show: $(READY) ## the run in tables; with N, one iteration
 	@$(PYTHON) -m stages.show $(if $(N),iteration --iteration $(N),run) --run $(RUN)
@@ -37,8 +55,8 @@ show: $(READY) ## the run in tables; with N, one iteration
 status: $(READY) ## what is complete, what is stale and why
 	@$(PYTHON) -m stages.show status --run $(RUN)
 
-extras: $(READY) ## what the verify types CODE, SIMILARITY and REASONING_GYM need
-	$(PIP) install -c workflows/constraints.txt -e '.[code,reasoning-gym,similarity]'
+extras: $(READY) ## what CODE, SIMILARITY and REASONING_GYM need, and plots
+	$(PIP) install -c workflows/constraints.txt -e '.[code,plot,reasoning-gym,similarity]'
 
 doctor: $(READY) ## what works on this machine: sandbox, packages, torchrun, GPU
 	@$(PYTHON) -m workflows.doctor
@@ -69,8 +87,8 @@ help: ## this list
 		/^##@/ {printf "\n%s\n", substr($$0, 5)} \
 		/^[a-z][a-z0-9 -]*:.*## / {printf "  %-10s %s\n", $$1, $$2}' Makefile
 
-.PHONY: iteration prepare rollout score logprobs train evaluate show status extras doctor base \
-	smollm2 setup test test-slow lint help
+.PHONY: iteration prepare rollout score logprobs train evaluate tokens compare show status extras \
+	doctor base smollm2 setup test test-slow lint help
 
 $(READY): pyproject.toml workflows/constraints.txt
 	$(PYTHON3) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else \

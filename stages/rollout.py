@@ -1,11 +1,15 @@
 """rollout: a policy answers the iteration's prompts, each `group_size` times.
 
-Reads   prompts/train-*, policies/N-1, where iterations/N-1/rollout stopped in the prompts
+Reads   prompts/train-*, policies/N-1, where iterations/N-1/rollout stopped in the prompts;
+        with rollout.sampling = "ledger" also the scores of earlier iterations
 Writes  iterations/N/rollout: completions with the sampler's own logprobs
 
 Prompts are taken from an epoch's shuffle, from where the last iteration stopped. A shard holds
 `rollout.groups_per_shard` groups and is sampled by itself, with random numbers that come from run
 seed, iteration, prompt and sample: it is the same whichever process makes it, after whatever.
+
+With `rollout.dynamic_sampling` the completions are judged here too, and further groups are drawn in
+place of those whose rewards are equal; these stay in the files as `kept = false`.
 
 python -m stages.rollout --run demo --iteration 3
 python -m stages.rollout --run demo --iteration 3 --shards 0-1
@@ -14,12 +18,9 @@ torchrun --standalone --nproc-per-node 2 -m -- stages.rollout --run demo --itera
 
 from __future__ import annotations
 
-import math
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from common.command import (
@@ -39,17 +40,16 @@ from common.command import (
     open_context,
 )
 from common.config import MeshConfig
-from common.reporting.progress import Bar, warn
+from common.reporting.progress import say, warn
 from common.runs.folders import open_policy
 from common.runs.freshness import input_hashes, require_fresh
-from common.runs.layout import Run, shard_name
-from common.runs.manifest import read_manifest
+from common.runs.layout import shard_name
 from common.runs.schemas import ROLLOUT
 from common.runs.shards import OutputWriter
 
 if TYPE_CHECKING:
-    from common.generation.policy import Prompt, SamplingPolicy
-    from common.generation.prompt_order import Drawn
+    from common.generation.dynamic import GroupJudge
+    from common.generation.groups import Groups
     from common.mesh.mesh import Mesh
 
 
@@ -58,10 +58,11 @@ class Job:
     """The groups of an iteration, the same on every rank."""
 
     context: Context
-    policy: SamplingPolicy
-    drawn: Drawn
-    prompts: list[Prompt]
-    """Of each group, in order."""
+    groups: Groups
+    scores: list[str]
+    """Names of the scores that the order of the prompts was decided by."""
+    verify_types: set[str]
+    """Of all training prompts."""
 
     @classmethod
     def of(cls, context: Context) -> Job:
@@ -70,8 +71,8 @@ class Job:
         Raises:
             UserError: an input is missing or stale, or a prompt leaves no room for a completion.
         """
+        from common.generation.groups import Groups, PromptOrder
         from common.generation.policy import SamplingPolicy
-        from common.generation.prompt_order import draw_prompts
         from common.generation.shard_work import read_prompts
 
         run, recipe, iteration = context.run, context.recipe, context.iteration
@@ -79,58 +80,44 @@ class Job:
             require_fresh(run, run.train(iteration - 1))
         policy = SamplingPolicy(open_policy(run, iteration - 1), recipe.prompt)
         rows = read_prompts(run, "train").to_pylist()
-        rendered: dict[int, Prompt] = {}
+        order = PromptOrder.of(run, recipe, iteration, [row["prompt_id"] for row in rows])
+        groups = Groups(policy, rows, order, recipe, iteration)
+        groups.draw(recipe.rollout.prompts_per_iteration)
+        return cls(context, groups, order.scores, {row["verify_type"] for row in rows})
 
-        def fits(index: int) -> bool:
-            rendered[index] = policy.render(rows[index])
-            limit, on_long = recipe.rollout.max_completion_tokens, recipe.rollout.on_long
-            return policy.fits(rendered[index], limit, on_long)
+    def writer(self, judge: GroupJudge | None) -> OutputWriter:
+        """The output, described by what decides its content.
 
-        drawn = draw_prompts(
-            cursor_of(run, iteration),
-            recipe.rollout.prompts_per_iteration,
-            len(rows),
-            seed=recipe.run.seed,
-            fits=fits,
-        )
-        return cls(context, policy, drawn, [rendered[index] for index in drawn.prompts])
-
-    def writer(self) -> OutputWriter:
-        """The output, described by what decides its content."""
+        Args:
+            judge: with dynamic sampling, where rewards decide too.
+        """
         run, recipe, iteration = self.context.run, self.context.recipe, self.context.iteration
         inputs = [f"{run.prompts.name}:train", run.policy(iteration - 1).name]
         if iteration > 1:
             inputs.append(f"{run.rollout(iteration - 1).name}:cursor_end")
-        count = math.ceil(len(self.prompts) / recipe.rollout.groups_per_shard)
+        sections = {
+            "model": {"dtype": recipe.model.dtype},
+            "prompt": recipe.prompt.model_dump(mode="json"),
+            "rollout": recipe.rollout.model_dump(mode="json"),
+        }
+        if judge is not None:
+            sections["rewards"] = recipe.rewards.model_dump(mode="json", exclude={"workers"})
         return OutputWriter(
             run.rollout(iteration),
-            inputs=input_hashes(run, inputs),
-            recipe={
-                "model": {"dtype": recipe.model.dtype},
-                "prompt": recipe.prompt.model_dump(mode="json"),
-                "rollout": recipe.rollout.model_dump(mode="json"),
-            },
+            inputs=input_hashes(run, inputs + self.scores),
+            recipe=sections,
             seed=recipe.run.seed,
-            names=[shard_name(index) for index in range(count)],
+            names=[shard_name(index) for index in range(len(self.groups.shards))],
             schema=ROLLOUT,
+            made_by=judge.made_by() if judge is not None else None,
         )
 
-    def groups(self, shard: int) -> range:
-        """The groups of a shard."""
-        size = self.context.recipe.rollout.groups_per_shard
-        return range(shard * size, min((shard + 1) * size, len(self.prompts)))
+    def judge(self) -> GroupJudge:
+        """Of the completions, for dynamic sampling."""
+        from common.generation.dynamic import GroupJudge
 
-    def seeds(self, group: int) -> list[int]:
-        """Seeds of a group's samples; a prompt drawn twice goes on where it stopped."""
-        from common.generation.seeds import sample_seed
-
-        recipe, size = self.context.recipe, self.context.recipe.rollout.group_size
-        first = self.drawn.repeats[group] * size
-        prompt_id = self.prompts[group].row["prompt_id"]
-        return [
-            sample_seed(recipe.run.seed, self.context.iteration, prompt_id, first + index)
-            for index in range(size)
-        ]
+        recipe = self.context.recipe
+        return GroupJudge(recipe.rewards, recipe.rollout, self.verify_types)
 
 
 def main(
@@ -170,82 +157,69 @@ def main(
 
 def make(job: Job, mesh: Mesh, shards: str) -> None:
     """Sample the missing shards of those asked for; commit once all are there."""
-    from common.generation.shard_work import make_shards
+    dropped = job.groups.drawn.dropped
+    if dropped and mesh.is_main:
+        warn(f"{len(dropped)} prompts leave no room for a completion and were dropped")
+    if job.context.recipe.rollout.dynamic_sampling:
+        with job.judge() as judge:
+            make_and_fill(job, mesh, judge, shards)
+        return
+    from common.generation.sampled_shards import SampledShards
 
-    rollout = job.context.recipe.rollout
-    writer = job.writer()
-    chosen = chosen_shards(shards, len(writer.names))
-    if job.drawn.dropped and mesh.is_main:
-        warn(f"{len(job.drawn.dropped)} prompts leave no room for a completion and were dropped")
-    work = Work(job, mesh)
-    complete = make_shards(
-        writer,
-        mesh,
-        work.shard,
-        chosen=chosen,
-        label="rollout",
-        total=rollout.groups_per_shard * rollout.group_size,
-    )
-    speeds = mesh.gather_objects((work.tokens, work.seconds))
+    writer = job.writer(None)
+    work = SampledShards(job.groups, mesh)
+    complete = work.make(writer, chosen_shards(shards, len(writer.names)))
+    speeds = work.speeds()
     if complete:
         commit(job, writer, speeds)
 
 
-class Work:
-    """What a rank does: shard after shard, the weights loaded before the first one."""
+def make_and_fill(job: Job, mesh: Mesh, judge: GroupJudge, shards: str) -> None:
+    """The same with dynamic sampling: judge the first round, draw on, and say what is kept.
 
-    def __init__(self, job: Job, mesh: Mesh) -> None:
-        self.tokens = 0
-        self.seconds = 0.0
-        self._job = job
-        self._mesh = mesh
-        self._sampler: Any = None
+    Which shards further rounds have is known only when the first round is complete, so `shards`
+    names shards of the first one, and a call without it goes on.
+    """
+    from common.generation.dynamic import fill_batch, keep, tell_filled
+    from common.generation.outcomes import cost_facts, groups_kept
+    from common.generation.sampled_shards import SampledShards
 
-    def shard(self, shard: int, shown: Bar) -> pa.Table:
-        """Sample the groups of one shard, in one call with a cache of its own."""
-        from common.generation.sampler import Request
-
-        job, recipe = self._job, self._job.context.recipe
-        if self._sampler is None:
-            self._sampler = job.policy.sampler(recipe, self._mesh.device)
-        groups = job.groups(shard)
-        started = time.monotonic()
-        samples = self._sampler.generate(
-            [Request(job.prompts[group].ids, job.seeds(group)) for group in groups],
-            max_completion_tokens=recipe.rollout.max_completion_tokens,
-            temperature=recipe.rollout.temperature,
-            top_p=recipe.rollout.top_p,
-            top_k=recipe.rollout.top_k,
-            on_ended=shown.advance,
-        )
-        self.seconds += time.monotonic() - started
-        self.tokens += sum(len(sample.completion_ids) for group in samples for sample in group)
-        rows = [
-            {
-                "rollout_id": f"{job.context.iteration:04d}-{group:05d}-{index:04d}",
-                "group_id": group,
-                "sample_index": index,
-                **job.policy.columns(job.prompts[group], sample),
-                "sampler_logprobs": sample.sampler_logprobs,
-                "sampler_full_logprobs": sample.sampler_full_logprobs,
-                "policy_version": job.context.iteration - 1,
-                "seed": seed,
-                "kept": True,
-            }
-            for group, in_group in zip(groups, samples, strict=True)
-            for index, (sample, seed) in enumerate(zip(in_group, job.seeds(group), strict=True))
-        ]
-        return pa.Table.from_pylist(rows, schema=ROLLOUT)
+    rollout, groups = job.context.recipe.rollout, job.groups
+    mesh.from_main(lambda: judge.check(groups.prompts))
+    writer = job.writer(judge)
+    work = SampledShards(job.groups, mesh)
+    complete = work.make(writer, chosen_shards(shards, len(writer.names)))
+    if not mesh.from_main(lambda: complete):
+        return
+    if shards:
+        say(f"{writer.output.name}: the first round is complete; go on without --shards")
+        return
+    outcomes = fill_batch(groups, writer, mesh, judge, work.make, rollout)
+    speeds = work.speeds()
+    if mesh.is_main:
+        kept = groups_kept(outcomes, rollout.prompts_per_iteration)
+        keep(writer, kept)
+        facts = cost_facts(outcomes, kept, groups.rounds - 1)
+        tell_filled(facts, rollout)
+        commit(job, writer, speeds, facts)
 
 
-def commit(job: Job, writer: OutputWriter, speeds: list[tuple[int, float]]) -> None:
+def commit(
+    job: Job,
+    writer: OutputWriter,
+    speeds: list[tuple[int, float]],
+    dynamic_sampling: dict[str, Any] | None = None,
+) -> None:
     """Write the manifest and say what was made.
 
     Args:
         speeds: tokens and seconds of each rank, for the shards made in this call.
+        dynamic_sampling: what it did, where it is on.
     """
+    from common.generation.prompt_order import cursor_of
+
     made = writer.read_all(["completion_ids", "finish_reason"])
-    rollout = job.context.recipe.rollout
+    run, rollout, drawn = job.context.run, job.context.recipe.rollout, job.groups.drawn
     facts: dict[str, Any] = {
         "policy_version": job.context.iteration - 1,
         "temperature": rollout.temperature,
@@ -253,31 +227,32 @@ def commit(job: Job, writer: OutputWriter, speeds: list[tuple[int, float]]) -> N
         "top_k": rollout.top_k,
         "max_completion_tokens": rollout.max_completion_tokens,
         "group_size": rollout.group_size,
-        "cursor_start": cursor_of(job.context.run, job.context.iteration),
-        "cursor_end": job.drawn.cursor_end,
-        "dropped_prompts": len(job.drawn.dropped),
+        "cursor_start": cursor_of(run, job.context.iteration),
+        "cursor_end": drawn.cursor_end,
+        "dropped_prompts": len(drawn.dropped),
         "completions": len(made),
         "completion_tokens": pc.sum(pc.list_value_length(made["completion_ids"])).as_py(),
         "truncated": pc.sum(pc.equal(made["finish_reason"], "length")).as_py(),
     }
+    facts |= drawn.facts()
     seconds = max(seconds for _, seconds in speeds)
     tokens_per_second = sum(tokens for tokens, _ in speeds) / seconds if seconds else None
     recorded = {"tokens_per_second": tokens_per_second}
+    if dynamic_sampling is not None:
+        facts["dynamic_sampling"] = dynamic_sampling
     writer.commit(facts, recorded, packages=("torch", "transformers"))
-    speed = f", {tokens_per_second:.0f} tokens/s" if tokens_per_second else ""
-    job.context.result(
-        facts | recorded,
-        f"{writer.output.name}: {len(made)} completions of {len(job.prompts)} prompts by policy "
+    line = (
+        f"{writer.output.name}: {len(made)} completions of {len(drawn.prompts)} prompts by policy "
         f"{facts['policy_version']}, {facts['completion_tokens'] / len(made):.1f} tokens in the "
-        f"mean, {facts['truncated']} truncated{speed}",
+        f"mean, {facts['truncated']} truncated"
     )
+    if tokens_per_second:
+        line += f", {tokens_per_second:.0f} tokens/s"
+    if dynamic_sampling is not None:
+        from common.generation.outcomes import cost_text
 
-
-def cursor_of(run: Run, iteration: int) -> int:
-    """Prompts that the iterations before this one have passed."""
-    if iteration == 1:
-        return 0
-    return int(read_manifest(run.rollout(iteration - 1)).facts["cursor_end"])
+        line += f"; {cost_text(dynamic_sampling, facts['completion_tokens'])}"
+    job.context.result(facts | recorded, line)
 
 
 if __name__ == "__main__":

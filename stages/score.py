@@ -42,15 +42,17 @@ from common.errors import UserError
 from common.objective.advantages import compute_advantages
 from common.recipe_file import load_recipe
 from common.reporting.progress import bar, say, set_quiet, warn
-from common.rewards.completions import former_scores, group_numbers, read_completions
+from common.rewards.completions import former_scores, group_numbers, kept_rows, read_completions
 from common.rewards.judging import Judging
 from common.rewards.registry import function_versions, package_versions
 from common.rewards.scoring import (
+    JUDGED,
     check_columns,
     check_golds,
     judge_table,
     refuse_infra_errors,
     reward_facts,
+    summary,
     types_in,
     with_columns,
 )
@@ -69,12 +71,6 @@ InputPath = Annotated[
 OutputPath = Annotated[Path | None, typer.Option("--output", help="Where --input's scores go.")]
 
 USAGE = "give either --run and --iteration, or --input and --output without options of a run"
-
-# What rules look at and what places a row.
-COLUMNS = [
-    *(KEY, "group_id", "prompt_id", "task", "question", "answer", "verify_type"),
-    *("assistant_prefix", "completion_text", "completion_ids", "finish_reason"),
-]
 
 
 def main(
@@ -132,7 +128,7 @@ def score_iteration(context: Context, shards: str) -> None:
     source = run.rollout(context.iteration)
     rollout = read_manifest(source)
     require_fresh(run, source)
-    completions = {r.name: read_shard(source, r).select(COLUMNS) for r in rollout.shards}
+    completions = {r.name: read_shard(source, r).select([*JUDGED, "kept"]) for r in rollout.shards}
     chosen = [list(completions)[i] for i in chosen_shards(shards, len(completions))]
     rewards = recipe.rewards.with_limit(rollout.recipe["rollout"]["max_completion_tokens"])
     with Judging(rewards) as judging:
@@ -213,11 +209,11 @@ def finish(
     """
     judged = {name: writer.read(name) for name in completions}
     rows = pa.concat_tables(completions.values())
-    scored = with_columns(
-        pa.concat_tables(judged.values()), {"task": rows["task"], "group_id": rows["group_id"]}
-    )
+    scored = with_columns(pa.concat_tables(judged.values()), {"task": rows["task"]})
     refuse_infra_errors(scored, reasons)
-    advantages, groups = advantage_columns(scored["group_id"].to_pylist(), scored["reward"], kind)
+    advantages, groups = advantage_columns(
+        rows["group_id"].to_pylist(), scored["reward"], kind, rows["kept"].to_pylist()
+    )
     start = 0
     for name, table in judged.items():
         part = {key: column.slice(start, table.num_rows) for key, column in advantages.items()}
@@ -243,6 +239,8 @@ def score_file(source: Path, target: Path, recipe: Recipe, *, overwrite: bool) -
     rewards = recipe.rewards
     completions = completions.drop_columns(former_scores(completions.column_names))
     check_columns(completions, rewards, str(source))
+    groups = group_numbers(completions)
+    kept = kept_rows(completions, groups, str(source))
     with Judging(rewards) as judging:
         make_ready(judging, {str(source): completions})
         with bar("score", completions.num_rows) as shown:
@@ -252,26 +250,29 @@ def score_file(source: Path, target: Path, recipe: Recipe, *, overwrite: bool) -
     scored = with_columns(completions, dict(zip(judged.column_names, judged.columns, strict=True)))
     refuse_infra_errors(scored, reasons)
     facts = reward_facts(scored)
-    if "group_id" in completions.column_names:
-        numbers = group_numbers(completions["group_id"])
-        advantages, groups = advantage_columns(numbers, scored["reward"], recipe.advantages.kind)
-        scored, facts = with_columns(scored, advantages), facts | groups
+    if groups:
+        columns, counts = advantage_columns(groups, scored["reward"], recipe.advantages.kind, kept)
+        scored, facts = with_columns(scored, columns), facts | counts
     write_atomically(target, encode_parquet(scored))
     tell_faults(facts, reasons)
     return facts
 
 
 def advantage_columns(
-    group_ids: list[int], rewards: pa.ChunkedArray, kind: AdvantageKind
+    group_ids: list[int], rewards: pa.ChunkedArray, kind: AdvantageKind, kept: list[bool]
 ) -> tuple[dict[str, pa.Array], dict[str, int]]:
-    """The columns of advantages, and the counts of groups with and without variance."""
-    found = compute_advantages(group_ids, rewards.to_pylist(), kind)
+    """The columns of advantages, and the counts of groups that training will see and will not."""
+    found = compute_advantages(group_ids, rewards.to_pylist(), kind, kept)
     columns = {
         "advantage": pa.array(found.advantage),
         "group_reward_mean": pa.array(found.group_mean, from_pandas=True),  # NaN becomes null
         "group_reward_std": pa.array(found.group_std, from_pandas=True),
     }
-    return columns, {"groups": found.groups, "zero_variance_groups": found.zero_variance_groups}
+    counts = {"groups": found.groups, "zero_variance_groups": found.zero_variance_groups}
+    if found.rejected_groups:
+        counts["rejected_groups"] = found.rejected_groups
+        counts["rejected_zero_variance_groups"] = found.rejected_zero_variance_groups
+    return columns, counts
 
 
 def tell_faults(facts: dict[str, Any], reasons: list[str]) -> None:
@@ -283,17 +284,6 @@ def tell_faults(facts: dict[str, Any], reasons: list[str]) -> None:
         warn(f"{late} completions took a rule longer than it may (rewards.<rule>.seconds)")
     if facts.get("groups") and facts["groups"] == facts["zero_variance_groups"]:
         warn("no group has two different rewards: nothing to learn from (train.on_no_signal)")
-
-
-def summary(name: str, facts: dict[str, Any]) -> str:
-    """One line about what was scored."""
-    counts = [f"{n} {outcome}" for outcome, n in facts["verdicts"].items() if n]
-    mean, accuracy = facts["reward_mean"], facts["accuracy"]
-    figures = "no rewards" if mean is None else f"mean reward {mean:.3f}, accuracy {accuracy:.3f}"
-    groups = ""
-    if "groups" in facts:
-        groups = f"; {facts['zero_variance_groups']} of {facts['groups']} groups without variance"
-    return f"{name}: {facts['completions']} completions, {figures} ({', '.join(counts)}){groups}"
 
 
 if __name__ == "__main__":

@@ -4,6 +4,9 @@ python -m stages.show run --run demo
 python -m stages.show completions --run demo --iteration 3 --worst 5
 python -m stages.show rewards --run demo --iteration 3
 python -m stages.show rewards --run demo --iteration 3 --against rescored.parquet
+python -m stages.show ledger --run demo
+python -m stages.show gap --run demo --iteration 3
+python -m stages.show tokens --run demo --iteration 3
 """
 
 from __future__ import annotations
@@ -19,8 +22,15 @@ from common.command import Context, Debug, Iteration, Json, RunName, launch, ope
 from common.errors import UserError
 from common.reporting import reward_changes, tables
 from common.reporting import rewards as reward_tables
+from common.reporting.gap import gap_of_iteration, gap_tables, hints
+from common.reporting.ledger import read_ledger
 from common.reporting.passk import paired_difference
+from common.reporting.progress import clean
+from common.reporting.rewards import Table, shortened
+from common.reporting.sampler_gap import WORST
 from common.reporting.terminal import bytes_text, print_completion, print_table
+from common.reporting.token_texts import TokenTexts
+from common.reporting.tokens import for_terminal, token_summary, token_tables
 
 Svg = Annotated[Path | None, typer.Option("--svg", help="Also draw the table into this file.")]
 Limit = Annotated[int, typer.Option("--limit", min=0, help="Rows to show; 0 for all.")]
@@ -105,11 +115,60 @@ def rewards(
     else:
         rows = scored.filter(reward_tables.of_task(scored, task))
         found = reward_tables.reward_tables(rows, examples=shown)
+    _print_tables(found, as_json)
+
+
+def gap(
+    run: RunName,
+    iteration: Iteration,
+    limit: Annotated[
+        int, typer.Option("--limit", min=0, help="Tokens to list; 0 for all ids.")
+    ] = 10,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Where sampler and trainer disagree: by position, by token id, and the worst tokens."""
+    place = _open(run).run
+    found = gap_of_iteration(place, iteration, worst=limit or WORST)
+    text = TokenTexts(place.policy(0).path)
+    _print_tables(gap_tables(found, text, limit=limit or None, quoted=not as_json), as_json)
+    for hint in () if as_json else hints(found, text):
+        print(clean(hint))
+
+
+def tokens(
+    run: RunName,
+    iteration: Iteration,
+    prompt: Annotated[str, typer.Option("--prompt", help="Only this prompt_id.")] = "",
+    every: Annotated[
+        bool, typer.Option("--all", help="List all tokens, not only clipped.")
+    ] = False,
+    limit: Limit = 20,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Which tokens of which prompts the objective clips, with the text around them."""
+    place = _open(run).run
+    said = token_summary(place, iteration)
+    overall, *found = token_tables(
+        place, iteration, prompt=prompt, every=every, limit=limit or None
+    )
     if as_json:
-        print(json.dumps({table.key: table.frame.to_dicts() for table in found}))
+        _print_tables([overall, *found], as_json)
         return
-    for table in found:
-        print_table(reward_tables.shortened(table.frame), title=table.title)
+    print(clean(said))
+    _print_tables([for_terminal(table) for table in found if not table.frame.is_empty()], as_json)
+
+
+def ledger(
+    run: RunName = "demo",
+    task: Annotated[str, typer.Option("--task", help="Only this source of questions.")] = "",
+    limit: Limit = 20,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """How often the prompts were solved, and which never were."""
+    _print_tables(read_ledger(_open(run).run, task).tables(None if as_json else limit), as_json)
 
 
 def status(run: RunName = "demo", as_json: Json = False, debug: Debug = False) -> None:
@@ -178,5 +237,21 @@ def _print(
         print_table(frame, title=title, limit=limit or None, svg=svg)
 
 
+def _print_tables(found: list[Table], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({table.key: _finite(table.frame).to_dicts() for table in found}))
+        return
+    for table in found:
+        print_table(shortened(table.frame), title=table.title)
+
+
+def _finite(frame: pl.DataFrame) -> pl.DataFrame:
+    """Null for numbers that are not finite: JSON has none."""
+    floats = pl.selectors.float()
+    return frame.with_columns(pl.when(floats.is_finite()).then(floats))
+
+
 if __name__ == "__main__":
-    launch(run, iteration, completions, rewards, status, evaluations, disk, recipe)
+    launch(
+        run, iteration, completions, rewards, ledger, gap, tokens, status, evaluations, disk, recipe
+    )

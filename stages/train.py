@@ -1,7 +1,8 @@
 """train: one iteration of GRPO, from the policy that sampled to the next one.
 
 Reads   iterations/N/{rollout,score,logprobs}, policies/N-1, trainer/N-1
-Writes  policies/N, trainer/N and iterations/N/train (a row an optimizer step), committed as one
+Writes  policies/N, trainer/N and iterations/N/train (a row an optimizer step), committed as one;
+        with reference.update = "ema" also references/N
 
 Every optimizer step takes `prompts_per_step` groups, packs their completions with shared prompts,
 runs the pipeline schedule over microbatches of packs, sums gradients over the mesh, clips and
@@ -34,6 +35,7 @@ from common.command import (
 )
 from common.mesh.mesh import Mesh
 from common.modeling.load import compute_dtype
+from common.objective.remarks import remarks
 from common.parallel.batches import group_samples, plan_minibatches
 from common.parallel.commit import commit_iteration, describe_outputs
 from common.parallel.masters import Masters
@@ -43,7 +45,9 @@ from common.parallel.resume import continue_training, take_steps
 from common.parallel.rows import read_samples
 from common.parallel.training import Trainer
 from common.reporting.metrics import rebuild_metrics
+from common.reporting.progress import warn
 from common.runs.folders import open_policy
+from common.runs.reference import reference_of
 from common.runs.retention import prune
 from common.runs.schemas import TRAIN
 
@@ -88,11 +92,13 @@ def main(
 def tidy(context: Context) -> None:
     """What follows a commit, also one after which the process was killed."""
     run, keep = context.run, context.recipe.run
+    reference = reference_of(run, context.iteration + 1, context.recipe)
     prune(
         run,
         newest=context.iteration,
         keep_policies=keep.keep_policies,
         keep_trainer=keep.keep_trainer,
+        in_use=[reference.name] if reference else [],
     )
     rebuild_metrics(run)
 
@@ -101,6 +107,9 @@ def train(context: Context, mesh: Mesh, fresh_optimizer: bool) -> None:
     """Train the iteration on every rank of the mesh and commit it."""
     run, iteration, recipe = context.run, context.iteration, context.recipe
     objective = recipe.objective
+    if mesh.is_main:
+        for remark in remarks(objective):
+            warn(remark)
     outputs = describe_outputs(run, iteration, recipe, fresh_optimizer=fresh_optimizer)
     data = read_samples(run, iteration, with_reference=objective.kl_coef != 0)
     minibatches = plan_minibatches(
@@ -141,7 +150,7 @@ def train(context: Context, mesh: Mesh, fresh_optimizer: bool) -> None:
     )
     every = recipe.train.checkpoint_every_steps
     take_steps(trainer, minibatches, outputs.metrics.partial, checkpoint_every=every)
-    commit_iteration(outputs, writer, optimizer, trainer.rows, source=source)
+    commit_iteration(outputs, writer, pipeline, optimizer, trainer.rows, source=source)
     report(context, trainer)
 
 

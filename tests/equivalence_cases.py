@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,9 @@ from common.parallel.training import Trainer
 
 TEMPERATURE = 0.8
 MAX_TOKENS = 12
-OBJECTIVE: dict[str, Any] = {"kl_coef": 0.1, "entropy_coef": 0.02, "mask_truncated": True}
+BASE: dict[str, Any] = {"clip_low": 0.15}
+REGULARISED: dict[str, Any] = {"kl_coef": 0.1, "entropy_coef": 0.02, "mask_truncated": True}
+"""With KL and entropy; without, groups of equal rewards are dropped."""
 
 
 @dataclass(frozen=True)
@@ -44,33 +46,36 @@ class Case:
     microbatches: int | str = 4
     tokens_per_pack: int = 48
     share_prompts: bool = True
-    aggregation: str = "token_mean"
-    regularised: bool = True
-    """With KL and entropy; without, groups of equal rewards are dropped."""
+    settings: dict[str, Any] = field(default_factory=lambda: REGULARISED)
+    """Of the objective."""
 
     def objective(self) -> ObjectiveConfig:
-        extra = OBJECTIVE if self.regularised else {}
-        return ObjectiveConfig(aggregation=self.aggregation, clip_low=0.15, **extra)
+        return ObjectiveConfig(**(BASE | self.settings))
 
 
 def samples() -> list[Sample]:
     """Five groups of four; the second has equal rewards, some completions are truncated.
 
-    Old and reference logprobs are far enough from any policy that tokens are clipped.
+    Old and reference logprobs are far enough from any policy that tokens are clipped, the
+    sampler's from the old ones that some weights are beyond their bounds.
     """
     random = np.random.default_rng(3)
     found = []
     for index, row in enumerate(random_completions(7, groups=5, group_size=4)):
         length = len(row.completion_ids)
+        old = random.normal(-5.5, 1.5, length).astype(np.float32)
+        sampler = (old + random.normal(0, 0.3, length)).astype(np.float32)
         found.append(
             Sample(
                 rollout_id=f"r{index}",
                 group=row.group,
                 prompt_ids=row.prompt_ids,
                 completion_ids=row.completion_ids,
-                old_logprobs=random.normal(-5.5, 1.5, length).astype(np.float32),
+                old_logprobs=old,
                 ref_logprobs=random.normal(-5.5, 1.0, length).astype(np.float32),
-                sampler_logprobs=random.normal(-5.5, 1.0, length).astype(np.float32),
+                entropy=random.uniform(0, 4, length).astype(np.float32),
+                sampler_logprobs=sampler,
+                sampler_full_logprobs=sampler,
                 advantage=0.0 if row.group == 1 else float(random.normal()),
                 reward=0.5 if row.group == 1 else float(random.normal()),
                 truncated=index % 5 == 2,

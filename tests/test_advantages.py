@@ -1,5 +1,6 @@
 """Advantages against the formulas written out with `statistics`, and what must always hold."""
 
+import math
 import statistics
 import subprocess
 import sys
@@ -13,7 +14,8 @@ from hypothesis import strategies as st
 
 from common.config import AdvantageKind
 from common.errors import UserError
-from common.objective.advantages import compute_advantages
+from common.objective.advantages import KINDS as BY_KIND
+from common.objective.advantages import compute_advantages, groups_with_variance
 
 KINDS = get_args(AdvantageKind)
 
@@ -143,6 +145,103 @@ def test_same_reward_is_relative_to_the_largest(rewards: list[float], constant: 
     got = compute_advantages([0, 0], rewards, "none")
     assert (got.zero_variance_groups == 1) == constant
     assert (got.advantage == 0).all() == constant
+
+
+PARTS = st.lists(
+    st.tuples(
+        st.sampled_from([0.1, 0.2, 0.3, 0.7, 1 / 3, 1.1, 3.0, 1e5]),
+        st.sampled_from([0.0, 1.0, 0.1, 0.2, 0.7, -0.3, 1 / 7, -1.0]),
+    ),
+    min_size=2,
+    max_size=7,
+)
+"""Weights and rewards of several rules, none of them dyadic."""
+
+
+def summed_anyhow(terms: list[float], order: list[int]) -> list[float]:
+    """Sums of the same terms that differ by rounding: in two orders, by halves, rounded once."""
+    middle = len(terms) // 2
+    return [
+        sum(terms),
+        sum(terms[i] for i in order),
+        sum(terms[:middle]) + sum(terms[middle:]),
+        math.fsum(terms),
+    ]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(parts=PARTS, data=st.data())
+def test_the_dust_of_weighted_sums_is_no_variance(
+    kind: AdvantageKind, parts: list[tuple[float, float]], data: st.DataObject
+) -> None:
+    """Completions that earn the same get exactly 0, however their parts were added up; another
+    group of the batch keeps its advantages, which the dust does not change."""
+    terms = [weight * reward for weight, reward in parts]
+    sums = summed_anyhow(terms, data.draw(st.permutations(range(len(terms)))))
+    got = compute_advantages([0] * 4 + [1, 1], [*sums, 0.0, 1.0], kind)
+    assert (got.advantage[:4] == 0).all()
+    assert (got.group_std[:4] == 0).all()
+    clean = compute_advantages([0] * 4 + [1, 1], [sums[3]] * 4 + [0.0, 1.0], kind)
+    np.testing.assert_allclose(got.advantage[4:], clean.advantage[4:], rtol=1e-9)
+    assert got.zero_variance_groups == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_tenth_and_two_are_three(kind: AdvantageKind) -> None:
+    rewards = [0.1 + 0.2, 0.3, 0.2 + 0.1, 0.7 * 0.3 + 0.7 * 0.1 + 0.02]
+    assert len(set(rewards)) > 1, "these are different floats"
+    assert (compute_advantages([0] * 4, rewards, kind).advantage == 0).all()
+    assert not groups_with_variance([0] * 4, rewards, 1).any()
+
+
+@given(rows=iterations())
+def test_variance_is_what_gives_advantages(rows: tuple[list[int], list[float | None]]) -> None:
+    """Dynamic sampling accepts by the test that advantages are taken by."""
+    groups, rewards = rows
+    numbers = {group: number for number, group in enumerate(sorted(set(groups)))}
+    varied = groups_with_variance([numbers[group] for group in groups], rewards, len(numbers))
+    got = compute_advantages(groups, rewards, "none")
+    for group, number in numbers.items():
+        assert varied[number] == bool((got.advantage[np.array(groups) == group] != 0).any())
+    assert got.zero_variance_groups == (~varied).sum()
+
+
+# Groups that dynamic sampling rejected
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(rows=iterations(), rejected=iterations())
+def test_rejected_groups_are_in_no_statistic_of_the_batch(
+    kind: AdvantageKind,
+    rows: tuple[list[int], list[float | None]],
+    rejected: tuple[list[int], list[float | None]],
+) -> None:
+    (groups, rewards), (others, their_rewards) = rows, rejected
+    alone = compute_advantages(groups, rewards, kind)
+    both = compute_advantages(
+        [*groups, *(group + 1000 for group in others)],
+        [*rewards, *their_rewards],
+        kind,
+        [True] * len(groups) + [False] * len(others),
+    )
+    np.testing.assert_array_equal(both.advantage[: len(groups)], alone.advantage)
+    assert np.isfinite(both.advantage).all()
+    assert (both.groups, both.zero_variance_groups) == (alone.groups, alone.zero_variance_groups)
+    theirs = compute_advantages(others, their_rewards, "none")
+    assert both.rejected_groups == theirs.groups
+    assert both.rejected_zero_variance_groups == theirs.zero_variance_groups
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_with_nothing_kept_there_is_no_batch(kind: AdvantageKind) -> None:
+    got = compute_advantages([0, 0], [0.0, 1.0], kind, [False, False])
+    assert np.isfinite(got.advantage).all()
+    assert (got.groups, got.zero_variance_groups, got.rejected_groups) == (0, 0, 1)
+    assert kind != "batch" or (got.advantage == 0).all()
+
+
+def test_every_kind_of_the_recipe_is_there() -> None:
+    assert set(BY_KIND) == set(KINDS)
 
 
 def test_worked_example() -> None:

@@ -9,12 +9,13 @@ logprobs far from the policy: at ratio 1 half of the objective is silent.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from equivalence_cases import (
     MAX_TOKENS,
-    OBJECTIVE,
+    REGULARISED,
     TEMPERATURE,
     Case,
     read_results,
@@ -23,6 +24,7 @@ from equivalence_cases import (
     write_results,
 )
 from multirank import torchrun
+from plain_objective import PlainRow, plain_loss
 from tiny_models import KeepFloat64, tiny_model
 from torch import Tensor
 
@@ -37,8 +39,47 @@ MODELS = {
 PADDED = {"tokens_per_pack": 1, "share_prompts": False}
 
 
+BOUNDS = {"sampler_low": 0.7, "sampler_high": 1.5}
+# Each aggregation, ratio level, policy term and sampler correction, with and without the rest.
+OBJECTIVES: dict[str, dict[str, Any]] = {
+    "sequence-mean": {"aggregation": "sequence_mean", **REGULARISED},
+    "constant": {
+        "aggregation": "constant",
+        "dual_clip": 1.5,
+        "sampler_correction": "mask",
+        **BOUNDS,
+        **REGULARISED,
+    },
+    "gspo": {"ratio_level": "sequence", "aggregation": "sequence_mean"},
+    "rloo": {
+        "ratio_level": "sequence_sum",
+        "aggregation": "sequence_mean",
+        "kl_kind": "k2",
+        "kl_importance_weight": True,
+        **REGULARISED,
+    },
+    "cispo": {"policy_term": "cispo", "cispo_cap": 2.0, "top_entropy_quantile": 0.4},
+    "truncated-sequences": {
+        "sampler_correction": "truncate",
+        "sampler_level": "sequence",
+        "top_entropy_quantile": 0.6,
+        **BOUNDS,
+        **REGULARISED,
+    },
+    "masked-sequences": {
+        "sampler_correction": "mask",
+        "sampler_level": "geometric",
+        "ratio_level": "sequence",
+        "aggregation": "sequence_mean",
+        "top_entropy_quantile": 0.5,
+        "sampler_low": 0.9,
+        "sampler_high": 1.1,
+    },
+}
+
+
 def divisions(model: str) -> list[Case]:
-    """The name begins with the number of ranks."""
+    """Ways to divide the work of one objective; the name begins with the number of ranks."""
 
     def case(name: str, **how) -> Case:
         return Case(f"{name}-{model}", model, **how)
@@ -47,14 +88,12 @@ def divisions(model: str) -> list[Case]:
         case("1-one-microbatch", microbatches=1),
         case("1-four", microbatches=4),
         case("1-auto-padded", microbatches="auto", **PADDED),
-        case("1-sequence-mean", aggregation="sequence_mean"),
-        case("1-constant", aggregation="constant"),
-        case("1-zero-variance-dropped", regularised=False),
+        case("1-zero-variance-dropped", settings={}),
         case("2-1f1b", microbatches=4),
         case("2-gpipe", microbatches=4, schedule="gpipe"),
         case("2-padded", microbatches="auto", **PADDED),
         case("2-replicas", dp=2, microbatches=2),
-        case("2-replicas-dropped", dp=2, regularised=False),
+        case("2-replicas-dropped", dp=2, settings={}),
         case("2-float32", dtype="float32"),
         # Five or fewer packs: the rest of the eight are empty.
         case("4-1f1b", microbatches=8, tokens_per_pack=80),
@@ -67,7 +106,22 @@ def divisions(model: str) -> list[Case]:
     return cases
 
 
-CASES = {case.name: case for model in MODELS for case in divisions(model)}
+def objectives(name: str, settings: dict[str, Any]) -> list[Case]:
+    """Ways to divide the work of another objective."""
+
+    def case(division: str, **how) -> Case:
+        return Case(f"{division}-{name}", "qwen2", settings=settings, **how)
+
+    return [
+        case("1-one-microbatch", microbatches=1, tokens_per_pack=200),
+        case("1-auto-padded", microbatches="auto", **PADDED),
+        case("4-replicas-of-2", dp=2, microbatches=4),
+    ]
+
+
+EVERY = [case for model in MODELS for case in divisions(model)]
+EVERY += [case for entry in OBJECTIVES.items() for case in objectives(*entry)]
+CASES = {case.name: case for case in EVERY}
 
 
 @pytest.fixture(scope="module")
@@ -83,53 +137,44 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-_plain: dict[tuple, tuple[float, dict[str, Tensor]]] = {}
+_plain: dict[str, tuple[float, dict[str, Tensor]]] = {}
 
 
 def plain(case: Case, folder: Path) -> tuple[float, dict[str, Tensor]]:
-    """Loss and gradients as math.md's formulas say, nothing shared with the code under test."""
-    key = (case.model, case.aggregation, case.regularised)
+    """Loss and gradients of the plain objective on the whole model, nothing shared with ours."""
+    key = f"{case.model} {case.objective()}"
     if key not in _plain:
         model = load_causal_lm(folder / case.model, torch.float64)
         with KeepFloat64():
-            loss = plain_loss(model, case)
+            loss = plain_loss(plain_rows(model), case.objective(), MAX_TOKENS)
             loss.backward()
         gradients = {name: p.grad for name, p in model.named_parameters()}
         _plain[key] = loss.item(), gradients
     return _plain[key]
 
 
-def plain_loss(model, case: Case) -> Tensor:
+def plain_rows(model) -> list[PlainRow]:
+    """The samples through the whole model, one padded row a completion."""
     rows = samples()
     texts = [[*s.prompt_ids, *s.completion_ids] for s in rows]
     width = max(map(len, texts))
     ids = torch.tensor([text + [2] * (width - len(text)) for text in texts])
     attention = torch.tensor([[1] * len(t) + [0] * (width - len(t)) for t in texts])
     logits = model(input_ids=ids, attention_mask=attention).logits / TEMPERATURE
-    kl_coef = OBJECTIVE["kl_coef"] if case.regularised else 0.0
-    entropy_coef = OBJECTIVE["entropy_coef"] if case.regularised else 0.0
-    in_loss = [not (s.truncated and case.regularised) for s in rows]
-    tokens = sum(len(s.completion_ids) for s, kept in zip(rows, in_loss, strict=True) if kept)
-    total = torch.zeros((), dtype=torch.float64)
-    for index, sample in enumerate(rows):
-        if not in_loss[index]:
-            continue
-        start, length = len(sample.prompt_ids), len(sample.completion_ids)
-        log_p = logits[index, start - 1 : start + length - 1].log_softmax(-1)
-        logp = log_p[range(length), sample.completion_ids]
-        ratio = (logp - torch.tensor(sample.old_logprobs).double()).exp()
-        clipped = ratio.clamp(0.85, 1.2)
-        policy = -torch.min(ratio * sample.advantage, clipped * sample.advantage)
-        difference = torch.tensor(sample.ref_logprobs).double() - logp
-        token_loss = policy + kl_coef * (difference.exp() - difference - 1)
-        per_token = {
-            "token_mean": 1 / tokens,
-            "sequence_mean": 1 / (length * len(rows)),
-            "constant": 1 / (len(rows) * MAX_TOKENS),
-        }[case.aggregation]
-        entropy = -(log_p.exp() * log_p).sum()
-        total = total + per_token * token_loss.sum() - entropy_coef * entropy / tokens
-    return total
+    found = []
+    for index, s in enumerate(rows):
+        start, length = len(s.prompt_ids), len(s.completion_ids)
+        per_token = (s.old_logprobs, s.ref_logprobs, s.sampler_logprobs, s.entropy)
+        found.append(
+            PlainRow(
+                logits[index, start - 1 : start + length - 1].log_softmax(-1),
+                list(s.completion_ids),
+                *(values.astype(float).tolist() for values in per_token),
+                advantage=s.advantage,
+                truncated=s.truncated,
+            )
+        )
+    return found
 
 
 @pytest.mark.parametrize("name", [n for n, c in CASES.items() if c.dtype == "float64"])

@@ -7,121 +7,29 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
-
-from common.config import Recipe
-from common.errors import UserError
-from common.runs.folders import commit_folder, open_policy
-from common.runs.freshness import input_hashes, plan, recover, require_fresh, status_of
-from common.runs.layout import Output, Run, Stage, shard_name
-from common.runs.manifest import read_manifest, verify_files
-from common.runs.retention import prune
-from common.runs.shards import OutputWriter
-
-SCHEMA = pa.schema([pa.field("rollout_id", pa.string()), pa.field("value", pa.int64())])
-RECIPE = Recipe.model_validate(
-    {"model": {"path": "x"}, "data": {"a": {"kind": "dataset", "path": "y"}}}
+from planned_runs import (
+    EVERY_2,
+    RECIPE,
+    complete_run,
+    do,
+    folder,
+    iteration,
+    targets,
+    write_prompts,
 )
-EVERY_2 = RECIPE.model_copy(update={"evaluate": RECIPE.evaluate.model_copy(update={"every": 2})})
 
-
-def write(run: Run, output: Output, inputs: list[str], value: int, **facts: object) -> None:
-    """An output of one small shard whose content is `value`."""
-    writer = OutputWriter(
-        output,
-        inputs=input_hashes(run, inputs),
-        recipe={},
-        seed=0,
-        names=[shard_name(0)],
-        schema=SCHEMA,
-    ).open()
-    writer.write(shard_name(0), pa.table({"rollout_id": ["a"], "value": [value]}, schema=SCHEMA))
-    writer.commit(facts)
-
-
-def folder(output: Output, content: str, inputs: dict[str, str], *, publish: bool = True) -> str:
-    output.partial.mkdir(parents=True)
-    (output.partial / "weights.txt").write_text(content)
-    manifest = commit_folder(
-        output,
-        inputs=inputs,
-        recipe={},
-        seed=0,
-        content_hash=content,
-        facts={},
-        publish_output=publish,
-    )
-    return manifest.content_hash
-
-
-def write_prompts(run: Run, train: int, evaluation: int, **facts: object) -> None:
-    """Prompts whose splits have the given contents."""
-    names = ["train-00000.parquet", "eval-00000.parquet"]
-    writer = OutputWriter(
-        run.prompts,
-        inputs={},
-        recipe={"made": [train, evaluation]},
-        seed=0,
-        names=names,
-        schema=SCHEMA,
-    ).open()
-    for name, value in zip(names, (train, evaluation), strict=True):
-        writer.write(name, pa.table({"rollout_id": ["a"], "value": [value]}, schema=SCHEMA))
-    writer.commit(facts)
-
-
-def do(run: Run, stage: Stage, n: int, value: int = 0, *, finish: bool = True) -> None:
-    """What the stage would do, with `value` in place of its work."""
-    if stage == "prepare":
-        policy = folder(run.policy(0), f"policy {value}", {})
-        write_prompts(run, value, value, **{run.policy(0).name: policy})
-    elif stage == "rollout":
-        cursor = [f"{run.rollout(n - 1).name}:cursor_end"] if n > 1 else []
-        inputs = ["prompts:train", run.policy(n - 1).name, *cursor]
-        write(run, run.rollout(n), inputs, value, cursor_end=32 * n)
-    elif stage == "score":
-        write(run, run.score(n), [run.rollout(n).name], value)
-    elif stage == "logprobs":
-        write(run, run.logprobs(n), [run.rollout(n).name, run.policy(n - 1).name], value)
-    elif stage == "evaluate":
-        write(run, run.evaluation(n), ["prompts:eval", run.policy(n).name], value)
-    else:
-        train(run, n, value, finish=finish)
-
-
-def train(run: Run, n: int, value: int, *, finish: bool) -> None:
-    state = [run.trainer(n - 1).name] if n > 1 else []
-    stages = [run.rollout(n).name, run.score(n).name, run.logprobs(n).name]
-    inputs = input_hashes(run, [*stages, run.policy(n - 1).name, *state])
-    facts = {
-        run.trainer(n).name: folder(run.trainer(n), f"trainer {n} {value}", inputs, publish=False),
-        run.policy(n).name: folder(run.policy(n), f"policy {n} {value}", inputs, publish=False),
-    }
-    writer = OutputWriter(
-        run.train(n), inputs=inputs, recipe={}, seed=0, names=[shard_name(0)], schema=SCHEMA
-    ).open()
-    writer.write(shard_name(0), pa.table({"rollout_id": ["a"], "value": [value]}, schema=SCHEMA))
-    writer.commit(facts, publish_output=False)
-    if finish:
-        recover(run, run.train(n))
-
-
-def targets(run: Run, to: int, recipe: Recipe = RECIPE, **options: object) -> list[str]:
-    return [step.target for step in plan(run, recipe, to=to, **options)]  # type: ignore[arg-type]
-
-
-def iteration(n: int) -> list[str]:
-    return [f"{stage}-{n}" for stage in ("rollout", "score", "logprobs", "train")]
+from common.errors import UserError
+from common.runs.folders import open_policy
+from common.runs.freshness import recover, require_fresh, status_of
+from common.runs.layout import Run, shard_name
+from common.runs.manifest import read_manifest
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
     """A run that is complete up to iteration 2."""
-    run = Run(tmp_path / "demo")
-    for step in plan(run, RECIPE, to=2):
-        do(run, step.stage, step.iteration)
-    return run
+    return complete_run(tmp_path, to=2)
 
 
 def test_an_empty_run_needs_everything_in_order(tmp_path: Path) -> None:
@@ -227,58 +135,22 @@ def test_before_the_commit_the_old_training_stands(run: Run) -> None:
     assert targets(run, 2) == []
 
 
-def test_pruned_policies_keep_their_iterations_fresh(run: Run) -> None:
-    for n in (3, 4):
-        for step in plan(run, RECIPE, to=n):
-            do(run, step.stage, step.iteration)
-    prune(run, newest=4, keep_policies=2, keep_trainer=2)
-    assert [read_manifest(run.policy(n)).pruned for n in range(5)] == [
-        False,
-        True,
-        True,
-        False,
-        False,
-    ]
-    assert list(run.policy(1).path.iterdir()) == [run.policy(1).manifest]
-    verify_files(run.policy(1), read_manifest(run.policy(1)))
-    assert targets(run, 4) == []
-    with pytest.raises(UserError, match=r"FROM=4"):
-        targets(run, 4, remake_from=3)
-    assert targets(run, 4, remake_from=4) == iteration(4)
-    with pytest.raises(UserError, match="pruned"):
-        open_policy(run, 1)
-
-
-@pytest.fixture
-def long_run(run: Run) -> Run:
-    """A run that is complete up to iteration 5."""
-    for step in plan(run, RECIPE, to=5):
-        do(run, step.stage, step.iteration)
-    return run
-
-
-def test_pruning_spares_what_is_being_made_again(long_run: Run) -> None:
-    """Iteration 1 trained again in a run of 5: its policy is the newest, not the oldest."""
-    prune(long_run, newest=1, keep_policies=2, keep_trainer=2)
-    assert not any(read_manifest(long_run.policy(n)).pruned for n in range(6))
-
-
-def test_a_pruned_trainer_state_is_found_before_anything_is_made_again(long_run: Run) -> None:
-    prune(long_run, newest=5, keep_policies="all", keep_trainer=2)
-    with pytest.raises(UserError, match=r"trainer/0001.*FROM=5.*--fresh-optimizer"):
-        targets(long_run, 5, remake_from=2)
-    assert targets(long_run, 5, remake_from=5) == iteration(5)
-    assert targets(long_run, 5, remake_from=1)[:4] == iteration(1)
-
-
-def test_pruned_policies_are_not_evaluated_any_more(long_run: Run) -> None:
-    prune(long_run, newest=5, keep_policies=2, keep_trainer="all")
-    assert targets(long_run, 5, EVERY_2) == ["evaluate-0", "evaluate-4"]
-
-
 def test_from_beyond_n_is_refused(run: Run) -> None:
     with pytest.raises(UserError, match="FROM=3 is beyond N=2"):
         targets(run, 2, remake_from=3)
+
+
+def test_a_linked_file_is_hashed_once_more_and_not_for_ever(run: Run) -> None:
+    """A link changes the stat and not the content: noted in the manifest, under the same hashes."""
+    output = run.policy(2)
+    before, weights = read_manifest(output), output.path / "weights.txt"
+    os.link(weights, output.path / "link")
+    assert [record.seen(output.path / record.name) for record in before.files] != before.files
+    assert status_of(run, output).state == "fresh"
+    after = read_manifest(output)
+    assert [record.seen(output.path / record.name) for record in after.files] == after.files
+    assert after.content_hash == before.content_hash
+    assert [record.sha256 for record in after.files] == [record.sha256 for record in before.files]
 
 
 def test_a_missing_base_policy_is_prepared_again(run: Run) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from common.config import FunctionReward, RewardsConfig
+from common.config import AdvantagesConfig, FunctionReward, ObjectiveConfig, RewardsConfig
 from common.recipe_file import parse_recipe
 from common.rewards.judging import Judging
 
@@ -20,6 +21,9 @@ BLOCK_LINES = [
 ]
 MAKE = [re.split(r"\s{3,}", line)[0] for line in BLOCK_LINES if line.startswith("make ")]
 STAGES = [re.split(r"\s{3,}", line)[0] for line in BLOCK_LINES if " stages." in line]
+ELSEWHERE = re.findall(
+    r"^\|(.*)\|$", README[README.index("### The same option") : README.index("[tis]:")], re.M
+)
 
 
 @pytest.mark.parametrize("command", MAKE)
@@ -109,3 +113,34 @@ def test_the_example_of_a_reward_is_one(tmp_path: Path, monkeypatch: pytest.Monk
     with Judging(RewardsConfig(functions={"brief": brief})) as judging:
         judged = judging.judge([("x", row), ("x" * 500, row)])
     assert [one.extras["brief"] for one in judged] == [1, 0]
+
+
+def test_every_key_of_the_objective_is_compared_with_others() -> None:
+    table = "\n".join(row.split("|")[0] for row in ELSEWHERE)
+    table = re.sub(r"`(\w+)_low`, `_high`", r"`\1_low`, `\1_high`", table)
+    for field in [*AdvantagesConfig.model_fields, *ObjectiveConfig.model_fields]:
+        assert re.search(rf"`{field}\b", table), field
+
+
+def test_every_choice_of_the_objective_is_compared_with_others() -> None:
+    table = "\n".join(row.split("|")[0] for row in ELSEWHERE)
+    unnamed = {"clip", "token", "none", "k1", "k2", "k3"}
+    for section in (AdvantagesConfig, ObjectiveConfig):
+        for name, schema in section.model_json_schema()["properties"].items():
+            for choice in set(schema.get("enum", [])) - unnamed:
+                assert f'"{choice}"' in table, f"{name} = {choice!r}"
+
+
+def test_options_of_trl_are_its_own() -> None:
+    """Every word of the TRL column is in its sources, the version that parity is tested with."""
+    spec = importlib.util.find_spec("trl")
+    if spec is None or spec.origin is None:
+        pytest.skip("TRL is not installed")
+    trl = Path(spec.origin).parent
+    files = [*(trl / "trainer").glob("*_config.py"), *(trl / "rewards").glob("*.py")]
+    sources = "\n".join(path.read_text() for path in [*files, trl / "trainer" / "rloo_trainer.py"])
+    column = [row.split("|")[1] for row in ELSEWHERE]
+    words = re.findall(r"[A-Za-z_]{4,}", " ".join(re.findall(r"`([^`]*)`", " ".join(column))))
+    assert len(words) > 20
+    for word in words:
+        assert word in sources, word

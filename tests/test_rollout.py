@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,12 +9,9 @@ from typing import Any
 
 import polars as pl
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from common.command import open_context
 from common.errors import UserError
-from common.generation.prompt_order import draw_prompts
 from common.generation.seeds import sample_seed
 from common.modeling.chat import load_tokenizer, stop_ids
 from common.runs.folders import commit_folder, commit_policy
@@ -237,7 +233,7 @@ def test_a_prompt_drawn_twice_in_an_iteration_is_sampled_anew(run: Run) -> None:
 def test_prompts_that_do_not_fit(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     """The context is 256. With `drop`, longer prompts are passed over and counted."""
     ten = open_context("a", 1, overrides=["rollout.prompts_per_iteration=10"])
-    lengths = sorted(len(prompt.ids) for prompt in rollout.Job.of(ten).prompts)
+    lengths = sorted(len(prompt.ids) for prompt in rollout.Job.of(ten).groups.prompts)
     shortest = lengths.count(lengths[0])
     assert 0 < shortest < 10
     limit = f"rollout.max_completion_tokens={256 - lengths[0]}"
@@ -269,38 +265,3 @@ def test_without_its_inputs_it_names_the_command_that_makes_them(
     (runs / "b").mkdir()
     with pytest.raises(UserError, match=r"is missing; make it with: python -m stages\.prepare"):
         rollout.main("b", 1, recipe=recipe_file, quiet=True)
-
-
-@given(
-    total=st.integers(1, 12),
-    counts=st.lists(st.integers(1, 9), min_size=1, max_size=6),
-    unfit=st.sets(st.integers(0, 11)),
-    seed=st.integers(0, 50),
-)
-def test_iterations_pass_through_epochs_without_repetition(
-    total: int, counts: list[int], unfit: set[int], seed: int
-) -> None:
-    """Whatever the iterations' sizes, their prompts in a row are whole shuffles of those that fit,
-    one after another: none is left out, none comes twice before all have come once."""
-    fitting = [index for index in range(total) if index not in unfit]
-
-    def draw(cursor: int, count: int) -> Any:
-        return draw_prompts(cursor, count, total, seed=seed, fits=lambda index: index not in unfit)
-
-    if not fitting:
-        with pytest.raises(UserError, match="none of the"):
-            draw(0, 1)
-        return
-    cursor, prompts, dropped = 0, [], 0
-    for count in counts:
-        drawn = draw(cursor, count)
-        assert len(drawn.prompts) == count
-        assert drawn.repeats == [drawn.prompts[:i].count(p) for i, p in enumerate(drawn.prompts)]
-        dropped += len(drawn.dropped)
-        cursor, prompts = drawn.cursor_end, prompts + drawn.prompts
-    assert cursor == len(prompts) + dropped
-    epochs = math.ceil(len(prompts) / len(fitting))
-    for epoch in range(epochs):
-        part = prompts[epoch * len(fitting) : (epoch + 1) * len(fitting)]
-        assert len(set(part)) == len(part) and set(part) <= set(fitting)
-    assert draw(0, sum(counts)).prompts == prompts

@@ -21,6 +21,7 @@ from common.modeling.packing import (
 )
 from common.objective.aggregation import token_weights
 from common.objective.objective import TokenBatch, grpo_loss
+from common.parallel.share import completions_in_pack
 
 STOP, PAD = 1, 2
 
@@ -80,11 +81,14 @@ def loss_of(rows, logprobs, batch: PackBatch, select: slice = slice(None)):
     old = [torch.full((len(row.completion_ids),), -1.0, dtype=torch.float64) for row in rows]
     token_batch = TokenBatch(
         mask=batch.target_mask,
+        completion=completions_in_pack(batch),
         old_logprobs=scatter_to_packs(old, batch, 0.0),
         ref_logprobs=None,
         advantages=spread_to_packs(advantages, batch, 0.0),
         weights=spread_to_packs(weights, batch, 0.0),
         token_mean_weights=shape + 1 / tokens,
+        sampler_weights=shape + 1,
+        in_policy_term=shape == 0,
         sampler_gap=shape,
     )
     chosen = token_batch.select(select)

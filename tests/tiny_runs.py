@@ -30,7 +30,13 @@ def start_run(run: Run, policy: Path, recipe: Path, overrides: list[str] | None 
 
 
 def write_iteration(
-    run: Run, iteration: int, *, groups: int = 6, group_size: int = 4, equal_rewards: bool = False
+    run: Run,
+    iteration: int,
+    *,
+    groups: int = 6,
+    group_size: int = 4,
+    equal_rewards: bool = False,
+    shards: int = 1,
 ) -> None:
     """Rollout, score and logprobs of an iteration; old logprobs are those of policy N - 1."""
     recipe = recipe_in_force(run)
@@ -38,9 +44,10 @@ def write_iteration(
     policy = run.policy(iteration - 1).name
     sampling = recipe.rollout.model_dump(mode="json")
     of_rollout = run.rollout(iteration)
-    _write(run, of_rollout, rollout, ROLLOUT, [policy], {"rollout": sampling})
-    _write(run, run.score(iteration), reward, score_schema([]), [of_rollout.name])
-    _write(run, run.logprobs(iteration), logprobs, LOGPROBS, [of_rollout.name, policy])
+    _write(run, of_rollout, rollout, ROLLOUT, [policy], {"rollout": sampling}, shards)
+    _write(run, run.score(iteration), reward, score_schema([]), [of_rollout.name], None, shards)
+    inputs = [of_rollout.name, policy]
+    _write(run, run.logprobs(iteration), logprobs, LOGPROBS, inputs, None, shards)
 
 
 def _write(
@@ -49,17 +56,21 @@ def _write(
     rows: Rows,
     schema: pa.Schema,
     inputs: list[str],
-    recipe: dict[str, Any] | None = None,
+    recipe: dict[str, Any] | None,
+    shards: int,
 ) -> None:
     writer = OutputWriter(
         output,
         inputs=input_hashes(run, inputs),
         recipe=recipe or {},
         seed=0,
-        names=[shard_name(0)],
+        names=[shard_name(index) for index in range(shards)],
         schema=schema,
     ).open()
-    writer.write(shard_name(0), pa.table(rows, schema=schema))
+    table = pa.table(rows, schema=schema)
+    size = len(table) // shards
+    for index, name in enumerate(writer.names):
+        writer.write(name, table.slice(index * size, size))
     writer.commit()
 
 

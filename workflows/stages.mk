@@ -26,7 +26,7 @@ SET_OPTIONS := $(if $(SET_OPTIONS), $(SET_OPTIONS))
 # Stages that run a model take NPROC processes; the others are one process. Without the dashes
 # torchrun takes --run for an abbreviation of its own options.
 TORCHRUN := $(VENV)/bin/torchrun --standalone --nproc-per-node
-processes = $(if $(filter rollout logprobs train evaluate,$(1)),$(NPROC),1)
+processes = $(if $(filter rollout logprobs train evaluate tokens,$(1)),$(NPROC),1)
 launcher = $(if $(filter 1,$(processes)),$(PYTHON) -m,$(TORCHRUN) $(processes) -m --)
 
 # torchrun's own default, said by us so that it does not warn of it in every stage.

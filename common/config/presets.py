@@ -13,8 +13,10 @@ from typing import Any, Literal
 PresetName = Literal["grpo", "dapo", "dr_grpo", "gspo", "cispo", "rloo"]
 
 PRESETS: dict[str, dict[str, Any]] = {
-    # DeepSeekMath, arXiv 2402.03300, eq. 3 and section 4.2; it does not state its clip range, 0.2
-    # is PPO's (arXiv 1707.06347).
+    # DeepSeekMath, arXiv 2402.03300, eq. 3 and section 4.2: one update for each rollout, so its
+    # clip range is without effect and not stated; 0.2 is PPO's (arXiv 1707.06347). DeepSeek-R1
+    # (Nature 645, 633, methods) took kl_coef 0.001, a clip range of 10 and a new reference every
+    # 400 steps.
     "grpo": {
         "advantages": {"kind": "group"},
         "objective": {
@@ -25,8 +27,9 @@ PRESETS: dict[str, dict[str, Any]] = {
             "aggregation": "sequence_mean",
         },
     },
-    # arXiv 2503.14476, section 4.1. Its rewards are 1 and -1, ours 1 and 0: half of its length
-    # penalty. The buffer is a fifth of the limit (4,096 of 20,480), as by default.
+    # arXiv 2503.14476, section 4.1. Its rewards are 1 and -1 (eq. 7), ours 1 and 0: half of its
+    # length penalty. The buffer is a fifth of the limit (4,096 of 20,480), as by default. Its best
+    # run is without overlong filtering (`mask_truncated`), say the authors in verl's docs.
     "dapo": {
         "rollout": {"dynamic_sampling": True},
         "rewards": {"length": {"weight": 0.5}},
@@ -38,7 +41,8 @@ PRESETS: dict[str, dict[str, Any]] = {
             "aggregation": "token_mean",
         },
     },
-    # arXiv 2503.20783: neither the std of the group nor the length of the completion divides.
+    # arXiv 2503.20783, section 3.2 and table 6: neither the std of the group nor the length of
+    # the completion divides.
     "dr_grpo": {
         "advantages": {"kind": "none"},
         "objective": {
@@ -48,7 +52,8 @@ PRESETS: dict[str, dict[str, Any]] = {
             "aggregation": "constant",
         },
     },
-    # arXiv 2507.18071, section 5.1.
+    # arXiv 2507.18071, section 5.1, four minibatches a rollout. It leaves the KL out of its
+    # formulas "for brevity"; 0 as in TRL's documentation.
     "gspo": {
         "advantages": {"kind": "group"},
         "objective": {
@@ -59,8 +64,12 @@ PRESETS: dict[str, dict[str, Any]] = {
             "aggregation": "sequence_mean",
         },
     },
-    # arXiv 2506.13585, section 3.1. It does not state its cap; 5 is that of arXiv 2510.13786.
+    # MiniMax-M1, arXiv 2506.13585, section 3.1: weights capped from above only, no KL, dynamic
+    # sampling and length penalty of DAPO. It does not state its cap; 5 is the recommendation of
+    # TRL's documentation, and arXiv 2510.13786 (appendix) finds little difference between caps.
     "cispo": {
+        "rollout": {"dynamic_sampling": True},
+        "rewards": {"length": {"weight": 0.5}},
         "advantages": {"kind": "group"},
         "objective": {
             "policy_term": "cispo",
@@ -69,9 +78,11 @@ PRESETS: dict[str, dict[str, Any]] = {
             "aggregation": "token_mean",
         },
     },
-    # arXiv 2402.14740. There the KL is part of the reward of the whole completion; here rewards
-    # are given before any logprob exists, so it is a term of the loss, a mean over tokens. The
-    # paper does not clip.
+    # arXiv 2402.14740, section 3 and appendix C (0.03 for its TL;DR task, 0.1 for HH). There the
+    # KL of the whole completion is taken off the reward; here rewards are given before any logprob
+    # exists, so it is a term of the loss: k2, whose gradient is reverse KL's, averaged over the
+    # tokens of a completion, hence weaker than a sum by its length. The paper does not clip; 0.2
+    # is TRL's, without effect while each rollout is trained in one step.
     "rloo": {
         "advantages": {"kind": "leave_one_out"},
         "objective": {

@@ -20,6 +20,12 @@ def sample_seed(run_seed: int, iteration: int, prompt_id: str, sample_index: int
     return int.from_bytes(hashlib.sha256(identity).digest()[:8], "little") >> 1
 
 
+def revisit_seed(run_seed: int, iteration: int) -> int:
+    """Seed of which prompts come again in an iteration, in [0, 2^64)."""
+    identity = json.dumps(["revisit", run_seed, iteration]).encode()
+    return int.from_bytes(hashlib.sha256(identity).digest()[:8], "little")
+
+
 def uniforms(seed: int, count: int) -> NDArray[np.float64]:
     """The first `count` numbers in [0, 1) of a seed's stream; a longer stream begins the same."""
     return np.random.Generator(np.random.Philox(key=seed)).random(count)

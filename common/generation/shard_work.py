@@ -41,9 +41,10 @@ def make_shards(
     if mesh.is_main:
         writer.open()
     pending: list[str] = mesh.from_main(writer.pending)
-    if kept := len(writer.names) - len(pending):
-        say(f"{writer.output.name}: {kept} of {len(writer.names)} shards were complete already")
-    mine = [i for i in chosen if writer.names[i] in pending][mesh.rank :: mesh.world_size]
+    missing = [index for index in chosen if writer.names[index] in pending]
+    if kept := len(chosen) - len(missing):
+        say(f"{writer.output.name}: {kept} of {len(chosen)} shards were complete already")
+    mine = missing[mesh.rank :: mesh.world_size]
     with bar(label, len(mine) * total) as shown:
         for index in mine:
             mesh.at(f"{label}, {writer.names[index]}")
@@ -52,9 +53,9 @@ def make_shards(
     mesh.barrier()
     if not mesh.is_main:
         return False
-    if missing := writer.pending():
-        say(f"{writer.output.name}: {len(missing)} of {len(writer.names)} shards are still missing")
-    return not missing
+    if left := writer.pending():
+        say(f"{writer.output.name}: {len(left)} of {len(writer.names)} shards are still missing")
+    return not left
 
 
 def read_prompts(run: Run, split: str) -> pa.Table:

@@ -9,7 +9,7 @@ import pyarrow as pa
 from torch import Tensor
 
 from common.modeling.packing import Completion, PackBatch, gather_to_rows
-from common.modeling.sampler_gap import list_lengths
+from common.runs.list_columns import list_column, list_lengths
 from common.runs.schemas import KEY, LOGPROBS_OF_TOKENS
 
 
@@ -39,10 +39,10 @@ def shard_completions(shard: pa.Table) -> list[Completion]:
 
 def logprobs_table(shard: pa.Table, old: Numbers, reference: Numbers | None) -> pa.Table:
     """The logprobs shard that belongs to a rollout shard; null `ref_logprobs` without reference."""
-    offsets = pa.array(np.cumsum([0, *list_lengths(shard, "completion_ids")]), pa.int32())
+    lengths = list_lengths(shard, "completion_ids")
 
     def per_token(values: np.ndarray) -> pa.Array:
-        return pa.ListArray.from_arrays(offsets, pa.array(values, pa.float32()))
+        return list_column(pa.array(values, pa.float32()), lengths)
 
     no_reference = pa.nulls(len(shard), LOGPROBS_OF_TOKENS)
     return pa.table(

@@ -5,9 +5,8 @@ Plain numpy in float64, one pass over the iteration.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import assert_never
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +15,8 @@ from common.config import AdvantageKind
 from common.errors import UserError
 
 Floats = NDArray[np.float64]
+Groups = NDArray[np.intp]
+Flags = NDArray[np.bool_]
 
 STD_FLOOR = 1e-4
 """Added to the standard deviation, as in TRL; keeps a nearly constant group finite."""
@@ -39,72 +40,144 @@ class Advantages:
     group_std: Floats
     """Its standard deviation (ddof 1), 0 without variance; NaN with fewer than two rewards."""
     groups: int
+    """Groups in the batch: those that were kept."""
     zero_variance_groups: int
+    """Of these."""
+    rejected_groups: int
+    """Groups that dynamic sampling left out of the batch."""
+    rejected_zero_variance_groups: int
+
+
+@dataclass(frozen=True)
+class Deviations:
+    """Rewards of groups with variance against their group, one entry a completion."""
+
+    deviation: Floats
+    """R - mean."""
+    std: Floats
+    """Of the completion's group, ddof 1."""
+    count: Floats
+    """Rewards in its group."""
+    batch_std: float
+    """Of all rewards of the batch, ddof 1; infinite if there are fewer than two."""
+
+
+def over_group_std(found: Deviations) -> Floats:
+    """(R - mean) / (std + 1e-4): GRPO (arXiv 2402.03300)."""
+    return found.deviation / (found.std + STD_FLOOR)
+
+
+def over_batch_std(found: Deviations) -> Floats:
+    """(R - mean) / (std of all rewards of the batch + 1e-4)."""
+    return found.deviation / (found.batch_std + STD_FLOOR)
+
+
+def as_it_is(found: Deviations) -> Floats:
+    """R - mean: Dr. GRPO (arXiv 2503.20783)."""
+    return found.deviation
+
+
+def over_the_others(found: Deviations) -> Floats:
+    """R - mean of the n - 1 others = (R - mean) * n / (n - 1): RLOO (arXiv 2402.14740)."""
+    return found.deviation * (found.count / (found.count - 1))
+
+
+KINDS: dict[AdvantageKind, Callable[[Deviations], Floats]] = {
+    "group": over_group_std,
+    "batch": over_batch_std,
+    "none": as_it_is,
+    "leave_one_out": over_the_others,
+}
 
 
 def compute_advantages(
     group_ids: Sequence[int] | NDArray[np.int64],
     rewards: Sequence[float | None] | Floats,
     kind: AdvantageKind,
+    kept: Sequence[bool] | Flags | None = None,
 ) -> Advantages:
-    """Advantages of all completions of an iteration.
+    """Advantages of all completions of an iteration, by one of `KINDS`.
 
-    With R a reward, mean and std of the group's non-null rewards (ddof 1):
-
-    - `group`: (R - mean) / (std + 1e-4), GRPO (arXiv 2402.03300)
-    - `batch`: (R - mean) / (std of all rewards of the iteration + 1e-4)
-    - `none`: R - mean, Dr. GRPO (arXiv 2503.20783)
-    - `leave_one_out`: R - mean of the others, RLOO (arXiv 2402.14740)
-
-    Null rewards (None or NaN) are in no statistic and get 0.
+    Mean and std are those of the group's non-null rewards (ddof 1). Null rewards (None or NaN) are
+    in no statistic and get 0. Completions that dynamic sampling rejected are compared within their
+    own group and are in no statistic of the batch.
 
     Args:
         group_ids: one a completion; a group's need not be adjacent.
         rewards: one a completion.
-        kind: one of the above.
+        kept: whether a completion is in the batch, the same for all of its group; None: all are.
 
     Raises:
         UserError: a group has one completion only, or a reward is infinite.
     """
     reward = np.asarray(rewards, dtype=np.float64)  # None becomes NaN
-    _, group, sizes = np.unique(
-        np.asarray(group_ids, dtype=np.int64), return_inverse=True, return_counts=True
+    _, first, group, sizes = np.unique(
+        np.asarray(group_ids, dtype=np.int64),
+        return_index=True,
+        return_inverse=True,
+        return_counts=True,
     )
     _check(reward, group, sizes)
+    in_batch = np.ones(len(reward), bool) if kept is None else np.asarray(kept, dtype=bool)
     counted = ~np.isnan(reward)
-    count = np.bincount(group, counted, len(sizes))
+    count = np.bincount(group, counted, len(sizes)).astype(np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):  # groups without rewards: 0 / 0
         mean = np.bincount(group, np.where(counted, reward, 0.0), len(sizes)) / count
         deviation = np.where(counted, reward - mean[group], 0.0)
         squares = np.bincount(group, deviation**2, len(sizes))
         std = np.where(count > 1, np.sqrt(squares / (count - 1)), np.nan)
-    constant = _constant(reward[counted], group[counted], len(sizes))
-    std[constant & (count > 1)] = 0.0
-    moving = counted & ~constant[group]
-    advantage = np.where(moving, deviation, 0.0)
-    if kind == "group":
-        advantage[moving] /= std[group[moving]] + STD_FLOOR
-    elif kind == "batch":
-        if moving.any():
-            advantage[moving] /= np.std(reward[counted], ddof=1) + STD_FLOOR
-    elif kind == "leave_one_out":
-        others = count[group[moving]] - 1
-        advantage[moving] *= (others + 1) / others
-    elif kind != "none":
-        assert_never(kind)
-    return Advantages(advantage, mean[group], std[group], len(sizes), int(constant.sum()))
+    varied = groups_with_variance(group, reward, len(sizes))
+    std[~varied & (count > 1)] = 0.0
+    moving = counted & varied[group]
+    found = Deviations(
+        deviation[moving],
+        std[group[moving]],
+        count[group[moving]],
+        _std(reward[counted & in_batch]),
+    )
+    advantage = np.zeros(len(reward))
+    advantage[moving] = KINDS[kind](found)
+    batch = in_batch[first]
+    return Advantages(
+        advantage,
+        mean[group],
+        std[group],
+        groups=int(batch.sum()),
+        zero_variance_groups=int((batch & ~varied).sum()),
+        rejected_groups=int((~batch).sum()),
+        rejected_zero_variance_groups=int((~batch & ~varied).sum()),
+    )
 
 
-def _constant(reward: Floats, group: NDArray[np.int64], groups: int) -> NDArray[np.bool_]:
-    """Which groups have no two different rewards."""
+def groups_with_variance(
+    group: Sequence[int] | Groups, rewards: Sequence[float | None] | Floats, groups: int
+) -> Flags:
+    """Which groups have two different rewards: max - min > 1e-9 * max(1, |max|, |min|).
+
+    Null rewards (None or NaN) are passed over.
+
+    Args:
+        group: number of each completion's group, from 0.
+        rewards: one a completion, finite or null.
+        groups: how many there are.
+
+    Returns:
+        bool [groups]
+    """
+    reward, where = np.asarray(rewards, dtype=np.float64), np.asarray(group, dtype=np.intp)
+    counted = ~np.isnan(reward)
     high, low = np.full(groups, -np.inf), np.full(groups, np.inf)
-    np.maximum.at(high, group, reward)
-    np.minimum.at(low, group, reward)
+    np.maximum.at(high, where[counted], reward[counted])
+    np.minimum.at(low, where[counted], reward[counted])
     largest = np.maximum(np.abs(high), np.abs(low))
-    return (high - low) <= SAME_REWARD * np.maximum(1.0, largest)
+    return (high - low) > SAME_REWARD * np.maximum(1.0, largest)
 
 
-def _check(reward: Floats, group: NDArray[np.int64], sizes: NDArray[np.int64]) -> None:
+def _std(rewards: Floats) -> float:
+    return float(np.std(rewards, ddof=1)) if len(rewards) > 1 else np.inf
+
+
+def _check(reward: Floats, group: Groups, sizes: NDArray[np.intp]) -> None:
     if np.isinf(reward).any():
         raise UserError(f"reward of row {int(np.argmax(np.isinf(reward)))} is infinite")
     single = int((sizes == 1).sum())

@@ -14,12 +14,22 @@ over the batch, as TRL and verl do.)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from common.config import Aggregation
+
+
+@dataclass(frozen=True)
+class BatchSize:
+    """What is counted over the whole optimizer batch."""
+
+    tokens: int
+    completions: int
+    max_completion_tokens: int
 
 
 def tokens_in_loss(
@@ -55,10 +65,25 @@ def token_weights(
         max_completion_tokens: the rollout's limit, used by `constant` alone.
     """
     kept = (counts > 0).double()
-    if tokens == 0:
-        return kept
-    if aggregation == "token_mean":
-        return kept / tokens
-    if aggregation == "sequence_mean":
-        return kept / (completions * counts.clamp(min=1))
-    return kept / (completions * max_completion_tokens)
+    batch = BatchSize(max(tokens, 1), completions, max_completion_tokens)
+    return kept / _DIVISORS[aggregation](counts.clamp(min=1), batch)
+
+
+def _token_mean(counts: Tensor, batch: BatchSize) -> Tensor | int:
+    return batch.tokens
+
+
+def _sequence_mean(counts: Tensor, batch: BatchSize) -> Tensor | int:
+    return batch.completions * counts
+
+
+def _constant(counts: Tensor, batch: BatchSize) -> Tensor | int:
+    return batch.completions * batch.max_completion_tokens
+
+
+_DIVISORS: dict[Aggregation, Callable[[Tensor, BatchSize], Tensor | int]] = {
+    "token_mean": _token_mean,
+    "sequence_mean": _sequence_mean,
+    "constant": _constant,
+}
+"""What divides the loss of each token of completions with [C] `counts` tokens in the loss."""

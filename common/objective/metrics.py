@@ -10,6 +10,18 @@ from torch import Tensor
 MAXIMA = frozenset({"ratio_max", "sampler_gap_max"})
 """Sums that combine by maximum; all others add."""
 
+MEANS = (
+    "kl",
+    "entropy",
+    "clip_fraction_low",
+    "clip_fraction_high",
+    "ratio_mean",
+    "approx_kl",
+    "sampler_gap_mean",
+    "sampler_weight_mean",
+)
+"""Sums over tokens that become means."""
+
 
 def masked_sums(
     mask: Tensor, totals: Mapping[str, Tensor], token_values: Mapping[str, Tensor]
@@ -43,25 +55,14 @@ def metrics(sums: Mapping[str, Tensor]) -> dict[str, float]:
     """The loss's metrics of a whole optimizer batch; every mean over no token is 0.
 
     Token means over the loss's mask: `kl` of the estimator (unweighted), `entropy`,
-    `clip_fraction_low`, `clip_fraction_high`, `ratio_mean`, `approx_kl` (mean of r − 1 − log r)
-    and `sampler_gap_mean` (|old − sampler_full|). `loss` and `policy_loss` are aggregated as the
-    recipe says. `sampler_weight_mean` is 1: no sampler correction is applied.
+    `clip_fraction_low`, `clip_fraction_high`, `ratio_mean` (of the ratio level in use), `approx_kl`
+    (mean of r − 1 − log r of the token's ratio), `sampler_gap_mean` (|old − sampler_full|) and
+    `sampler_weight_mean`. `loss` and `policy_loss` are aggregated as the recipe says. Tokens of
+    groups that were dropped before compute are in no mean.
     """
     tokens = max(float(sums["tokens"]), 1.0)
-    means = {
-        name: float(sums[name]) / tokens
-        for name in ("kl", "entropy", "clip_fraction_low", "clip_fraction_high", "approx_kl")
-    }
-    return {
-        "loss": float(sums["loss"]),
-        "policy_loss": float(sums["policy_loss"]),
-        **means,
-        "ratio_mean": float(sums["ratio"]) / tokens,
-        "ratio_max": float(sums["ratio_max"]),
-        "sampler_gap_mean": float(sums["sampler_gap"]) / tokens,
-        "sampler_gap_max": float(sums["sampler_gap_max"]),
-        "sampler_weight_mean": 1.0 if float(sums["tokens"]) else 0.0,
-    }
+    totals = {name: float(sums[name]) for name in ("loss", "policy_loss", *sorted(MAXIMA))}
+    return totals | {name: float(sums[name]) / tokens for name in MEANS}
 
 
 def _largest(values: Tensor) -> Tensor:

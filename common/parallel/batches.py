@@ -1,7 +1,7 @@
 """An iteration's completions as optimizer batches: which groups, in which order, on which replica.
 
-Pure: rows in, packs and token batches out. What normalises the loss is counted here, over the
-whole optimizer batch, before anything is dropped, dealt or packed.
+What normalises the loss is counted here, and tokens are ranked by entropy, over the whole
+optimizer batch: before anything is dropped, dealt or packed (`share.py`).
 """
 
 from __future__ import annotations
@@ -13,20 +13,13 @@ from statistics import fmean, stdev
 from typing import Literal
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from common.config import ObjectiveConfig
-from common.errors import NoLearningSignalError
-from common.modeling.packing import (
-    Completion,
-    PackBatch,
-    pack,
-    scatter_to_packs,
-    spread_to_packs,
-)
-from common.objective.aggregation import token_weights, tokens_in_loss
-from common.objective.objective import TokenBatch, zero_advantage_rows_matter
+from common.errors import NoLearningSignalError, UserError
+from common.objective.aggregation import tokens_in_loss
+from common.objective.objective import zero_advantage_rows_matter
+from common.objective.top_entropy import entropy_threshold
 
 
 @dataclass(frozen=True)
@@ -39,7 +32,11 @@ class Sample:
     completion_ids: Sequence[int]
     old_logprobs: np.ndarray
     ref_logprobs: np.ndarray | None
+    entropy: np.ndarray
+    """Of the policy that sampled, by the trainer."""
     sampler_logprobs: np.ndarray
+    """As drawn, for the correction."""
+    sampler_full_logprobs: np.ndarray
     """Of the full vocabulary, for the gap."""
     advantage: float
     reward: float | None
@@ -75,6 +72,8 @@ class Minibatch:
     """Those that can have a gradient."""
     counts: Tensor
     """[completions] int64 tokens in the loss of every completion of `groups`, in order."""
+    entropy_threshold: float
+    """Least entropy of a token in the policy term; −inf for all of them."""
     has_gradient: bool
     """Whether any token of `computed` is in the loss; if none is, the step is left out."""
 
@@ -97,22 +96,8 @@ class Minibatch:
             "zero_variance_groups": sum(not group.has_variance for group in self.groups),
             "reward_mean": fmean(rewards) if rewards else 0.0,
             "reward_std": stdev(rewards) if len(rewards) > 1 else 0.0,
-            "truncated_fraction": fmean(s.truncated for s in samples),
+            "truncated_fraction": fmean(s.truncated for s in samples) if samples else 0.0,
         }
-
-
-@dataclass(frozen=True)
-class Share:
-    """What one replica computes of a minibatch."""
-
-    samples: tuple[Sample, ...]
-    packs: PackBatch
-    tokens: TokenBatch
-
-    def rollout_ids(self, packs: Tensor) -> list[str]:
-        """Ids of the completions in the given packs (bool [P, T] of targets, or indices of P)."""
-        rows = self.packs.row[packs.cpu()].unique()
-        return [self.samples[row].rollout_id for row in rows.tolist() if row >= 0]
 
 
 def group_samples(samples: Sequence[Sample]) -> list[Group]:
@@ -135,23 +120,25 @@ def plan_minibatches(
 ) -> list[Minibatch]:
     """Every optimizer step of an iteration, in order.
 
-    Each epoch is a permutation of the groups, a function of seed, iteration and epoch alone.
+    Each epoch is a permutation of the groups, a function of seed, iteration and epoch alone. An
+    iteration without groups has one empty minibatch an epoch, whose step is skipped.
 
     Args:
         on_no_signal: with `keep`, an iteration whose groups all have equal rewards has nothing to
             compute, not even its KL: Adam would turn the smallest gradient into full steps.
 
     Raises:
-        NoLearningSignalError: every group has equal rewards, and `on_no_signal` is `stop`.
+        NoLearningSignalError: no group has different rewards, and `on_no_signal` is `stop`.
+        UserError: a stored entropy is not finite, and tokens are to be ranked by it.
     """
     signal = any(group.has_variance for group in groups)
     if not signal and on_no_signal == "stop":
         raise _no_signal(groups, iteration)
-    size = prompts_per_step or len(groups)
+    size = prompts_per_step or max(len(groups), 1)
     batches: list[Minibatch] = []
     for epoch in range(epochs):
         order = permutation(len(groups), f"{seed}/{iteration}/{epoch}")
-        for start in range(0, len(groups), size):
+        for start in range(0, max(len(groups), 1), size):
             chosen = tuple(groups[index] for index in order[start : start + size])
             computed = _with_gradient(chosen, objective) if signal else ()
             batches.append(_minibatch(chosen, computed, objective, epoch, len(batches)))
@@ -178,70 +165,15 @@ def deal(groups: Sequence[Group], replicas: int) -> list[list[Group]]:
     return shares
 
 
-def make_share(
-    minibatch: Minibatch,
-    objective: ObjectiveConfig,
-    *,
-    replica: int,
-    replicas: int,
-    tokens_per_pack: int | None,
-    share_prompts: bool,
-    packing: dict[str, int],
-    max_completion_tokens: int,
-    dtype: torch.dtype,
-) -> Share:
-    """The packs of one replica and what the loss needs to know of each target.
-
-    Args:
-        packing: how many packs there must be, from `Pipeline.packing`.
-        dtype: of the loss, float32 or wider.
-    """
-    mine = deal(minibatch.computed, replicas)[replica]
-    samples = tuple(sample for group in mine for sample in group.samples)
-    packs = pack(
-        [Completion(s.prompt_ids, s.completion_ids, s.group) for s in samples],
-        tokens_per_pack=tokens_per_pack,
-        share_prompts=share_prompts,
-        **packing,
-    )
-    counts = _counts(samples, objective)
-    weights = token_weights(
-        objective.aggregation,
-        counts,
-        tokens=minibatch.completion_tokens,
-        completions=len(minibatch.samples),
-        max_completion_tokens=max_completion_tokens,
-    )
-
-    def by_token(rows: list[np.ndarray]) -> Tensor:
-        return scatter_to_packs([torch.tensor(row, dtype=dtype) for row in rows], packs, 0.0)
-
-    def by_row(values: Tensor) -> Tensor:
-        return spread_to_packs(values.to(dtype), packs, 0.0)
-
-    refs = [sample.ref_logprobs for sample in samples if sample.ref_logprobs is not None]
-    advantages = torch.tensor([s.advantage for s in samples], dtype=dtype)
-    tokens = TokenBatch(
-        mask=packs.target_mask & (spread_to_packs(counts, packs, 0) > 0),
-        old_logprobs=by_token([s.old_logprobs for s in samples]),
-        ref_logprobs=by_token(refs) if objective.kl_coef else None,
-        advantages=by_row(advantages),
-        weights=by_row(weights),
-        token_mean_weights=by_row((counts > 0).double() / max(minibatch.completion_tokens, 1)),
-        sampler_gap=by_token([np.abs(s.old_logprobs - s.sampler_logprobs) for s in samples]),
-    )
-    return Share(samples, packs, tokens)
-
-
 def _no_signal(groups: Sequence[Group], iteration: int) -> NoLearningSignalError:
     rewards = {sample.reward for group in groups for sample in group.samples}
     shown = ", ".join(map(str, sorted(r for r in rewards if r is not None)[:3])) or "none"
+    equal = f"in each of the {len(groups)} groups all rewards are equal (rewards: {shown})"
     return NoLearningSignalError(
-        f"iteration {iteration}: in each of the {len(groups)} groups all rewards are equal "
-        f"(rewards: {shown}), so no completion is better than another: no learning signal, "
-        "the policy stays as it is. Try easier or harder prompts, a larger "
-        'rollout.group_size, or a reward with degrees; train.on_no_signal = "keep" carries the '
-        "policy over and goes on"
+        f"iteration {iteration}: {equal if groups else 'no group was kept'}, so no completion is "
+        "better than another: no learning signal, the policy stays as it is. Try easier or harder "
+        "prompts, a larger rollout.group_size, or a reward with degrees; "
+        'train.on_no_signal = "keep" carries the policy over and goes on'
     )
 
 
@@ -261,17 +193,37 @@ def _minibatch(
 ) -> Minibatch:
     samples = [sample for group in groups for sample in group.samples]
     in_gradient = [sample for group in computed for sample in group.samples]
+    counts = completion_counts(samples, objective)
     return Minibatch(
         epoch,
         step,
         groups,
         computed,
-        _counts(samples, objective),
-        has_gradient=bool(_counts(in_gradient, objective).sum()),
+        counts,
+        _entropy_threshold(samples, counts, objective),
+        has_gradient=bool(completion_counts(in_gradient, objective).sum()),
     )
 
 
-def _counts(samples: Sequence[Sample], objective: ObjectiveConfig) -> Tensor:
+def _entropy_threshold(
+    samples: Sequence[Sample], counts: Tensor, objective: ObjectiveConfig
+) -> float:
+    if objective.top_entropy_quantile == 1:
+        return -np.inf
+    in_loss = [s for s, count in zip(samples, counts.tolist(), strict=True) if count]
+    for sample in in_loss:
+        if not np.isfinite(sample.entropy).all():
+            raise UserError(
+                f"entropy of {sample.rollout_id} in logprobs is not finite, but "
+                f"objective.top_entropy_quantile = {objective.top_entropy_quantile} ranks tokens "
+                "by it; make logprobs again"
+            )
+    values = [np.zeros(0), *(sample.entropy for sample in in_loss)]
+    return entropy_threshold(np.concatenate(values), objective.top_entropy_quantile)
+
+
+def completion_counts(samples: Sequence[Sample], objective: ObjectiveConfig) -> Tensor:
+    """[samples] int64 tokens of each completion in the loss."""
     return tokens_in_loss(
         [len(s.completion_ids) for s in samples],
         [s.truncated for s in samples],

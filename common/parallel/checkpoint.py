@@ -41,10 +41,31 @@ def save_policy(folder: Path, masters: Masters, *, source: Path) -> None:
     Raises:
         UserError: no room on the disk, or ranks that do not share the file system.
     """
-    mesh = masters.mesh
-    if mesh.is_main:
-        _copy_description(source, folder, next(iter(masters.model.values())).dtype)
     tensors = {name: masters.model[name].detach() for name in masters.owned}
+    _save_model(folder, tensors, masters.mesh, source)
+
+
+def save_average(
+    folder: Path, masters: Masters, *, before: Mapping[str, Tensor], alpha: float, source: Path
+) -> None:
+    """Write (1 - alpha) · before + alpha · policy as a model like the policy, but in float32.
+
+    In bfloat16 the small step of an average would be lost in rounding. Called on every rank.
+
+    Args:
+        before: float32 by name, of this rank's pipeline stage.
+        source: as for `save_policy`.
+    """
+    tensors = {
+        name: torch.lerp(before[name], masters.masters[name].detach().float(), alpha)
+        for name in masters.owned
+    }
+    _save_model(folder, tensors, masters.mesh, source)
+
+
+def _save_model(folder: Path, tensors: Mapping[str, Tensor], mesh: Mesh, source: Path) -> None:
+    if mesh.is_main:
+        _copy_description(source, folder, next(iter(tensors.values())).dtype)
     _save_shards(folder, "model", tensors, mesh)
     placed = _gathered(mesh, {name: tensor.nbytes for name, tensor in tensors.items()})
     if mesh.is_main and mesh.pp_degree > 1:

@@ -1,9 +1,9 @@
 """Policy, trainer state and metrics of an iteration, committed as one.
 
-Three directories are written beside their places, each with its manifest. That of the metrics
-comes last and decides: without it all three are made again, with it the renames that are missing
-are done by whoever comes next (`freshness.recover`). A policy therefore never stands without the
-trainer state that made it.
+The directories are written beside their places, each with its manifest. That of the metrics comes
+last and decides: without it all are made again, with it the renames that are missing are done by
+whoever comes next (`freshness.recover`). A policy therefore never stands without the trainer state
+that made it. Where the reference is a moving average, a fourth directory has it.
 """
 
 from __future__ import annotations
@@ -17,15 +17,17 @@ import pyarrow as pa
 
 from common.config import Recipe
 from common.errors import NonFiniteError, UserError
-from common.parallel.checkpoint import STATE, save_policy, save_trainer
+from common.parallel.checkpoint import STATE, save_average, save_policy, save_trainer
 from common.parallel.optimizer import Optimizer
+from common.parallel.pipeline import Pipeline
 from common.parallel.resume import clear_progress
 from common.parallel.training import Row
-from common.runs.folders import commit_folder, commit_policy
+from common.runs.folders import commit_folder, commit_policy, open_folder
 from common.runs.freshness import input_hashes, recover, require_fresh
 from common.runs.hashing import hash_of_parts, sha256_of_file, tensors_content_hash
 from common.runs.layout import Output, Run, shard_name
 from common.runs.manifest import has_manifest, read_manifest
+from common.runs.reference import keeps_average, reference_of
 from common.runs.schemas import TRAIN
 from common.runs.shards import OutputWriter
 
@@ -43,6 +45,8 @@ class TrainOutputs:
     recipe: dict[str, Any]
     """The sections that decide the content."""
     seed: int
+    averaged: Output | None
+    """The reference that the moving average goes on from; None when none is kept."""
 
     @property
     def metrics(self) -> Output:
@@ -76,16 +80,22 @@ def describe_outputs(
     if iteration > 1 and not fresh_optimizer:
         _require_trainer(run, iteration - 1)
         inputs.append(run.trainer(iteration - 1).name)
+    sections = {
+        "objective": recipe.objective.model_dump(mode="json"),
+        "train": recipe.train.model_dump(mode="json"),
+        "model": {"dtype": recipe.model.dtype},
+    }
+    averaged = reference_of(run, iteration, recipe) if keeps_average(recipe) else None
+    if averaged is not None:
+        inputs.append(averaged.name)
+        sections["reference"] = {"ema_alpha": recipe.reference.ema_alpha}
     return TrainOutputs(
         run=run,
         iteration=iteration,
-        inputs=input_hashes(run, inputs),
-        recipe={
-            "objective": recipe.objective.model_dump(mode="json"),
-            "train": recipe.train.model_dump(mode="json"),
-            "model": {"dtype": recipe.model.dtype},
-        },
+        inputs=input_hashes(run, list(dict.fromkeys(inputs))),
+        recipe=sections,
         seed=recipe.run.seed,
+        averaged=averaged,
     )
 
 
@@ -110,6 +120,7 @@ def _require_trainer(run: Run, before: int) -> None:
 def commit_iteration(
     outputs: TrainOutputs,
     writer: OutputWriter,
+    pipeline: Pipeline,
     optimizer: Optimizer,
     rows: list[Row],
     *,
@@ -117,11 +128,11 @@ def commit_iteration(
 ) -> None:
     """Write and publish everything; called on every rank.
 
-    Raises:
-        NonFiniteError: a weight is infinite or nan; nothing is written.
-
     Args:
         source: directory of the policy that was trained.
+
+    Raises:
+        NonFiniteError: a weight is infinite or nan; nothing is written.
     """
     mesh = optimizer.masters.mesh
     mesh.at(f"iteration {outputs.iteration}, saving")
@@ -130,22 +141,35 @@ def commit_iteration(
             f"iteration {outputs.iteration}: the optimizer made weights that are not finite; the "
             "policy stays as it was. Lower train.learning_rate"
         )
-    policy, trainer = outputs.run.policy(outputs.iteration), outputs.run.trainer(outputs.iteration)
+    run, number = outputs.run, outputs.iteration
+    policy, reference, trainer = run.policy(number), run.reference(number), run.trainer(number)
     if mesh.is_main:
-        for output in (policy, trainer):
-            _begin_anew(output.partial)
+        for output in (policy, reference, trainer):
+            shutil.rmtree(output.partial, ignore_errors=True)
+        for output in (policy, trainer, *((reference,) if outputs.averaged else ())):
+            output.partial.mkdir(parents=True)
     mesh.barrier()
     save_policy(policy.partial, optimizer.masters, source=source)
+    if outputs.averaged is not None:
+        before = open_folder(outputs.averaged) if mesh.is_main else outputs.averaged.path
+        mesh.barrier()
+        save_average(
+            reference.partial,
+            optimizer.masters,
+            before=pipeline.wide_parameters(before),
+            alpha=outputs.recipe["reference"]["ema_alpha"],
+            source=source,
+        )
     separate = optimizer.masters.separate
     save_trainer(trainer.partial, optimizer, with_masters=separate, facts={})
     if mesh.is_main:
-        _publish(outputs, writer, rows, policy, trainer)
+        _publish(outputs, writer, rows)
     mesh.barrier()
 
 
-def _publish(
-    outputs: TrainOutputs, writer: OutputWriter, rows: list[Row], policy: Output, trainer: Output
-) -> None:
+def _publish(outputs: TrainOutputs, writer: OutputWriter, rows: list[Row]) -> None:
+    run, number = outputs.run, outputs.iteration
+    policy, reference, trainer = run.policy(number), run.reference(number), run.trainer(number)
     made: dict[str, Any] = {
         "inputs": outputs.inputs,
         "recipe": outputs.recipe,
@@ -159,20 +183,20 @@ def _publish(
         facts={policy.name: of_policy.content_hash},
         **made,
     )
+    facts = {policy.name: of_policy.content_hash, trainer.name: of_trainer.content_hash}
+    if outputs.averaged is not None:
+        facts[reference.name] = commit_policy(reference, **made).content_hash
     columns = {name: [row[name] for row in rows] for name in TRAIN.names}
     writer.write(shard_name(0), pa.table(columns, schema=TRAIN))
     clear_progress(outputs.metrics.partial)
-    facts = {policy.name: of_policy.content_hash, trainer.name: of_trainer.content_hash}
     writer.commit(facts, packages=PACKAGES, publish_output=False)
-    recover(outputs.run, outputs.metrics)
+    recover(run, outputs.metrics)
+    if outputs.averaged is None:
+        # Left by a training that is made again without an average: of another policy.
+        shutil.rmtree(reference.path, ignore_errors=True)
 
 
 def trainer_content_hash(folder: Path) -> str:
     """Content of a trainer state, whatever mesh wrote it."""
     tensors = tensors_content_hash(sorted(folder.glob("*.safetensors")))
     return hash_of_parts([tensors, sha256_of_file(folder / STATE)])
-
-
-def _begin_anew(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)

@@ -70,9 +70,14 @@ class Pipeline:
         self._hidden_size = config.get_text_config().hidden_size
         self._vocabulary = config.get_text_config().vocab_size
 
-    def wide_parameters(self) -> dict[str, Tensor]:
-        """This stage's parameters in float32, as exact as the policy's files have them."""
-        return {n: p.detach() for n, p in self._load(torch.float32).named_parameters()}
+    def wide_parameters(self, folder: Path | None = None) -> dict[str, Tensor]:
+        """This stage's parameters in float32, as exact as the files have them.
+
+        Args:
+            folder: another model of the same architecture; the policy when not given.
+        """
+        part = self._load(torch.float32, folder)
+        return {name: parameter.detach() for name, parameter in part.named_parameters()}
 
     def packing(self, microbatches: Microbatches) -> dict[str, int]:
         """`pack`'s arguments that make the number of packs fit `microbatches` here.
@@ -130,10 +135,10 @@ class Pipeline:
                 *self._inputs(packs), **target, **stage_arguments(packs), return_outputs=False
             )
 
-    def _load(self, dtype: torch.dtype) -> PreTrainedModel:
+    def _load(self, dtype: torch.dtype, folder: Path | None = None) -> PreTrainedModel:
         mesh = self.mesh
         return load_part(
-            self._policy_dir,
+            folder or self._policy_dir,
             self.layers[mesh.pp_rank],
             first=mesh.is_first,
             last=mesh.is_last,

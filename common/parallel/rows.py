@@ -20,10 +20,12 @@ _OF_ROLLOUT = [
     "group_id",
     "prompt_ids",
     "completion_ids",
+    "sampler_logprobs",
     "sampler_full_logprobs",
     "finish_reason",
     "kept",
 ]
+_OF_LOGPROBS = [KEY, "old_logprobs", "ref_logprobs", "entropy"]
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,12 @@ def read_samples(run: Run, iteration: int, *, with_reference: bool) -> Iteration
     rollout, score, logprobs = run.rollout(iteration), run.score(iteration), run.logprobs(iteration)
     table = read_output(rollout, _OF_ROLLOUT)
     table = _joined(table, rollout, score, [KEY, "reward", "advantage"])
-    table = _joined(table, rollout, logprobs, [KEY, "old_logprobs", "ref_logprobs"])
-    samples = [_sample(row, logprobs, with_reference) for row in _rows(table) if row["kept"]]
+    table = _joined(table, rollout, logprobs, _OF_LOGPROBS)
+    by_token = dict.fromkeys(("sampler_logprobs", "sampler_full_logprobs"), rollout)
+    by_token |= dict.fromkeys(("old_logprobs", "entropy"), logprobs)
+    if with_reference:
+        by_token["ref_logprobs"] = logprobs
+    samples = [_sample(row, by_token, with_reference) for row in _rows(table) if row["kept"]]
     sampling = read_manifest(rollout).recipe["rollout"]
     return IterationRows(samples, sampling["temperature"], sampling["max_completion_tokens"])
 
@@ -85,19 +91,21 @@ def _cells(lists: pa.ListArray) -> list[np.ndarray | None]:
     ]
 
 
-def _sample(row: dict[str, Any], logprobs: Output, with_reference: bool) -> Sample:
+def _sample(row: dict[str, Any], by_token: dict[str, Output], with_reference: bool) -> Sample:
+    """The row, after a look at its columns with one value a token, each of an output."""
     tokens = len(row["completion_ids"])
-    for name in ("old_logprobs", *(("ref_logprobs",) if with_reference else ())):
+    for name, output in by_token.items():
         values = row[name]
         if values is None:
+            wanted = ", but objective.kl_coef is not 0" if name == "ref_logprobs" else ""
             raise UserError(
-                f"{logprobs.path}: {name} of {row[KEY]} is null, but objective.kl_coef is not 0; "
-                f"make it with the recipe in force: {logprobs.command}"
+                f"{output.path}: {name} of {row[KEY]} is null{wanted}; "
+                f"make it with the recipe in force: {output.command}"
             )
         if len(values) != tokens:
             raise UserError(
-                f"{logprobs.path}: {name} of {row[KEY]} has {len(values)} values for {tokens} "
-                f"completion tokens; make it again: {logprobs.command}"
+                f"{output.path}: {name} of {row[KEY]} has {len(values)} values for {tokens} "
+                f"completion tokens; make it again: {output.command}"
             )
     return Sample(
         rollout_id=row[KEY],
@@ -106,7 +114,9 @@ def _sample(row: dict[str, Any], logprobs: Output, with_reference: bool) -> Samp
         completion_ids=row["completion_ids"].tolist(),
         old_logprobs=row["old_logprobs"],
         ref_logprobs=row["ref_logprobs"] if with_reference else None,
-        sampler_logprobs=row["sampler_full_logprobs"],
+        entropy=row["entropy"],
+        sampler_logprobs=row["sampler_logprobs"],
+        sampler_full_logprobs=row["sampler_full_logprobs"],
         advantage=row["advantage"],
         reward=row["reward"],
         truncated=row["finish_reason"] == "length",

@@ -14,14 +14,15 @@ from common.errors import NonFiniteError
 from common.mesh.mesh import Mesh
 from common.objective.metrics import merge_sums, metrics
 from common.objective.objective import TokenBatch, grpo_loss
-from common.parallel.batches import Minibatch, Share, make_share
+from common.parallel.batches import Minibatch
 from common.parallel.optimizer import Optimizer, learning_rate
 from common.parallel.pipeline import Pipeline
+from common.parallel.share import Share, make_share
 from common.reporting.progress import warn
 from common.runs.manifest import peak_memory_bytes
 
 Row = dict[str, Any]
-"""One optimizer step as a row of `schemas.TRAIN`."""
+"""One optimizer step as a row of `schemas.TRAIN`; also `computed`: was any token in the loss?"""
 
 _SKIPS_ALLOWED = 2
 _SAMPLES_NAMED = 8
@@ -121,7 +122,7 @@ class Trainer:
         self.rows.append(row)
         if minibatch.has_gradient and not result.applied:
             self._left_out(place, minibatch, faulty)
-        elif minibatch.step == 0 and _computed(row):
+        elif minibatch.step == 0 and minibatch.has_gradient:
             self._alarm(row)
         return row
 
@@ -160,6 +161,7 @@ class Trainer:
             "iteration": self._iteration,
             "epoch": minibatch.epoch,
             "step": minibatch.step,
+            "computed": minibatch.has_gradient,
             **metrics(total),
             **facts,
             "tokens_per_second": facts["completion_tokens"] / slowest,
@@ -175,7 +177,7 @@ class Trainer:
         what = "the loss of" if ids else "no loss, but the gradient of a step with"
         more = f" and {len(named) - _SAMPLES_NAMED} more" if len(named) > _SAMPLES_NAMED else ""
         message = f"{place}: not finite: {what} {', '.join(named[:_SAMPLES_NAMED])}{more}"
-        recent = [row for row in self.rows if _computed(row)][-_SKIPS_ALLOWED - 1 :]
+        recent = [row for row in self.rows if row["computed"]][-_SKIPS_ALLOWED - 1 :]
         if len(recent) > _SKIPS_ALLOWED and all(row["skipped"] for row in recent):
             raise NonFiniteError(
                 f"{message}; {len(recent)} steps in a row, so training stops and the policy stays "
@@ -213,14 +215,9 @@ def step_line(row: Row, steps: int) -> str:
 
 def _finite(batch: TokenBatch) -> Tensor:
     """[B, T] bool: targets whose given numbers are finite."""
-    given = [batch.old_logprobs, batch.advantages]
+    given = [batch.old_logprobs, batch.advantages, batch.sampler_weights]
     given += [batch.ref_logprobs] if batch.ref_logprobs is not None else []
     return torch.stack([values.isfinite() for values in given]).all(0)
-
-
-def _computed(row: Row) -> bool:
-    """Whether any token was in the loss: the mean weight of none is 0, whatever the model gives."""
-    return row["sampler_weight_mean"] > 0
 
 
 def _peak_memory(device: torch.device) -> int:

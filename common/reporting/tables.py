@@ -42,21 +42,23 @@ def run_table(run: Run) -> pl.DataFrame:
 
 
 def groups_table(run: Run, iteration: int) -> pl.DataFrame:
-    """One row a group of an iteration: the question, rewards, verdicts, lengths."""
-    return (
-        scored_completions(run, iteration)
-        .group_by("group_id", maintain_order=True)
-        .agg(
-            pl.col("task").first(),
-            pl.col("question").first(),
-            pl.col("answer").first(),
-            pl.col("reward").mean().alias("reward_mean"),
-            pl.col("reward").std().alias("reward_std"),
-            (pl.col("verdict") == "correct").sum().alias("correct"),
-            pl.len().alias("samples"),
-            pl.col("completion_ids").list.len().mean().alias("tokens"),
-            (pl.col("finish_reason") == "length").sum().alias("truncated"),
-        )
+    """One row a group of an iteration: the question, rewards, verdicts, lengths.
+
+    With `kept` where dynamic sampling left groups out of the batch.
+    """
+    completions = scored_completions(run, iteration)
+    rejected = not completions["kept"].all()
+    return completions.group_by("group_id", maintain_order=True).agg(
+        pl.col("task").first(),
+        pl.col("question").first(),
+        pl.col("answer").first(),
+        pl.col("reward").mean().alias("reward_mean"),
+        pl.col("reward").std().alias("reward_std"),
+        (pl.col("verdict") == "correct").sum().alias("correct"),
+        pl.len().alias("samples"),
+        pl.col("completion_ids").list.len().mean().alias("tokens"),
+        (pl.col("finish_reason") == "length").sum().alias("truncated"),
+        *([pl.col("kept").all()] if rejected else []),
     )
 
 
@@ -156,9 +158,15 @@ def _states(run: Run, iteration: int) -> dict[str, object]:
     row["prepare"] = "" if iteration else _state(run, run.prompts)
     for stage in ITERATION_STAGES:
         row[stage] = _state(run, run.stage_output(stage, iteration)) if iteration else ""
-    begun = run.evaluation(iteration)
-    row["evaluate"] = _state(run, begun) if begun.path.exists() or begun.partial.exists() else ""
+    row["evaluate"] = _optional_state(run, run.evaluation(iteration))
+    row["tokens"] = _optional_state(run, run.tokens(iteration)) if iteration else ""
     return row
+
+
+def _optional_state(run: Run, output: Output) -> str:
+    """Of what `make iteration` need not make: nothing where it was never begun."""
+    begun = output.path.exists() or output.partial.exists()
+    return _state(run, output) if begun else ""
 
 
 def _differences(made_with: object, now: object, key: str = "") -> list[tuple[str, str, str]]:

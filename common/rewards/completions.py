@@ -61,10 +61,42 @@ def former_scores(columns: list[str]) -> list[str]:
     return [name for name in columns if name in ours or (scored and name.startswith("reward_"))]
 
 
-def group_numbers(column: pa.ChunkedArray) -> list[Any]:
-    """Groups as numbers from 0, whatever names the file gave them."""
-    numbers: list[Any] = column.combine_chunks().dictionary_encode().indices.to_pylist()
+def group_numbers(completions: pa.Table) -> list[int]:
+    """Group of each row as a number from 0, whatever names the file gave; none without groups."""
+    if "group_id" not in completions.column_names:
+        return []
+    column = completions["group_id"].combine_chunks()
+    numbers: list[int] = column.dictionary_encode().indices.to_pylist()
     return numbers
+
+
+def kept_rows(completions: pa.Table, groups: list[int], where: str) -> list[bool]:
+    """Which rows are in the batch, as their column `kept` says; all of them without one.
+
+    Args:
+        groups: as `group_numbers` gives them.
+
+    Raises:
+        UserError: `kept` is not true or false in every row, or not the same for a whole group.
+    """
+    if "kept" not in completions.column_names or not groups:
+        return [True] * completions.num_rows
+    column = completions["kept"]
+    if not pa.types.is_boolean(column.type) or column.null_count:
+        held = "nulls" if column.null_count else str(column.type)
+        raise UserError(
+            f"{where}: column 'kept' holds {held}; it says of every row whether its group is in "
+            "the batch (true or false): mend it, or leave the column out"
+        )
+    kept: list[bool] = column.to_pylist()
+    of_group: dict[int, bool] = {}
+    for row, (group, flag) in enumerate(zip(groups, kept, strict=True)):
+        if of_group.setdefault(group, flag) != flag:
+            raise UserError(
+                f"{where} row {row}: kept is {flag}, but not so in other rows of its group; a "
+                "group is in the batch or not"
+            )
+    return kept
 
 
 def _checked_parquet(file: Path, faults: Faults) -> pa.Table:

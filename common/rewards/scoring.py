@@ -13,7 +13,14 @@ from common.config import RewardsConfig
 from common.errors import UserError
 from common.rewards.judging import Judging, needed_columns
 from common.rewards.verdict import OUTCOMES
+from common.runs.schemas import KEY
 from common.tasks.records import Faults
+
+JUDGED = (
+    *(KEY, "group_id", "prompt_id", "task", "question", "answer", "verify_type"),
+    *("assistant_prefix", "completion_text", "completion_ids", "finish_reason"),
+)
+"""Columns of a rollout that rules look at, and those that place a row."""
 
 MOST_INFRA_ERRORS = 0.01
 """Share of completions whose rules may fail; beyond it the rules are at fault and not the rows."""
@@ -172,10 +179,15 @@ def refuse_infra_errors(scored: pa.Table, reasons: list[str]) -> None:
         reasons: of the infra errors.
     """
     failed = scored["verdict"].to_pylist().count("infra_error")
-    if failed > MOST_INFRA_ERRORS * scored.num_rows:
+    refuse_failures(failed, scored.num_rows, reasons)
+
+
+def refuse_failures(failed: int, completions: int, reasons: list[str]) -> None:
+    """As `refuse_infra_errors`, of rows that were counted before."""
+    if failed > MOST_INFRA_ERRORS * completions:
         first = "".join(f"\n  {reason}" for reason in list(dict.fromkeys(reasons))[:3])
         raise UserError(
-            f"the reward rules failed on {failed} of {scored.num_rows} completions, more than "
+            f"the reward rules failed on {failed} of {completions} completions, more than "
             f"{MOST_INFRA_ERRORS:.0%}; mend them and run the same command again, which judges "
             f"these anew. First reasons:{first}"
         )
@@ -193,6 +205,23 @@ def reward_facts(scored: pa.Table) -> dict[str, Any]:
             for task in pc.unique(scored["task"].drop_null()).to_pylist()
         }
     return facts
+
+
+def summary(name: str, facts: dict[str, Any]) -> str:
+    """One line about what was scored.
+
+    Args:
+        facts: of `reward_facts` and, if there are groups, how many have no variance.
+    """
+    counts = [f"{n} {outcome}" for outcome, n in facts["verdicts"].items() if n]
+    mean, accuracy = facts["reward_mean"], facts["accuracy"]
+    figures = "no rewards" if mean is None else f"mean reward {mean:.3f}, accuracy {accuracy:.3f}"
+    groups = ""
+    if "groups" in facts:
+        groups = f"; {facts['zero_variance_groups']} of {facts['groups']} groups without variance"
+    if rejected := facts.get("rejected_groups"):
+        groups += f", and {facts['rejected_zero_variance_groups']} of {rejected} rejected ones"
+    return f"{name}: {facts['completions']} completions, {figures} ({', '.join(counts)}){groups}"
 
 
 def _facts(scored: pa.Table) -> dict[str, Any]:

@@ -8,10 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from common.errors import UserError
-from common.runs.hashing import sha256_of_file
+from common.runs.hashing import PartHashes, sha256_of_file
 from common.runs.layout import Output
 from common.runs.manifest import FileRecord, read_manifest, write_atomically, write_manifest
-from common.runs.shards import PartHashes, encode_parquet, keys_hash
+from common.runs.shards import encode_parquet, keys_hash
 
 
 def accept_edits(output: Output, schema: pa.Schema) -> list[str]:

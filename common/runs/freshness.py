@@ -13,6 +13,7 @@ from common.config import Recipe
 from common.errors import UserError
 from common.runs.layout import ITERATION_STAGES, STAGES, Output, Run, Stage
 from common.runs.manifest import Manifest, has_manifest, read_manifest, verify_files
+from common.runs.reference import reference_of
 from common.runs.shards import publish
 
 State = Literal["missing", "partial", "stale", "fresh"]
@@ -43,13 +44,14 @@ class Step:
 def recover(run: Run, output: Output) -> None:
     """Finish renames that a kill interrupted after the manifest was written.
 
-    Training commits three outputs as one; the manifest of its metrics decides for all of them.
+    Training commits several outputs as one; the manifest of its metrics decides for all of them.
     """
     if output.stage != "train":
         publish(output)
         return
     train = run.train(output.iteration)
     if (train.partial / "manifest.json").is_file():
+        publish(run.reference(output.iteration))
         publish(run.trainer(output.iteration))
         publish(run.policy(output.iteration))
     publish(train)
@@ -126,9 +128,9 @@ def _made_from(run: Run, output: Output) -> list[Output]:
 
 
 def _companions_are_whole(run: Run, manifest: Manifest) -> Status:
-    """Fresh only if policy and trainer state are those that were committed with the output."""
+    """Fresh only if policy, reference and trainer state are those committed with the output."""
     for name, recorded in manifest.facts.items():
-        if not name.startswith(("policies/", "trainer/")):
+        if not name.startswith(("policies/", "references/", "trainer/")):
             continue
         other = run.output(name)
         if not has_manifest(other):
@@ -162,7 +164,7 @@ def plan(
         for stage in ITERATION_STAGES:
             planner.visit(stage, iteration)
         planner.evaluate(recipe, iteration)
-    _refuse_pruned(run, planner.steps, remake_from)
+    _refuse_pruned(run, planner.steps, remake_from, recipe)
     return planner.steps
 
 
@@ -181,8 +183,8 @@ class _Planner:
             if stage == "prepare":
                 self._remade.add(self._run.policy(0).name)
             if stage == "train":
-                self._remade.add(self._run.policy(iteration).name)
-                self._remade.add(self._run.trainer(iteration).name)
+                companions = (self._run.policy, self._run.reference, self._run.trainer)
+                self._remade |= {companion(iteration).name for companion in companions}
         if reason or forced:
             self.steps.append(Step(stage, iteration, reason or "the recipe was given"))
 
@@ -211,20 +213,16 @@ class _Planner:
         return status_of(self._run, output).reason
 
 
-def _refuse_pruned(run: Run, steps: list[Step], remake_from: int | None) -> None:
+def _refuse_pruned(run: Run, steps: list[Step], remake_from: int | None, recipe: Recipe) -> None:
     """Refuse a plan that begins where weights or trainer state were pruned, before it begins."""
     first = min((s.iteration for s in steps if s.stage in ITERATION_STAGES), default=0)
     if not first:
         return
-    pruned = [
-        output
-        for output in (run.policy(first - 1), run.trainer(first - 1))
-        if has_manifest(output) and read_manifest(output).pruned
-    ]
+    pruned = [output for output in _needed(run, first, recipe) if _is_pruned(output)]
     if not pruned:
         return
     later = range(first + 1, run.last_policy() + 2) if remake_from == first else ()
-    possible = next((n for n in later if not _pruned_before(run, n)), 1)
+    possible = next((n for n in later if not _pruned_before(run, n, recipe)), 1)
     message = (
         f"{pruned[0].path}: its files were pruned (run.keep_policies, run.keep_trainer), so "
         f"iteration {first} cannot be made again; the oldest possible is FROM={possible}"
@@ -237,7 +235,17 @@ def _refuse_pruned(run: Run, steps: list[Step], remake_from: int | None) -> None
     raise UserError(message)
 
 
-def _pruned_before(run: Run, iteration: int) -> bool:
-    """Whether policy or trainer state that `iteration` starts from are pruned or missing."""
-    needed = (run.policy(iteration - 1), run.trainer(iteration - 1))
-    return any(not has_manifest(o) or read_manifest(o).pruned for o in needed)
+def _needed(run: Run, iteration: int, recipe: Recipe) -> list[Output]:
+    """The models and the trainer state that `iteration` starts from."""
+    reference = reference_of(run, iteration, recipe)
+    starts = [run.policy(iteration - 1), run.trainer(iteration - 1)]
+    return starts if reference is None else [*starts, reference]
+
+
+def _is_pruned(output: Output) -> bool:
+    return has_manifest(output) and read_manifest(output).pruned
+
+
+def _pruned_before(run: Run, iteration: int, recipe: Recipe) -> bool:
+    """Whether something that `iteration` starts from is pruned or missing."""
+    return any(not has_manifest(o) or _is_pruned(o) for o in _needed(run, iteration, recipe))

@@ -31,6 +31,9 @@ _NO_DESCRIPTIONS = ("manifest.json", "*.index.json", "adapter_config.json", ".*"
 # Libraries stamp these into JSON files; they say nothing about the model.
 _STAMPS = {"transformers_version", "_name_or_path", "name_or_path", "tokenizer_file"}
 
+# Measured, not determined by the inputs; left out of content hashes.
+MEASURED_COLUMNS = frozenset({"tokens_per_second", "peak_memory_bytes", "step_seconds"})
+
 _BLOCK = 1 << 20
 
 
@@ -92,6 +95,26 @@ class TableHasher:
 
     def _feed(self, leaf: str, data: bytes) -> None:
         self._digests.setdefault(leaf, hashlib.sha256()).update(data)
+
+
+class PartHashes:
+    """Content hashes of an output and of its parts: the shards whose names begin alike."""
+
+    def __init__(self, schema: pa.Schema) -> None:
+        self._schema = schema
+        self._hashers: dict[str, TableHasher] = {}
+
+    def update(self, name: str, table: pa.Table) -> None:
+        """Add the next shard, by its file name."""
+        part = name.partition("-")[0]
+        fresh = TableHasher(self._schema, without=MEASURED_COLUMNS)
+        self._hashers.setdefault(part, fresh).update(table)
+
+    def parts(self) -> dict[str, str]:
+        return {part: hasher.hexdigest() for part, hasher in self._hashers.items()}
+
+    def whole(self) -> str:
+        return hash_of_parts(f"{part}={found}" for part, found in sorted(self.parts().items()))
 
 
 def _as_int64(lengths: pa.Array) -> bytes:

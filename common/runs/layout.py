@@ -1,8 +1,8 @@
 """Where everything of a run lies on disk. No other module builds a path into a run.
 
     data/runs/<run>/
-      recipe.toml  prompts/  policies/0000 …  trainer/0001 …  iterations/0001/{rollout,score,…}/
-      evaluations/0000 …  metrics.jsonl
+      recipe.toml  prompts/  policies/0000 …  references/0001 …  trainer/0001 …
+      iterations/0001/{rollout,score,…}/  evaluations/0000 …  metrics.jsonl
 
 Iteration N samples policy N - 1 and writes policy N.
 """
@@ -20,9 +20,9 @@ from common.errors import UserError
 REPOSITORY = Path(__file__).resolve().parents[2]
 DEFAULT_RECIPE = REPOSITORY / "workflows" / "recipes" / "arithmetic.toml"
 
-Stage = Literal["prepare", "rollout", "score", "logprobs", "train", "evaluate"]
+Stage = Literal["prepare", "rollout", "score", "logprobs", "train", "tokens", "evaluate"]
 ITERATION_STAGES: tuple[Stage, ...] = ("rollout", "score", "logprobs", "train")
-STAGES: tuple[Stage, ...] = ("prepare", *ITERATION_STAGES, "evaluate")
+STAGES: tuple[Stage, ...] = ("prepare", *ITERATION_STAGES, "tokens", "evaluate")
 
 _RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -105,6 +105,10 @@ class Run:
         stage: Stage = "train" if number else "prepare"
         return Output(self.root, f"policies/{number:04d}", stage, number)
 
+    def reference(self, number: int) -> Output:
+        """Moving average of the policies up to `number`; only with `reference.update = "ema"`."""
+        return Output(self.root, f"references/{number:04d}", "train", number)
+
     def trainer(self, number: int) -> Output:
         """Optimizer, masters and schedule after iteration `number`."""
         return Output(self.root, f"trainer/{number:04d}", "train", number)
@@ -121,6 +125,10 @@ class Run:
     def train(self, iteration: int) -> Output:
         return self._of_iteration(iteration, "train")
 
+    def tokens(self, iteration: int) -> Output:
+        """Per-token records of an iteration, where `stages.tokens` was asked for them."""
+        return self._of_iteration(iteration, "tokens")
+
     def evaluation(self, policy: int) -> Output:
         return Output(self.root, f"evaluations/{policy:04d}", "evaluate", policy)
 
@@ -132,7 +140,11 @@ class Run:
             return self.prompts
         if kind == "iterations":
             return getattr(self, stage)(int(number))
-        singular = {"policies": "policy", "evaluations": "evaluation"}.get(kind, kind)
+        singular = {
+            "policies": "policy",
+            "references": "reference",
+            "evaluations": "evaluation",
+        }.get(kind, kind)
         return getattr(self, singular)(int(number))
 
     def stage_output(self, stage: Stage, iteration: int) -> Output:

@@ -15,6 +15,7 @@ import sys
 import time
 import uuid
 from collections.abc import Iterable
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -45,23 +46,22 @@ class FileRecord(BaseModel):
     @classmethod
     def of(cls, path: Path, *, rows: int | None = None, keys: str | None = None) -> FileRecord:
         """Record of a file on disk, hashed now."""
-        stat = path.stat()
-        return cls(
-            name=path.name,
-            bytes=stat.st_size,
-            sha256=sha256_of_file(path),
-            rows=rows,
-            keys=keys,
-            mtime_ns=stat.st_mtime_ns,
-            ctime_ns=stat.st_ctime_ns,
-            inode=stat.st_ino,
-        )
+        stat = _stat(path)
+        return cls(name=path.name, sha256=sha256_of_file(path), rows=rows, keys=keys, **stat)
 
-    def untouched(self, path: Path) -> bool:
-        """Whether the file's stat is still the recorded one."""
-        stat = path.stat()
-        now = (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
-        return now == (self.bytes, self.mtime_ns, self.ctime_ns, self.inode)
+    def seen(self, path: Path) -> FileRecord:
+        """This record with the file's stat as it is now."""
+        return self.model_copy(update=_stat(path))
+
+
+def _stat(path: Path) -> dict[str, int]:
+    stat = path.stat()
+    return {
+        "bytes": stat.st_size,
+        "mtime_ns": stat.st_mtime_ns,
+        "ctime_ns": stat.st_ctime_ns,
+        "inode": stat.st_ino,
+    }
 
 
 class Manifest(BaseModel):
@@ -136,17 +136,25 @@ def has_manifest(output: Output) -> bool:
 def verify_files(output: Output, manifest: Manifest) -> None:
     """Hash every file whose stat changed since the manifest was written.
 
+    Files that were linked or copied are the same under another stat; the manifest then takes that
+    one, so that they are hashed once and not at every look.
+
     Raises:
         UserError: a file is missing or its content is not what the manifest says.
     """
     if manifest.pruned:
         return
+    seen = []
     for record in manifest.files:
         path = output.path / record.name
         if not path.is_file():
             raise UserError(f"{path} is missing; make it again: {output.command}")
-        if not record.untouched(path):
+        seen.append(record.seen(path))  # before it is hashed: a later change is seen again
+        if seen[-1] != record:
             check_sha256(output, record, sha256_of_file(path))
+    if seen != manifest.files:
+        with suppress(OSError, UserError):  # a run may be read where it cannot be written
+            write_manifest(output.path, manifest.model_copy(update={"files": seen}))
 
 
 def check_sha256(output: Output, record: FileRecord, found: str) -> None:

@@ -62,7 +62,7 @@ ROLLOUT = pa.schema(
         _column("sampler_full_logprobs", LOGPROBS_OF_TOKENS, "the same before top-p and top-k"),
         _column("policy_version", pa.int32(), "number of the policy that sampled"),
         _column("seed", pa.int64(), "seed of this completion's random numbers"),
-        _column("kept", pa.bool_(), "false when dynamic sampling rejected the group"),
+        _column("kept", pa.bool_(), "false when dynamic sampling left the group out of the batch"),
     ]
 )
 
@@ -74,6 +74,20 @@ LOGPROBS = pa.schema(
             "ref_logprobs", LOGPROBS_OF_TOKENS, "of the reference; null at kl_coef 0", null=True
         ),
         _column("entropy", LOGPROBS_OF_TOKENS, "of the policy's distribution at each token, nats"),
+    ]
+)
+
+# What policy N, trained on these tokens, says of them.
+TOKEN_RECORDS = pa.schema(
+    [
+        _column(KEY, pa.string(), "as in rollout"),
+        _column("token_text", pa.list_(pa.string()), "of each token alone; U+FFFD for half a char"),
+        _column("new_logprobs", LOGPROBS_OF_TOKENS, "of policy N, by the trainer"),
+        _column("ratio", LOGPROBS_OF_TOKENS, "policy N to the policy that sampled, at ratio_level"),
+        _column("clipped", pa.list_(pa.int8()), "-1 clipped from below, 1 from above, 0 not"),
+        _column("entropy", LOGPROBS_OF_TOKENS, "of policy N's distribution, nats"),
+        _column("kl", LOGPROBS_OF_TOKENS, "to the reference, by kl_kind; null without", null=True),
+        _column("weight", LOGPROBS_OF_TOKENS, "in the policy term; 0 where not in the loss"),
     ]
 )
 

@@ -18,12 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from common.errors import UserError
-from common.runs.hashing import (
-    TableHasher,
-    hash_of_parts,
-    sha256_of_bytes,
-    table_content_hash,
-)
+from common.runs.hashing import PartHashes, sha256_of_bytes, table_content_hash
 from common.runs.layout import Output
 from common.runs.manifest import (
     FileRecord,
@@ -36,9 +31,6 @@ from common.runs.manifest import (
     write_manifest,
 )
 from common.runs.schemas import SCHEMA_VERSION
-
-# Measured, not determined by the inputs; left out of content hashes.
-MEASURED_COLUMNS = frozenset({"tokens_per_second", "peak_memory_bytes", "step_seconds"})
 
 
 class OutputWriter:
@@ -60,13 +52,14 @@ class OutputWriter:
         Args:
             inputs: content hashes of what it is made from, by name.
             recipe: the recipe's sections that decide the content.
-            names: every shard of the output, in order.
+            names: the shards of the output, in order; `extend` may add to them.
             schema: of each shard.
             made_by: versions of what decides the content beside the inputs. A partial output made
                 by others is begun anew; a complete one is not stale for it.
         """
         self.output = output
         self.names = names
+        self._planned = tuple(names)
         self._schema = schema
         self._inputs = inputs
         self._recipe = recipe
@@ -81,7 +74,7 @@ class OutputWriter:
             "inputs": self._inputs,
             "recipe": self._recipe,
             "seed": self._seed,
-            "names": self.names,
+            "names": self._planned,
             "columns": self._schema.names,
             "made_by": self._made_by,
         }
@@ -95,6 +88,28 @@ class OutputWriter:
         for leftover in folder.glob(".tmp-*"):
             leftover.unlink()
         return self
+
+    def extend(self, names: list[str]) -> None:
+        """Add shards that follow from those that are there, and so were not planned.
+
+        A resumed output keeps them as it keeps others, once it is extended by the same names.
+        """
+        self.names = [*self.names, *names]
+
+    def note(self, name: str, found: Any) -> None:
+        """Keep a finding about finished shards, as JSON, until the output is complete.
+
+        What was found once holds for whoever goes on, also where finding it anew might not give the
+        same (a time limit, say). None forgets it.
+        """
+        write_atomically(self._note(name), json.dumps(found).encode())
+
+    def noted(self, name: str) -> Any:
+        """What was noted under `name` in this making of the output, or None."""
+        try:
+            return json.loads(self._note(name).read_bytes())
+        except (FileNotFoundError, ValueError):
+            return None
 
     def pending(self) -> list[str]:
         """Names of the shards that are not there, or not as their `.done.json` says."""
@@ -179,6 +194,9 @@ class OutputWriter:
         }
         return encode_parquet(table.replace_schema_metadata(metadata))
 
+    def _note(self, name: str) -> Path:
+        return self.output.partial / f"{name}.done.json"
+
     def _done(self, name: str) -> FileRecord | None:
         """Record of a finished shard whose bytes are those that were written, else None."""
         path = self.output.partial / name
@@ -188,26 +206,6 @@ class OutputWriter:
         except (FileNotFoundError, ValueError, KeyError):
             return None
         return record if record.sha256 == done["sha256"] else None
-
-
-class PartHashes:
-    """Content hashes of an output and of its parts: the shards whose names begin alike."""
-
-    def __init__(self, schema: pa.Schema) -> None:
-        self._schema = schema
-        self._hashers: dict[str, TableHasher] = {}
-
-    def update(self, name: str, table: pa.Table) -> None:
-        """Add the next shard, by its file name."""
-        part = name.partition("-")[0]
-        fresh = TableHasher(self._schema, without=MEASURED_COLUMNS)
-        self._hashers.setdefault(part, fresh).update(table)
-
-    def parts(self) -> dict[str, str]:
-        return {part: hasher.hexdigest() for part, hasher in self._hashers.items()}
-
-    def whole(self) -> str:
-        return hash_of_parts(f"{part}={found}" for part, found in sorted(self.parts().items()))
 
 
 def keys_hash(table: pa.Table) -> str:

@@ -1,0 +1,225 @@
+"""The sampler gap in words and tables: how large it is, where it sits, and what that hints at."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Literal
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+from common.config import LogprobsConfig
+from common.errors import UserError
+from common.reporting.rewards import Table
+from common.reporting.sampler_gap import OFTEN, WORST, GapBins, SamplerGap, positions, sampler_gap
+from common.runs.layout import Output, Run
+from common.runs.manifest import has_manifest, read_manifest
+from common.runs.schemas import LOGPROBS
+from common.runs.shards import OutputWriter, read_shards
+
+Text = Callable[[int], str]
+"""A token id to its text."""
+
+MUCH, LITTLE = 10.0, 2.0
+"""Factors between mean gaps: what stands out, and what counts as the same."""
+
+FEW = 5
+"""So many token ids with half of the gap are a few."""
+
+ROUNDING, LARGE = 1e-4, 0.1
+"""Mean gaps in nats: float32 has the first; the second is more than bfloat16 does to a token that
+the policy is unsure of, so that the place of a larger one means something."""
+
+
+def exceeded(gap: SamplerGap, bounds: LogprobsConfig, kind: Literal["alarm", "max"]) -> list[str]:
+    """The recipe's bounds of a kind that the gap is above, in words; no number is above each."""
+    limits = {what: getattr(bounds, f"{kind}_gap_{what}") for what in ("mean", "max")}
+    return [
+        f"{what} {value:.4g} nats, above logprobs.{kind}_gap_{what} = {limit:g}"
+        for what, limit in limits.items()
+        if limit is not None and not (value := getattr(gap, what)) <= limit
+    ]
+
+
+def describe(gap: SamplerGap, text: Text) -> str:
+    """Where the gap sits, for a message: worst tokens, positions, token ids, hints."""
+    tokens = [
+        f"  {t.rollout_id} token {t.position} {text(t.token_id)!r}: "
+        f"trainer {t.old_logprob:.4f}, sampler {t.sampler_logprob:.4f}"
+        for t in gap.worst[:WORST]
+    ]
+    by_position = ", ".join(
+        f"{positions(number)}: {mean:.2g}"
+        for number, mean in zip(gap.by_position.bins.tolist(), gap.by_position.mean, strict=True)
+    )
+    often = gap.by_token.worst("mean", WORST, least_tokens=OFTEN)
+    by_token = ", ".join(
+        f"{text(token_id)!r} {mean:.2g} ({count} times)"
+        for token_id, mean, count in zip(often.bins.tolist(), often.mean, often.tokens, strict=True)
+    )
+    lines = ["The worst tokens:", *tokens, f"Mean gap by position: {by_position}"]
+    if by_token:
+        lines.append(f"Largest mean gaps of tokens that come {OFTEN} times or more: {by_token}")
+    return "\n".join([*lines, *hints(gap, text)])
+
+
+def hints(gap: SamplerGap, text: Text) -> list[str]:
+    """What the place of the gap looks like, a sentence each; none where nothing can be said."""
+    if not gap.mean > ROUNDING:
+        return []
+    if outliers := _hint_of_outliers(gap):
+        return [outliers]
+    return [hint for hint in (_hint_of_positions(gap), _hint_of_tokens(gap, text)) if hint]
+
+
+def position_table(gap: SamplerGap) -> pl.DataFrame:
+    """Tokens, mean and largest gap of each range of positions."""
+    return _frame(gap.by_position, positions=map(positions, gap.by_position.bins.tolist()))
+
+
+def gap_tables(
+    gap: SamplerGap, text: Text, *, limit: int | None, quoted: bool = False
+) -> list[Table]:
+    """What `stages.show gap` prints.
+
+    Args:
+        limit: token ids to list; None for all.
+        quoted: texts as Python would write them, for a terminal.
+    """
+
+    def shown(token_id: int) -> str:
+        return repr(text(token_id)) if quoted else text(token_id)
+
+    overall = {"tokens": gap.tokens, "mean": gap.mean, "max": gap.max}
+    count = len(gap.by_token.bins) if limit is None else limit
+    by_mean = gap.by_token.worst("mean", count, least_tokens=OFTEN)
+    by_max = gap.by_token.worst("max", count)
+    return [
+        Table("overall", "sampler gap in nats", pl.DataFrame([overall])),
+        Table("positions", "by position in the completion", position_table(gap)),
+        Table(
+            "token_ids_by_mean",
+            f"token ids of {OFTEN} tokens or more, by mean",
+            _token_ids(by_mean, shown),
+        ),
+        Table("token_ids_by_max", "token ids by max", _token_ids(by_max, shown)),
+        Table("worst", "the worst tokens", _worst_tokens(gap, shown)),
+    ]
+
+
+def gap_of_iteration(run: Run, iteration: int, *, worst: int) -> SamplerGap:
+    """The gap as the shards of rollout and logprobs have it.
+
+    Shards of a logprobs stage that stopped at its bound are read too: they are what one wants to
+    look at.
+
+    Raises:
+        UserError: one of the two is missing, or they are not of the same rollout.
+    """
+    columns = ["rollout_id", "completion_ids", "sampler_full_logprobs"]
+    rollout = run.rollout(iteration)
+    logprobs = _logprobs_shards(run.logprobs(iteration), rollout)
+    return sampler_gap(zip(read_shards(rollout, columns), logprobs, strict=True), worst=worst)
+
+
+def show_command(rollout: Output) -> str:
+    """The command that prints the tables of an iteration."""
+    return f"python -m stages.show gap --run {rollout.run.name} --iteration {rollout.iteration}"
+
+
+def _logprobs_shards(logprobs: Output, rollout: Output) -> Iterator[pa.Table]:
+    made = read_manifest(rollout)
+    names = [record.name for record in made.shards]
+    plan = logprobs.partial / "plan.json"
+    stopped = OutputWriter(logprobs, inputs={}, recipe={}, seed=0, names=names, schema=LOGPROBS)
+    if not has_manifest(logprobs) and plan.is_file() and not stopped.pending():
+        inputs = json.loads(plan.read_text())["inputs"]
+        shards: Iterator[pa.Table] = map(stopped.read, names)
+    else:
+        inputs = read_manifest(logprobs).inputs
+        shards = read_shards(logprobs)
+    if inputs.get(rollout.name) != made.content_hash:
+        raise UserError(
+            f"{logprobs.path} was made from another rollout than {rollout.path}; make it again: "
+            f"{logprobs.command}"
+        )
+    return shards
+
+
+def _hint_of_outliers(gap: SamplerGap) -> str:
+    """Said if half of the gap is that of the worst tokens; they would decide every other hint."""
+    total = gap.mean * gap.tokens
+    half = np.flatnonzero(np.cumsum([token.gap for token in gap.worst[:WORST]]) >= total / 2)
+    if not len(half) or gap.tokens < OFTEN * WORST:
+        return ""
+    return f"Half of it is that of {half[0] + 1} of the {gap.tokens} tokens, the worst above"
+
+
+def _hint_of_positions(gap: SamplerGap) -> str:
+    found = gap.by_position.take(np.flatnonzero(gap.by_position.tokens >= OFTEN))
+    if len(found.bins) < 3 or np.isnan(found.mean).any():
+        return ""
+    first, last = float(found.mean[0]), float(found.mean[-1])
+    later = float(np.average(found.mean[1:], weights=found.tokens[1:]))
+    if found.bins[0] == 0 and first > max(LARGE, MUCH * later):
+        return (
+            f"It sits at the first token ({first:.2g}, later {later:.2g}), as when the sampler saw "
+            "another end of the prompt than the trainer: another template, prefix or token there"
+        )
+    if last > MUCH / 2 * first and (np.diff(found.mean) > -0.2 * found.mean[:-1]).all():
+        return (
+            f"It grows with the position ({first:.2g} to {last:.2g}), as where errors add up in "
+            "the sampler's cache (a smaller number type, other position ids), or where the policy "
+            "is less sure of later tokens"
+        )
+    if found.mean.max() < LITTLE * found.mean.min():
+        return (
+            "It is about the same at every position, as with other weights, another temperature "
+            "or a smaller number type"
+        )
+    return ""
+
+
+def _hint_of_tokens(gap: SamplerGap, text: Text) -> str:
+    """Said if half of the gap is that of a few token ids which are few of the tokens, too."""
+    total = gap.by_token.mean * gap.by_token.tokens
+    order = np.argsort(-total, kind="stable")
+    half = int(np.searchsorted(np.cumsum(total[order]), total.sum() / 2)) + 1
+    few = gap.by_token.take(order[:half])
+    share = few.tokens.sum() / max(gap.tokens, 1)
+    if half > FEW or share > 0.1 or few.tokens.min() < OFTEN or not few.mean.min() > LARGE:
+        return ""
+    names = ", ".join(repr(text(token_id)) for token_id in few.bins.tolist())
+    return (
+        f"Half of it is that of {names}, {share:.1%} of the tokens, as when some rows of the head "
+        "differ, or what the sampler adds to some tokens' logits"
+    )
+
+
+def _token_ids(bins: GapBins, text: Text) -> pl.DataFrame:
+    return _frame(bins, token_id=bins.bins, text=map(text, bins.bins.tolist()))
+
+
+def _frame(bins: GapBins, **names: Iterable[Any]) -> pl.DataFrame:
+    """A row a bin: the columns that name it, then its figures."""
+    figures = {"tokens": bins.tokens, "mean": bins.mean, "max": bins.max}
+    return pl.DataFrame({name: list(values) for name, values in names.items()} | figures)
+
+
+def _worst_tokens(gap: SamplerGap, text: Text) -> pl.DataFrame:
+    return pl.DataFrame(
+        [
+            {
+                "rollout_id": token.rollout_id,
+                "position": token.position,
+                "text": text(token.token_id),
+                "trainer": token.old_logprob,
+                "sampler": token.sampler_logprob,
+                "gap": token.gap,
+            }
+            for token in gap.worst
+        ],
+        infer_schema_length=None,
+    )

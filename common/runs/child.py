@@ -1,0 +1,212 @@
+"""Child runs: ordinary runs that begin with the frozen iteration of another, to be compared.
+
+A child of iteration N has what N starts from: prompts, models and trainer states before it, the
+iterations before it, and its rollout; not what N makes of them. Weights are hard links, copies
+where links are impossible. All else is copied: a program that opens a Parquet file for writing, as
+polars does, would reach through a link into the parent.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common.config import Recipe
+from common.errors import UserError
+from common.runs.freshness import input_hashes, require_fresh, status_of
+from common.runs.layout import Output, Run
+from common.runs.manifest import (
+    has_manifest,
+    read_manifest,
+    sync_directory,
+    verify_files,
+    write_atomically,
+)
+from common.runs.recipe import recipe_in_force
+from common.runs.shards import publish
+
+_LINKED = ".safetensors"
+_ASIDE = ("tokens", "evaluate")
+"""Stages that nothing is trained from: the parent may have run them later."""
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """An iteration of a run up to its rollout: what its children have in common."""
+
+    run: Run
+    iteration: int
+
+    def check(self) -> None:
+        """Refuse an iteration that cannot be trained again.
+
+        Raises:
+            UserError: its rollout is missing or stale, or a model or trainer state that it starts
+                from was pruned.
+        """
+        require_fresh(self.run, self.run.rollout(self.iteration))
+        pruned = self._pruned(self.iteration)
+        if not pruned:
+            return
+        rollouts = range(1, self.run.last_policy() + 2)
+        kept = [n for n in rollouts if has_manifest(self.run.rollout(n)) and not self._pruned(n)]
+        raise UserError(
+            f"{pruned[0].path}: its files were pruned (run.keep_policies, run.keep_trainer), so "
+            f"iteration {self.iteration} cannot be trained again; iterations that can: "
+            f"{', '.join(map(str, kept)) or 'none'}"
+        )
+
+    def child(self, name: str) -> Run:
+        """The child of that name: `demo.3.dapo`. It need not exist yet.
+
+        Raises:
+            UserError: the name of the child is no name of a run, or too long for one.
+        """
+        full = f"{self.run.name}.{self.iteration}.{name}"
+        try:
+            return Run.named(full, self.run.root.parent)
+        except UserError:
+            raise UserError(
+                f"variant {name!r}: its run would be {full!r}, and a run's name is at most 64 of "
+                "the characters A-Z a-z 0-9 . _ -; choose another name"
+            ) from None
+
+    def outputs(self) -> list[Output]:
+        """Everything that the iteration starts from and its rollout, as far as it is complete."""
+        rollout = self.run.rollout(self.iteration)
+        found = _complete(self.run)
+        return [o for o in found if o.iteration < self.iteration or o == rollout]
+
+    def make(self, child: Run, recipe_text: str) -> None:
+        """Make a child run: all or nothing."""
+        making = Run(child.root.with_name(f".{child.name}.making"))
+        shutil.rmtree(making.root, ignore_errors=True)
+        for output in self.outputs():
+            _bring(output, making.output(output.name).path)
+        write_atomically(making.recipe, recipe_text.encode())
+        making.root.rename(child.root)
+        sync_directory(child.root.parent)
+
+    def difference(self, child: Run, recipe: Recipe) -> str:
+        """Why a run that exists is not the child that `make` would make; empty when it is."""
+        if not child.recipe.is_file():
+            return "it has no recipe.toml"
+        for output in self.outputs():
+            mine = child.output(output.name)
+            if output.stage in _ASIDE:
+                continue
+            if not has_manifest(mine):
+                return f"it has no {output.name}"
+            if read_manifest(mine).content_hash != read_manifest(output).content_hash:
+                return f"its {output.name} is another"
+        keys = differing_keys(recipe_in_force(child).model_dump(), recipe.model_dump())
+        return f"its recipe.toml differs in {', '.join(keys)}" if keys else ""
+
+    def _pruned(self, iteration: int) -> list[Output]:
+        needed = (self.run.policy(iteration - 1), self.run.trainer(iteration - 1))
+        return [o for o in needed if has_manifest(o) and read_manifest(o).pruned]
+
+
+def adopt(
+    child: Run,
+    output: Output,
+    recipe: Recipe,
+    donors: Iterable[Run],
+    made_by: Mapping[str, str] | None = None,
+) -> Run | None:
+    """Give the child an output of a run beside it that is what the child's stage would make.
+
+    Args:
+        output: of the child; scores or logprobs of the frozen iteration.
+        donors: runs with the same rollout, asked in this order.
+        made_by: versions of what decides the content beside inputs and recipe.
+
+    Returns:
+        The run it was taken from; None if there is none and the stage has to be run.
+
+    Raises:
+        UserError: the child has the output already, and it is not the one it would be given.
+    """
+    for donor in donors:
+        source = donor.output(output.name)
+        if not (has_manifest(source) and _would_be_alike(child, source, donor, recipe, made_by)):
+            continue
+        if not has_manifest(output):
+            shutil.rmtree(output.partial, ignore_errors=True)
+            _bring(source, output.partial)
+            publish(output)
+        elif read_manifest(output).content_hash != read_manifest(source).content_hash:
+            raise UserError(
+                f"{output.path} is another than {source.path}, which was made alike; with "
+                f"--overwrite {child.name} is removed and made again"
+            )
+        return donor
+    return None
+
+
+def differing_keys(recorded: Any, now: Any, key: str = "") -> list[str]:
+    """Dotted keys of `recorded` whose values are not those of `now`."""
+    if not (isinstance(recorded, dict) and isinstance(now, dict)):
+        return [] if recorded == now else [key]
+    return [
+        different
+        for name in recorded
+        for different in differing_keys(
+            recorded[name], now.get(name), f"{key}.{name}" if key else name
+        )
+    ]
+
+
+# Sections whose keys all count, also those that a manifest does not list: bounds that stop a
+# stage, and keys that are younger than the manifest.
+_DECISIVE = {"score": ("rewards", "advantages"), "logprobs": ("logprobs",)}
+
+
+def _would_be_alike(
+    child: Run, source: Output, donor: Run, recipe: Recipe, made_by: Mapping[str, str] | None
+) -> bool:
+    """Whether the child's stage would make this very output of another run.
+
+    Inputs, the recipe's sections that made it, seed and versions must be the same; and, since a
+    manifest lists only what decides the numbers, the donor's recipe in all that concerns the stage.
+    """
+    manifest, settings = read_manifest(source), recipe.model_dump(mode="json")
+    theirs = recipe_in_force(donor).model_dump(mode="json")
+    return (
+        manifest.seed == recipe.run.seed
+        and manifest.recorded.get("made_by", {}) == dict(made_by or {})
+        and not differing_keys(manifest.recipe, settings)
+        and all(theirs[name] == settings[name] for name in _DECISIVE[source.stage])
+        and status_of(donor, source).state == "fresh"
+        and manifest.inputs == input_hashes(child, list(manifest.inputs))
+    )
+
+
+def _complete(run: Run) -> list[Output]:
+    """The complete outputs of a run; what is being made has a dot in its name."""
+    folders = (path.parent.relative_to(run.root) for path in run.root.rglob("manifest.json"))
+    return [run.output(name) for name in sorted(f.as_posix() for f in folders) if "." not in name]
+
+
+def _bring(source: Output, folder: Path) -> None:
+    """Put a complete output into a new folder, its manifest last."""
+    manifest = read_manifest(source)
+    verify_files(source, manifest)
+    folder.mkdir(parents=True)
+    for record in () if manifest.pruned else manifest.files:
+        _link_or_copy(source.path / record.name, folder / record.name)
+    _link_or_copy(source.manifest, folder / source.manifest.name)
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    if source.suffix == _LINKED:
+        try:
+            os.link(source, target)
+            return
+        except OSError:  # another file system, or one without hard links
+            pass
+    shutil.copyfile(source, target)

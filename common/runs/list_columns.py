@@ -1,0 +1,40 @@
+"""List columns of shards, one value a token, as flat numpy arrays: rows one after another."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from common.errors import UserError
+from common.runs.schemas import KEY
+
+
+def list_lengths(table: pa.Table, name: str) -> np.ndarray:
+    """How many values each row of a list column has, int [rows]."""
+    return pc.list_value_length(table[name]).to_numpy()
+
+
+def flat_values(table: pa.Table, name: str) -> np.ndarray:
+    """The values of all rows of a list column without nulls, one row after another."""
+    return table[name].combine_chunks().flatten().to_numpy()
+
+
+def list_column(flat: pa.Array, lengths: np.ndarray) -> pa.ListArray:
+    """`flat_values`' inverse: rows of `lengths` values each."""
+    return pa.ListArray.from_arrays(pa.array(np.cumsum([0, *lengths]), pa.int32()), flat)
+
+
+def check_lengths(table: pa.Table, name: str, rollout: pa.Table) -> None:
+    """Refuse a list column that has not one value for each completion token of `rollout`.
+
+    Raises:
+        UserError: names the first such row, whose key is that of `rollout`.
+    """
+    expected, found = list_lengths(rollout, "completion_ids"), list_lengths(table, name)
+    if not np.array_equal(found, expected):
+        row = int(np.flatnonzero(found != expected)[0])
+        raise UserError(
+            f"{rollout[KEY][row]}: {name} has {found[row]} numbers, "
+            f"completion_ids {expected[row]} tokens; make rollout and logprobs again"
+        )

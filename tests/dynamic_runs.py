@@ -1,0 +1,76 @@
+"""A run whose prompts are often always or never solved, for dynamic sampling and the ledger.
+
+The assistant's turn begins with a number and the random policy seldom writes another one: so its
+answer is 7 but for a digit among its five tokens. Prompts whose gold is 7 are mostly always solved,
+the others never.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import polars as pl
+
+from common.runs.layout import Run
+from common.runs.shards import read_output
+from stages import prepare
+
+RECIPE = """\
+[model]
+path = "{policy}"
+
+[prompt]
+assistant_prefix = "7 "
+
+[data.sayings]
+kind = "dataset"
+path = "{data}"
+eval = 1
+verify_type = "LAST_NUMBER"
+
+[rollout]
+prompts_per_iteration = 5
+group_size = 4
+groups_per_shard = 2
+max_completion_tokens = 5
+max_concurrent = 8
+dynamic_sampling = true
+
+[train]
+learning_rate = 1e-3
+"""
+
+
+def start_run(folder: Path, policy: Path, golds: list[int], *overrides: str) -> Run:
+    """The run `a`, prepared in the runs directory of the environment; one prompt a gold answer."""
+    rows = [{"question": f"Say {n}", "answer": str(gold)} for n, gold in enumerate(golds)]
+    data, recipe = folder / "sayings.jsonl", folder / "sayings.toml"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe.write_text(RECIPE.format(policy=policy, data=data))
+    prepare.main("a", recipe=recipe, overrides=list(overrides), quiet=True)
+    return Run.named("a")
+
+
+def shard_bytes(run: Run, iteration: int = 1) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in run.rollout(iteration).path.glob("*.parquet")}
+
+
+def groups_of(run: Run, iteration: int = 1) -> pl.DataFrame:
+    """One row a group: `kept`, whether its rewards by `score` differ, its pass rate and tokens."""
+    parts = [
+        pl.DataFrame(read_output(output).to_pylist(), infer_schema_length=None)
+        for output in (run.rollout(iteration), run.score(iteration))
+    ]
+    both = parts[0].join(parts[1], on="rollout_id", maintain_order="left")
+    groups = both.group_by("group_id", maintain_order=True).agg(
+        pl.col("prompt_id").first(),
+        pl.col("kept").first(),
+        (pl.col("kept").n_unique() == 1).alias("whole"),
+        (pl.col("reward").n_unique() > 1).alias("varied"),
+        (pl.col("advantage") != 0).any().alias("has_advantage"),
+        (pl.col("verdict") == "correct").mean().alias("rate"),
+        pl.col("completion_ids").list.len().sum().alias("tokens"),
+    )
+    assert groups["whole"].all(), "a group is kept or not"
+    return groups

@@ -1,0 +1,129 @@
+"""Metrics of variants side by side: a row an optimizer step, a row a variant."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+
+from common.errors import UserError
+from common.reporting.passk import paired_difference
+from common.reporting.progress import warn
+from common.reporting.tables import greedy_correct
+from common.runs.folders import open_policy
+from common.runs.layout import Run
+from common.runs.manifest import has_manifest, read_manifest
+from common.runs.schemas import TRAIN
+from common.runs.shards import read_output
+from workflows.compare_policies import compare_updates
+
+MEANS = (
+    *("policy_loss", "grad_norm", "kl", "approx_kl", "entropy"),
+    *("clip_fraction_low", "clip_fraction_high", "sampler_weight_mean"),
+)
+"""Metrics whose mean over the steps that were taken stands for a variant."""
+
+Row = dict[str, Any]
+
+
+def step_table(children: Mapping[str, Run], iteration: int) -> pl.DataFrame:
+    """`variant` and the columns of `schemas.TRAIN`: one row a variant and optimizer step.
+
+    `kl` is null where the objective has no reference that could be measured against.
+    """
+    frames = [_frame(TRAIN.empty_table()).select(pl.lit("").alias("variant"), pl.all())]
+    for name, child in children.items():
+        steps = _frame(read_output(child.train(iteration)).select(TRAIN.names))
+        if not read_manifest(child.train(iteration)).recipe["objective"]["kl_coef"]:
+            steps = steps.with_columns(kl=pl.lit(None, pl.Float64))
+        frames.append(steps.select(pl.lit(name).alias("variant"), pl.all()))
+    return pl.concat(frames)
+
+
+def metrics_table(steps: pl.DataFrame) -> pl.DataFrame:
+    """One row a variant: means over its steps, its largest ratio, its seconds of training."""
+    taken = ~pl.col("skipped")
+    return steps.group_by("variant", maintain_order=True).agg(
+        pl.len().alias("steps"),
+        pl.col("step_seconds").sum().alias("seconds"),
+        *(pl.col(name).filter(taken).mean() for name in MEANS[:-1]),
+        pl.col("ratio_max").filter(taken).max(),
+        pl.col(MEANS[-1]).filter(taken).mean(),
+    )
+
+
+def policies_table(children: Mapping[str, Run], iteration: int, baseline: str) -> pl.DataFrame:
+    """One row a variant: its update of the policy, and how it lies to the baseline's.
+
+    Where the baseline has no policy, or tensors do not match, nothing is compared.
+    """
+    rows = []
+    for name, child in children.items():
+        first = children.get(baseline, child)
+        row: Row = {"variant": name}
+        try:
+            before, ours = open_policy(first, iteration - 1), open_policy(first, iteration)
+            row |= asdict(compare_updates(before, ours, open_policy(child, iteration)))
+        except UserError as error:
+            warn(str(error))
+        if baseline not in children:
+            row |= {"cosine": None, "relative_difference": None}
+        rows.append(row)
+    names = ("norm", "cosine", "relative_difference")
+    schema = {"variant": pl.String, **dict.fromkeys(names, pl.Float64)}
+    return pl.DataFrame(rows, schema=schema).rename({"norm": "update_norm"})
+
+
+def accuracy_table(children: Mapping[str, Run], iteration: int, baseline: str) -> pl.DataFrame:
+    """One row a variant: greedy held-out accuracy with its interval, and minus the baseline's.
+
+    The difference is paired by question; means are over the tasks.
+    """
+    rows: list[Row] = []
+    evaluated = {n: c for n, c in children.items() if has_manifest(c.evaluation(iteration))}
+    for name, child in evaluated.items():
+        facts = read_manifest(child.evaluation(iteration)).facts["mean_over_tasks"]
+        row: Row = {"variant": name}
+        row |= {key: facts[key] for key in ("questions", "greedy", "greedy_low", "greedy_high")}
+        if baseline in evaluated and name != baseline:
+            found = _paired(evaluated[baseline], child, iteration)
+            row |= {
+                "minus_baseline": found["difference"],
+                "minus_baseline_low": found["low"],
+                "minus_baseline_high": found["high"],
+            }
+        rows.append(row)
+    return pl.DataFrame(rows, infer_schema_length=None)
+
+
+def finite(frame: pl.DataFrame) -> list[Row]:
+    """Rows for JSON, which has no NaN and no infinity: None in their places."""
+    return [
+        {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in row.items()
+        }
+        for row in frame.to_dicts()
+    ]
+
+
+def _frame(table: pa.Table) -> pl.DataFrame:
+    frame = pl.from_arrow(table)
+    assert isinstance(frame, pl.DataFrame)
+    return frame
+
+
+def _paired(before: Run, after: Run, policy: int) -> dict[str, float]:
+    both = greedy_correct(before, policy).join(
+        greedy_correct(after, policy), on=["prompt_id", "task"], suffix="_after", how="inner"
+    )
+    return paired_difference(
+        {
+            str(task): (group["correct"].to_numpy(), group["correct_after"].to_numpy())
+            for (task,), group in both.group_by(["task"], maintain_order=True)
+        }
+    )
