@@ -6,9 +6,9 @@ Writes  iterations/N/logprobs: old_logprobs, ref_logprobs, entropy, one number a
 Completions are packed behind their shared prompts and go through the model forward, cut over the
 processes as in training; full logits never exist. The reference goes first, over all missing
 shards, and has left memory when the policy is loaded; where both are the same model, once is
-enough. Then `old_logprobs` is compared with what the sampler noted for the same tokens: a gap above
-`logprobs.alarm_gap_mean` or `alarm_gap_max` is warned of, above `max_gap_mean` or `max_gap_max` it
-stops the iteration, naming the tokens and positions where it sits.
+enough. Then `old_logprobs` is compared with what the sampler noted for the same tokens: a gap
+above `logprobs.alarm_gap_mean` or `alarm_gap_max` is warned of, above `stop_gap_mean` or
+`stop_gap_max` it stops the iteration, naming the tokens and positions where it sits.
 
 python -m stages.logprobs --run demo --iteration 3
 torchrun --standalone --nproc-per-node 2 -m -- stages.logprobs --run demo --iteration 3
@@ -237,7 +237,7 @@ def check_gap(job: Job, gap: SamplerGap) -> None:
         SamplerGapError: the mean gap, or the largest, is above its bound.
     """
     bounds = job.context.recipe.logprobs
-    fatal, alarming = exceeded(gap, bounds, "max"), exceeded(gap, bounds, "alarm")
+    fatal, alarming = exceeded(gap, bounds, "stop"), exceeded(gap, bounds, "alarm")
     if not fatal and not alarming:
         return
     message = (

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from common.runs.layout import Run
 
 # Content is bit-for-bit the same for the same thread count; ranks have one thread, so we have one.
 # Set before anything loads OpenMP.
@@ -159,3 +162,36 @@ def stage() -> Callable[..., subprocess.CompletedProcess[str]]:
         return done
 
     return run
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A runs directory with run `a` of `trained_runs` at the door of its first training."""
+    from trained_runs import prepare_training
+
+    folder = tmp_path_factory.mktemp("prepared")
+    prepare_training(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finished(prepared: Path) -> Path:
+    """A runs directory with that run trained for two iterations without interruption."""
+    from trained_runs import finish_training
+
+    folder = prepared.with_name("finished")
+    finish_training(prepared, folder)
+    return folder
+
+
+@pytest.fixture
+def at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], Run]:
+    """A copy of a runs directory for this test's commands; returns its run `a`."""
+
+    def copied(folder: Path) -> Run:
+        runs = tmp_path / "runs"
+        shutil.copytree(folder, runs)
+        monkeypatch.setenv("STAGED_GRPO_RUNS", str(runs))
+        return Run(runs / "a")
+
+    return copied

@@ -107,8 +107,8 @@ def test_the_worst_ids_by_mean_must_occur_often():
 
 def test_a_gap_that_is_no_number_is_above_every_bound_and_named_first():
     gap = sampler_gap([tables([[-1.0, NAN, -9.0]], [[-3.0, -1.0, -1.0]])])
-    bounds = LogprobsConfig(max_gap_mean=1e9, max_gap_max=1e9)
-    assert len(exceeded(gap, bounds, "max")) == 2
+    bounds = LogprobsConfig(stop_gap_mean=1e9, stop_gap_max=1e9)
+    assert len(exceeded(gap, bounds, "stop")) == 2
     assert [token.position for token in gap.worst] == [1, 2, 0]
     assert gap.by_token.worst("mean", 1).bins.tolist() == [11]
     assert "token 1 '#11': trainer nan" in describe(gap, TokenTexts(Path("nowhere")))
@@ -116,12 +116,12 @@ def test_a_gap_that_is_no_number_is_above_every_bound_and_named_first():
 
 def test_alarms_and_bounds_are_told_apart():
     gap = gap_of(np.array([[0.03, 0.03, 0.03]]))
-    assert exceeded(gap, LogprobsConfig(), "max") == []
+    assert exceeded(gap, LogprobsConfig(), "stop") == []
     assert exceeded(gap, LogprobsConfig(), "alarm") == [
         "mean 0.03 nats, above logprobs.alarm_gap_mean = 0.02"
     ]
-    strict = LogprobsConfig(max_gap_max=0.02)
-    assert exceeded(gap, strict, "max") == ["max 0.03 nats, above logprobs.max_gap_max = 0.02"]
+    strict = LogprobsConfig(stop_gap_max=0.02)
+    assert exceeded(gap, strict, "stop") == ["max 0.03 nats, above logprobs.stop_gap_max = 0.02"]
 
 
 def test_a_missing_number_is_an_error_and_not_a_shift():
@@ -184,7 +184,7 @@ def test_a_gap_above_the_bound_stops_and_names_the_worst_tokens(make_run, capsys
     """No manifest, so train cannot go on; the shards stay, so that the tables can be looked at and
     another bound costs no second forward."""
     run = make_run(noise=0.5)
-    with pytest.raises(SamplerGapError, match=r"above logprobs\.max_gap_mean = 0\.05") as caught:
+    with pytest.raises(SamplerGapError, match=r"above logprobs\.stop_gap_mean = 0\.05") as caught:
         logprobs.main("a", 2, quiet=True)
     assert caught.value.exit_code == 5
     rollout = {row[KEY]: row for row in read_output(run.rollout(2)).to_pylist()}
@@ -205,7 +205,7 @@ def test_a_gap_above_the_bound_stops_and_names_the_worst_tokens(make_run, capsys
     assert [row["gap"] for row in shown["worst"]] == pytest.approx(gaps[:3], abs=2e-4)
 
     monkeypatch.setattr("common.parallel.forward.Pipeline", None)
-    logprobs.main("a", 2, overrides=["logprobs.max_gap_mean=2"])
+    logprobs.main("a", 2, overrides=["logprobs.stop_gap_mean=2"])
     assert "2 of 2 shards were complete already" in capsys.readouterr().out
     facts = read_manifest(run.logprobs(2)).facts
     assert facts["gap_mean"] == pytest.approx(0.5 * (2 / np.pi) ** 0.5, rel=0.3)
@@ -227,8 +227,8 @@ def test_a_gap_above_the_alarm_alone_is_warned_of_and_committed(make_run, capsys
 
 def test_a_single_token_can_stop_it_if_asked_to(make_run):
     make_run(noise=0.02)
-    with pytest.raises(SamplerGapError, match=r"max 0\.\d+ nats, above logprobs\.max_gap_max"):
-        logprobs.main("a", 2, overrides=["logprobs.max_gap_max=0.03"], quiet=True)
+    with pytest.raises(SamplerGapError, match=r"max 0\.\d+ nats, above logprobs\.stop_gap_max"):
+        logprobs.main("a", 2, overrides=["logprobs.stop_gap_max=0.03"], quiet=True)
 
 
 def test_tables_of_another_rollout_are_refused(make_run):

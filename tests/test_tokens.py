@@ -24,7 +24,11 @@ TEMPERATURE = 0.8
 STEEP = [
     *("train.learning_rate=0.03", "train.epochs=2", "objective.kl_coef=0.1"),
     # What tiny_runs notes as the sampler's is of temperature 1.
-    *(f"rollout.temperature={TEMPERATURE}", "logprobs.max_gap_mean=9", "logprobs.alarm_gap_mean=9"),
+    *(
+        f"rollout.temperature={TEMPERATURE}",
+        "logprobs.stop_gap_mean=9",
+        "logprobs.alarm_gap_mean=9",
+    ),
     "logprobs.alarm_gap_max=9",
 ]
 

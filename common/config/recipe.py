@@ -79,11 +79,11 @@ class LogprobsConfig(Section):
     """Most tokens of one pack: a shared prompt and completions behind it."""
     alarm_gap_mean: Annotated[float, Field(gt=0)] = 0.02
     """Warn when mean |old_logprobs - sampler_full_logprobs| of the iteration is above (nats)."""
-    max_gap_mean: Annotated[float, Field(gt=0)] = 0.05
+    stop_gap_mean: Annotated[float, Field(gt=0)] = 0.05
     """Stop when it is above, with exit code 5."""
     alarm_gap_max: Annotated[float, Field(gt=0)] = 1.0
     """Warn when the largest gap of a single token is above (nats)."""
-    max_gap_max: Annotated[float, Field(gt=0)] | None = None
+    stop_gap_max: Annotated[float, Field(gt=0)] | None = None
     """Stop when it is above; one token in bfloat16 may be far off, so never when not given."""
 
 

@@ -33,7 +33,7 @@ ROUNDING, LARGE = 1e-4, 0.1
 the policy is unsure of, so that the place of a larger one means something."""
 
 
-def exceeded(gap: SamplerGap, bounds: LogprobsConfig, kind: Literal["alarm", "max"]) -> list[str]:
+def exceeded(gap: SamplerGap, bounds: LogprobsConfig, kind: Literal["alarm", "stop"]) -> list[str]:
     """The recipe's bounds of a kind that the gap is above, in words; no number is above each."""
     limits = {what: getattr(bounds, f"{kind}_gap_{what}") for what in ("mean", "max")}
     return [
