@@ -30,12 +30,15 @@ evaluate: $(READY) ## held-out accuracy of policy N
 	$(call need,N)
 	$(call stage,evaluate,$(N) --overwrite)
 
-tokens: $(READY) ## per-token records of iteration N: ratios, what was clipped [NPROC=]
+tokens: $(READY) ## each token of iteration N after training: ratio, clipped or not, entropy, KL [NPROC=]
 	$(call need,N)
-	$(call stage,tokens,$(N))
+	$(foreach name,RECIPE SET,$(call refuse,$(name),the recipe is the one that trained))
+	$(call stage-in-force,tokens,$(N))
 
 compare: $(READY) ## recipes trained from the same rollout of iteration N [PRESETS= PP= VARIANTS= SET=]
 	$(call need,N)
+	$(call refuse,RECIPE,a variant from a recipe file is ARGS="--recipe FILE")
+	$(if $(filter-out 1,$(NPROC)),$(call refuse,NPROC,a variant has as many processes as its mesh; try PP="1 2"))
 	$(PYTHON) -m workflows.compare --run $(RUN) --iteration $(N) $(COMPARED)$(SET_OPTIONS) $(ARGUMENTS)
 
 # As RECIPE and SET: literal, each word in quotes. PP="1 2" is a variant for each pp_degree.

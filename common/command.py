@@ -22,6 +22,7 @@ import typer
 
 from common.config import Recipe
 from common.errors import UserError
+from common.recipe_file import preset_remark
 from common.reporting.progress import clean, say, set_quiet
 from common.runs.edits import accept_edits
 from common.runs.freshness import recover, status_of
@@ -119,7 +120,10 @@ def open_context(
     place = Run.named(run)
     if not create and not place.root.is_dir():
         raise UserError(f"{place.root}: no such run; begin it with: make prepare RUN={place.name}")
-    in_force = recipe_in_force(place, recipe, overrides or [], write=write and rank() == 0)
+    writes = write and rank() == 0
+    in_force = recipe_in_force(place, recipe, overrides or [], write=writes)
+    if writes and (recipe or overrides) and (remark := preset_remark(place.recipe.read_text())):
+        say(remark)
     return Context(place, iteration, in_force, overwrite, as_json)
 
 
@@ -149,12 +153,18 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def launch(*commands: Callable[..., None]) -> None:
+def launch(*commands: Callable[..., None], about: str = "") -> None:
     """Run a function as a Typer command, several as its subcommands.
 
-    A `UserError` becomes a message on standard error and its exit code.
+    With several, `about` stands above their list in the help. A `UserError` becomes a message on
+    standard error and its exit code.
     """
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
+    app = typer.Typer(
+        help=about or None,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        no_args_is_help=True,
+    )
     for command in commands:
         app.command(help=command.__doc__)(_guarded(command))
     try:

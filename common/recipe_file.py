@@ -10,7 +10,14 @@ from typing import Any
 import tomlkit
 from pydantic import BaseModel, ValidationError
 
-from common.config import DatasetSource, FunctionReward, GeneratorSource, GymSource, Recipe
+from common.config import (
+    DatasetSource,
+    FunctionReward,
+    GeneratorSource,
+    GymSource,
+    Recipe,
+    overruled,
+)
 from common.errors import UserError
 
 SOURCES: dict[str, type[BaseModel]] = {
@@ -57,6 +64,13 @@ def read_recipe_text(path: Path) -> str:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 at byte {error.start}") from None
+
+
+def preset_remark(text: str) -> str:
+    """What of its preset a recipe (as TOML text) overrules, in a sentence; empty if nothing."""
+    document = tomllib.loads(text)
+    keys = overruled(document)
+    return f"preset {document['preset']}: the recipe's own {', '.join(keys)}" if keys else ""
 
 
 def override_text(text: str, overrides: list[str]) -> str:

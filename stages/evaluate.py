@@ -176,7 +176,7 @@ def make(job: Job, mesh: Mesh, shards: str) -> pl.DataFrame | None:
     Returns:
         The figures, one row a task, on the rank that committed.
     """
-    from common.generation.shard_work import make_shards
+    from common.generation.shard_work import sample_shards
 
     if job.dropped and mesh.is_main:
         warn(f"{job.dropped} questions leave no room for an answer and were dropped")
@@ -186,7 +186,7 @@ def make(job: Job, mesh: Mesh, shards: str) -> pl.DataFrame | None:
         chosen = chosen_shards(shards, len(writer.names))
         reasons = judge_again(writer.open(), judging) if mesh.is_main else []
         work = Work(job, mesh, judging)
-        complete = make_shards(
+        complete = sample_shards(
             writer,
             mesh,
             work.shard,

@@ -6,9 +6,12 @@ Writes  iterations/N/logprobs: old_logprobs, ref_logprobs, entropy, one number a
 Completions are packed behind their shared prompts and go through the model forward, cut over the
 processes as in training; full logits never exist. The reference goes first, over all missing
 shards, and has left memory when the policy is loaded; where both are the same model, once is
-enough. Then `old_logprobs` is compared with what the sampler noted for the same tokens: a gap
-above `logprobs.alarm_gap_mean` or `alarm_gap_max` is warned of, above `stop_gap_mean` or
-`stop_gap_max` it stops the iteration, naming the tokens and positions where it sits.
+enough. Completions that dynamic sampling left out of the batch (`kept` is false) are trained on by
+nobody and have empty lists.
+
+Then `old_logprobs` is compared with what the sampler noted for the same tokens: a gap above
+`logprobs.alarm_gap_mean` or `alarm_gap_max` is warned of, above `stop_gap_mean` or `stop_gap_max`
+it stops the iteration, naming the tokens and positions where it sits.
 
 python -m stages.logprobs --run demo --iteration 3
 torchrun --standalone --nproc-per-node 2 -m -- stages.logprobs --run demo --iteration 3
@@ -35,27 +38,29 @@ from common.command import (
     RecipePath,
     RunName,
     Shards,
+    chosen_shards,
     launch,
     open_context,
 )
 from common.errors import SamplerGapError
-from common.reporting.gap import describe, exceeded, position_table, show_command
+from common.reporting.gap_tables import describe, exceeded, position_table, show_command
 from common.reporting.progress import warn
 from common.reporting.sampler_gap import SamplerGap, sampler_gap
 from common.reporting.token_texts import TokenTexts
 from common.runs.freshness import input_hashes, require_fresh
 from common.runs.layout import Output
+from common.runs.list_columns import without_rejected
 from common.runs.manifest import Manifest, read_manifest
-from common.runs.reference import reference_of
+from common.runs.reference import keeps_average, reference_of
 from common.runs.schemas import KEY, LOGPROBS
-from common.runs.shards import OutputWriter, read_shard
+from common.runs.shards import OutputWriter, read_named_shard
 
 if TYPE_CHECKING:
     from common.mesh.mesh import Mesh
     from common.modeling.columns import Numbers
 
 
-COLUMNS = [KEY, "group_id", "prompt_ids", "completion_ids", "sampler_full_logprobs"]
+COLUMNS = [KEY, "group_id", "prompt_ids", "completion_ids", "sampler_full_logprobs", "kept"]
 """What is read of a rollout."""
 
 
@@ -88,6 +93,11 @@ class Job:
         rollout = read_manifest(source)
         require_fresh(run, source)
         reference = reference_of(run, context.iteration, context.recipe)
+        if context.iteration > 1 and keeps_average(context.recipe) and reference == run.policy(0):
+            warn(
+                f"iteration {context.iteration - 1} was trained without a moving average, so it "
+                'begins anew: the reference is policy 0 (reference.update = "ema")'
+            )
         content = read_manifest(policy).content_hash
         return cls(
             context=context,
@@ -121,9 +131,8 @@ class Job:
         )
 
     def shard(self, name: str) -> pa.Table:
-        """A verified shard of the rollout."""
-        (record,) = (record for record in self.rollout.shards if record.name == name)
-        return read_shard(self.source, record).select(COLUMNS)
+        """A verified shard of the rollout, completions that nobody trains on without tokens."""
+        return without_rejected(read_named_shard(self.source, name, COLUMNS))
 
 
 def main(
@@ -166,11 +175,12 @@ def make(job: Job, mesh: Mesh, shards: str) -> None:
         SamplerGapError: the gap is above the recipe's bounds. The shards are kept, so that another
             bound needs no second computation.
     """
-    from common.parallel.forward import make_missing_shards
+    from common.mesh.shard_work import make_shards
 
     writer = job.writer()
-    if not make_missing_shards(
-        writer, mesh, lambda names: compute(job, mesh, names), shards=shards
+    chosen = chosen_shards(shards, len(writer.names))
+    if not make_shards(
+        writer, mesh, lambda names: compute(job, mesh, names), chosen=chosen, by_replica=True
     ):
         return
     pairs = ((job.shard(n), writer.read(n)) for n in writer.names)
@@ -242,7 +252,7 @@ def check_gap(job: Job, gap: SamplerGap) -> None:
         return
     message = (
         f"{job.source.path}: sampler and trainer disagree about the logprobs of these "
-        f"{gap.tokens} tokens: {' and '.join(fatal or alarming)}.\n"
+        f"{gap.tokens} tokens: {' and '.join((fatal or alarming).values())}.\n"
         f"{describe(gap, TokenTexts(job.policy.path))}\n"
         f"All of it: {show_command(job.source)}"
     )
@@ -252,7 +262,7 @@ def check_gap(job: Job, gap: SamplerGap) -> None:
     raise SamplerGapError(
         f"{message}\n"
         f"Sampled by other weights or edited? Sample again: {job.source.command}\n"
-        f"Expected of this engine or type? Raise the bound; the shards are kept"
+        f"Expected of this engine or type? Raise {' and '.join(fatal)}; the shards are kept"
     )
 
 

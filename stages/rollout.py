@@ -100,8 +100,7 @@ class Job:
             "prompt": recipe.prompt.model_dump(mode="json"),
             "rollout": recipe.rollout.model_dump(mode="json"),
         }
-        if judge is not None:
-            sections["rewards"] = recipe.rewards.model_dump(mode="json", exclude={"workers"})
+        rewards = recipe.rewards.model_dump(mode="json", exclude={"workers"})
         return OutputWriter(
             run.rollout(iteration),
             inputs=input_hashes(run, inputs + self.scores),
@@ -110,6 +109,7 @@ class Job:
             names=[shard_name(index) for index in range(len(self.groups.shards))],
             schema=ROLLOUT,
             made_by=judge.made_by() if judge is not None else None,
+            extended_by={"rewards": rewards} if judge is not None else None,
         )
 
     def judge(self) -> GroupJudge:

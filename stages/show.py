@@ -1,4 +1,6 @@
-"""show: a run in the terminal. Reads everything, writes nothing, loads no model.
+"""show: a run in the terminal. Reads everything, loads no model.
+
+Writes nothing but, into a manifest, the stat of files that were linked or copied.
 
 python -m stages.show run --run demo
 python -m stages.show completions --run demo --iteration 3 --worst 5
@@ -22,18 +24,18 @@ from common.command import Context, Debug, Iteration, Json, RunName, launch, ope
 from common.errors import UserError
 from common.reporting import reward_changes, tables
 from common.reporting import rewards as reward_tables
-from common.reporting.gap import gap_of_iteration, gap_tables, hints
+from common.reporting.frames import Table, first_rows, shortened
+from common.reporting.gap_tables import gap_of_iteration, gap_tables, hints
 from common.reporting.ledger import read_ledger
 from common.reporting.passk import paired_difference
 from common.reporting.progress import clean
-from common.reporting.rewards import Table, shortened
 from common.reporting.sampler_gap import WORST
 from common.reporting.terminal import bytes_text, print_completion, print_table
+from common.reporting.token_tables import for_terminal, token_summary, token_tables
 from common.reporting.token_texts import TokenTexts
-from common.reporting.tokens import for_terminal, token_summary, token_tables
 
 Svg = Annotated[Path | None, typer.Option("--svg", help="Also draw the table into this file.")]
-Limit = Annotated[int, typer.Option("--limit", min=0, help="Rows to show; 0 for all.")]
+Limit = Annotated[int, typer.Option("--limit", min=0, help="Rows of each table; 0 for all.")]
 
 
 def run(
@@ -45,7 +47,8 @@ def run(
 
 
 def iteration(
-    run: RunName,
+    run: RunName = "demo",
+    *,
     iteration: Iteration,
     limit: Limit = 20,
     as_json: Json = False,
@@ -53,11 +56,13 @@ def iteration(
 ) -> None:
     """The groups of an iteration: question, rewards, lengths."""
     context = _open(run)
-    _print(tables.groups_table(context.run, iteration), f"iteration {iteration}", as_json, limit)
+    groups = tables.groups_table(context.run, iteration)
+    _print(groups, f"iteration {iteration}", as_json, limit=limit or None)
 
 
 def completions(
-    run: RunName,
+    run: RunName = "demo",
+    *,
     iteration: Iteration,
     best: Annotated[int, typer.Option("--best", min=0, help="How many of the best.")] = 0,
     worst: Annotated[int, typer.Option("--worst", min=0, help="How many of the worst.")] = 0,
@@ -90,7 +95,9 @@ def rewards(
         Path | None, typer.Option("--against", help="Another scoring of these completions.")
     ] = None,
     task: Annotated[str, typer.Option("--task", help="Only this source of questions.")] = "",
-    limit: Annotated[int, typer.Option("--limit", min=0, help="Completions to list.")] = 10,
+    limit: Annotated[
+        int, typer.Option("--limit", min=0, help="Completions of each kind to list; 0 for all.")
+    ] = 10,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -119,25 +126,26 @@ def rewards(
 
 
 def gap(
-    run: RunName,
+    run: RunName = "demo",
+    *,
     iteration: Iteration,
-    limit: Annotated[
-        int, typer.Option("--limit", min=0, help="Tokens to list; 0 for all ids.")
-    ] = 10,
+    limit: Limit = 10,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Where sampler and trainer disagree: by position, by token id, and the worst tokens."""
     place = _open(run).run
-    found = gap_of_iteration(place, iteration, worst=limit or WORST)
+    shown = None if as_json else limit or None
+    found = gap_of_iteration(place, iteration, worst=None if shown is None else max(shown, WORST))
     text = TokenTexts(place.policy(0).path)
-    _print_tables(gap_tables(found, text, limit=limit or None, quoted=not as_json), as_json)
+    _print_tables(gap_tables(found, text, limit=shown, quoted=not as_json), as_json)
     for hint in () if as_json else hints(found, text):
         print(clean(hint))
 
 
 def tokens(
-    run: RunName,
+    run: RunName = "demo",
+    *,
     iteration: Iteration,
     prompt: Annotated[str, typer.Option("--prompt", help="Only this prompt_id.")] = "",
     every: Annotated[
@@ -150,9 +158,8 @@ def tokens(
     """Which tokens of which prompts the objective clips, with the text around them."""
     place = _open(run).run
     said = token_summary(place, iteration)
-    overall, *found = token_tables(
-        place, iteration, prompt=prompt, every=every, limit=limit or None
-    )
+    shown = None if as_json else limit or None
+    overall, *found = token_tables(place, iteration, prompt=prompt, every=every, limit=shown)
     if as_json:
         _print_tables([overall, *found], as_json)
         return
@@ -168,7 +175,14 @@ def ledger(
     debug: Debug = False,
 ) -> None:
     """How often the prompts were solved, and which never were."""
-    _print_tables(read_ledger(_open(run).run, task).tables(None if as_json else limit), as_json)
+    book = read_ledger(_open(run).run, task)
+    if as_json:
+        _print_tables(book.tables(drawings=True), as_json)
+        return
+    found = [table for table in book.tables(limit or None) if not table.frame.is_empty()]
+    _print_tables(found, as_json)
+    if book.never_solved().is_empty() and not book.drawings.is_empty():
+        print("every prompt that was drawn has been solved")
 
 
 def status(run: RunName = "demo", as_json: Json = False, debug: Debug = False) -> None:
@@ -229,12 +243,18 @@ def _open(run: str) -> Context:
 
 
 def _print(
-    frame: pl.DataFrame, title: str, as_json: bool, limit: int = 0, svg: Path | None = None
+    frame: pl.DataFrame,
+    title: str,
+    as_json: bool,
+    *,
+    limit: int | None = None,
+    svg: Path | None = None,
 ) -> None:
     if as_json:
         print(frame.write_json())
-    else:
-        print_table(frame, title=title, limit=limit or None, svg=svg)
+        return
+    table = first_rows(Table("", title, frame), limit)
+    print_table(table.frame, title=table.title, svg=svg)
 
 
 def _print_tables(found: list[Table], as_json: bool) -> None:
@@ -253,5 +273,7 @@ def _finite(frame: pl.DataFrame) -> pl.DataFrame:
 
 if __name__ == "__main__":
     launch(
-        run, iteration, completions, rewards, ledger, gap, tokens, status, evaluations, disk, recipe
+        *(run, iteration, completions, rewards, ledger, gap, tokens),
+        *(status, evaluations, disk, recipe),
+        about="A run in tables: what was drawn, judged and trained, and what lies on the disk.",
     )

@@ -10,7 +10,8 @@ rest is computed by the functions of the loss, with the objective that trained (
 recipe in force). The numbers are those after the iteration's last optimizer step: `clipped` is what
 one more epoch over the same completions would clip at its start, not a record of what each step
 clipped. `weight` is the sampler correction, 0 on tokens that top_entropy_quantile leaves out (in
-the batches of the last epoch) and on completions that are not in the loss.
+the batches of the last epoch) and on completions that are not in the loss. Those that dynamic
+sampling left out of the batch have empty lists.
 
 python -m stages.tokens --run demo --iteration 3
 torchrun --standalone --nproc-per-node 2 -m -- stages.tokens --run demo --iteration 3
@@ -26,27 +27,27 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from common.command import (
-    AcceptEdits,
     Context,
     Debug,
     Iteration,
     Json,
-    Overrides,
     Overwrite,
     Quiet,
-    RecipePath,
     RunName,
     Shards,
+    chosen_shards,
     launch,
     open_context,
 )
 from common.config import ObjectiveConfig, TrainConfig
 from common.reporting.token_texts import TokenTexts
 from common.runs.freshness import input_hashes, require_fresh
+from common.runs.join import join
 from common.runs.layout import Output
+from common.runs.list_columns import without_rejected
 from common.runs.manifest import Manifest, read_manifest
 from common.runs.schemas import KEY, TOKEN_RECORDS
-from common.runs.shards import OutputWriter, join, read_shard
+from common.runs.shards import OutputWriter, read_named_shard
 
 if TYPE_CHECKING:
     from common.mesh.mesh import Mesh
@@ -114,12 +115,15 @@ class Job:
         )
 
     def shard(self, name: str) -> pa.Table:
-        """The verified shards of rollout, score and logprobs side by side."""
-        joined, *others = (self._part(source, name) for source in self.sources)
+        """The verified shards of rollout, score and logprobs side by side, completions that nobody
+        trained on without tokens."""
+        joined, *others = (
+            read_named_shard(source, name, COLUMNS[source.stage]) for source in self.sources
+        )
         rollout = self.sources[0].name
         for source, part in zip(self.sources[1:], others, strict=True):
             joined = join(joined, part, key=KEY, names=(rollout, source.name))
-        return joined
+        return without_rejected(joined)
 
     def recorder(self) -> Recorder:
         from common.parallel.token_records import Recorder, entropy_thresholds
@@ -132,37 +136,19 @@ class Job:
             entropy_thresholds(run, iteration, self.objective, train, self.trained.seed),
         )
 
-    def _part(self, source: Output, name: str) -> pa.Table:
-        (record,) = (record for record in read_manifest(source).shards if record.name == name)
-        return read_shard(source, record).select(COLUMNS[source.stage])
-
 
 def main(
     run: RunName,
     iteration: Iteration,
-    recipe: RecipePath = None,
-    overrides: Overrides = None,
     shards: Shards = "",
     overwrite: Overwrite = False,
-    accept_edits: AcceptEdits = False,
     quiet: Quiet = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Per-token records of a trained iteration: ratios, what is clipped, entropy, KL, weights."""
-    context = open_context(
-        run,
-        iteration,
-        recipe=recipe,
-        overrides=overrides,
-        overwrite=overwrite,
-        quiet=quiet,
-        as_json=as_json,
-    )
+    context = open_context(run, iteration, overwrite=overwrite, quiet=quiet, as_json=as_json)
     output = context.run.tokens(iteration)
-    if accept_edits:
-        context.accept(output, TOKEN_RECORDS)
-        return
     from common.mesh.mesh import Mesh
 
     with Mesh.from_environment(context.recipe.mesh) as mesh:
@@ -172,12 +158,17 @@ def main(
 
 def make(job: Job, mesh: Mesh, shards: str) -> None:
     """Record the missing shards of those asked for, and commit once all are there."""
-    from common.parallel.forward import make_missing_shards
+    from common.mesh.shard_work import make_shards
     from common.parallel.token_records import record_facts
 
     writer, recorder = job.writer(), job.recorder()
-    if not make_missing_shards(
-        writer, mesh, lambda names: compute(job, recorder, mesh, names), shards=shards
+    chosen = chosen_shards(shards, len(writer.names))
+    if not make_shards(
+        writer,
+        mesh,
+        lambda names: compute(job, recorder, mesh, names),
+        chosen=chosen,
+        by_replica=True,
     ):
         return
     facts = record_facts((recorder.in_loss(job.shard(n)), writer.read(n)) for n in writer.names)

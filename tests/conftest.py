@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from common.reporting.progress import set_quiet
 from common.runs.layout import Run
 
 # Content is bit-for-bit the same for the same thread count; ranks have one thread, so we have one.
@@ -55,6 +56,12 @@ kl_coef = 0.01
 [train]
 learning_rate = 1e-3
 """
+
+
+@pytest.fixture(autouse=True)
+def _heard() -> None:
+    """A command that was quiet leaves the process so; the next test's is a new one."""
+    set_quiet(False)
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +59,13 @@ def install(run: Run, number: int, policy: Path) -> None:
     commit_policy(output, inputs={}, recipe={}, seed=0)
 
 
-def write_rollout(run: Run, iteration: int, policy: Path, *, noise: float = 0.0) -> None:
-    """A rollout of random completions with the policy's own logprobs, moved by `noise`."""
+def write_rollout(
+    run: Run, iteration: int, policy: Path, *, noise: float = 0.0, rejected: Container[int] = ()
+) -> None:
+    """A rollout of random completions with the policy's own logprobs, moved by `noise`.
+
+    Groups that are `rejected` are not kept.
+    """
     random = np.random.default_rng(iteration)
     rows: list[dict[str, Any]] = []
     for group in range(GROUPS):
@@ -80,7 +86,7 @@ def write_rollout(run: Run, iteration: int, policy: Path, *, noise: float = 0.0)
                     "sampler_full_logprobs": noted,
                     "policy_version": iteration - 1,
                     "seed": 0,
-                    "kept": True,
+                    "kept": group not in rejected,
                 }
             )
     before = run.policy(iteration - 1)
@@ -100,15 +106,18 @@ def write_rollout(run: Run, iteration: int, policy: Path, *, noise: float = 0.0)
 
 
 def make_run(
-    name: str, policies: tuple[Path, Path], *, kl_coef: float = 0.1, noise: float = 0.0
+    name: str, policies: tuple[Path, Path], *, kl_coef: float = 0.1, **changes: Any
 ) -> Run:
-    """A run whose iteration 2 has a rollout of policy 1; policy 0 is the reference."""
+    """A run whose iteration 2 has a rollout of policy 1; policy 0 is the reference.
+
+    `changes` go to `write_rollout`.
+    """
     run = Run.named(name)
     run.root.mkdir()
     run.recipe.write_text(RECIPE.format(kl_coef=kl_coef))
     for number, policy in enumerate(policies):
         install(run, number, policy)
-    write_rollout(run, 2, policies[1], noise=noise)
+    write_rollout(run, 2, policies[1], **changes)
     return run
 
 

@@ -48,6 +48,19 @@ def test_a_user_error_is_one_message_and_its_exit_code(kind: type[UserError]) ->
     assert done.stdout == ""
 
 
+def test_several_commands_have_a_sentence_above_them() -> None:
+    code = (
+        "from common.command import launch\n"
+        "def one() -> None: ...\n"
+        "def other() -> None: ...\n"
+        "launch(one, other, about='What these are for.')"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", code, "--help"], capture_output=True, text=True, check=True
+    ).stdout
+    assert shown.index("What these are for.") < shown.index("one") < shown.index("other")
+
+
 def test_exit_codes_differ() -> None:
     kinds = (UserError, NoLearningSignalError, SamplerGapError, NonFiniteError)
     assert len({kind.exit_code for kind in kinds}) == 4

@@ -8,18 +8,13 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import polars as pl
 import pytest
-from safetensors.numpy import load_file
 
 from common.command import open_context
-from common.config import PRESETS
-from common.errors import MissingToolError, UserError
-from common.recipe_file import parse_recipe
 from common.runs.child import Frozen
 from common.runs.freshness import plan, status_of
 from common.runs.hashing import sha256_of_bytes, sha256_of_file
@@ -28,10 +23,7 @@ from common.runs.manifest import read_manifest
 from common.runs.recipe import recipe_in_force
 from common.runs.retention import prune
 from stages import logprobs, prepare, rollout, score, train
-from workflows import compare
-from workflows.compare_plot import draw, require_matplotlib
-from workflows.compare_policies import compare_updates
-from workflows.compare_variants import Variant, read_variants, with_preset
+from workflows.compare.processes import run_module
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SMALL = [
@@ -177,7 +169,7 @@ def test_again_it_makes_nothing_and_prints_the_tables(compared: Compared) -> Non
     done = run_compare("--variant", f"as_is:{VARIANTS['as_is']}", "--variant", "dr:preset=dr_grpo")
     assert done.returncode == 0, done.stderr
     assert "-m stages." not in done.stdout
-    assert "against as_is" in done.stdout and "clip fraction low" in done.stdout
+    assert "against as_is" in done.stdout and "clip_fraction_low" in done.stdout
     assert hashes(compared.child("dr")) == before
 
 
@@ -194,114 +186,30 @@ def test_pruning_and_hand_edits_in_a_child_do_not_reach_the_parent(compared: Com
     assert hashes(compared.parent) == compared.before
 
 
-def variants(compared: Compared, *options: str, **others: list[str]) -> list[Variant]:
-    given = {"presets": [], "recipes": [], "common": []} | others
-    frozen = Frozen(compared.parent, 2)
-    return read_variants(frozen, variants=list(options), **given)  # type: ignore[arg-type]
+def test_a_stage_is_what_it_would_be_by_hand(compared: Compared) -> None:
+    forked = compared.policy("as_is")
+    train.main("a.2.as_is", 2, overwrite=True)
+    assert compared.policy("as_is") == forked
 
 
-def test_a_run_of_that_name_that_is_something_else_is_refused(
+def test_a_process_ends_as_a_shell_would_see_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "killed.py").write_text("import os\n\ndef main(): os.kill(os.getpid(), 9)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert run_module("killed", [], 1) == 137
+    assert run_module("stages.score", ["--run", "nowhere", "--iteration", "1"], 1) == 2
+    assert "nowhere: no such run" in capfd.readouterr().err
+
+
+def test_without_hard_links_weights_are_copied(
     compared: Compared, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is removed and made again on demand; here also without links, by copying."""
-    two = variants(compared, "as_is:train.epochs=3", "dr:preset=dr_grpo")
     frozen = Frozen(compared.parent, 2)
-    with pytest.raises(UserError, match=r"recipe.toml differs in train.epochs.*--overwrite"):
-        compare.make_children(frozen, two, overwrite=False)
-    same, elsewhere = replace(two[0], name="elsewhere"), frozen.child("elsewhere")
-    Frozen(compared.parent, 1).make(elsewhere, two[0].text)
-    with pytest.raises(UserError, match=r"it has no iterations/0001/logprobs.*--overwrite"):
-        compare.make_children(frozen, [same], overwrite=False)
+    elsewhere = frozen.child("elsewhere")
     monkeypatch.setattr(os, "link", lambda *_: Path("/nowhere").stat())
-    compare.make_children(frozen, [same], overwrite=True)
+    frozen.make(elsewhere, compared.child("as_is").recipe.read_text())
     weights = next(elsewhere.policy(1).path.glob("*.safetensors"))
     assert weights.stat().st_nlink == 1
     assert status_of(elsewhere, elsewhere.rollout(2)).state == "fresh"
     assert hashes(compared.parent) == compared.before
-
-
-def test_a_pruned_iteration_names_those_that_can_be_compared(compared: Compared) -> None:
-    run = compared.child("pp2")
-    prune(run, newest=3, keep_policies="all", keep_trainer=2)
-    with pytest.raises(UserError, match=r"trainer/0001.*pruned.*that can: 1$"):
-        Frozen(run, 2).check()
-
-
-def test_presets_replace_what_presets_decide(compared: Compared) -> None:
-    parent = compared.parent.recipe.read_text() + "\n[rewards.length]\nweight = 0.9\n"
-    text = with_preset(parent, "grpo")
-    recipe = parse_recipe(text, origin="test")
-    assert recipe.objective.kl_coef == PRESETS["grpo"]["objective"]["kl_coef"] == 0.04
-    assert recipe.rewards.length.weight == 0 and recipe.train.epochs == 2
-    assert "description" in text and text.count("[rollout]") == 1
-    (dapo, own) = variants(
-        compared,
-        "own:objective.clip_high=0.5,preset=dapo",
-        presets=["dapo"],
-        common=["objective.clip_low=0.1"],
-    )
-    assert (dapo.recipe.objective.clip_low, dapo.recipe.objective.clip_high) == (0.1, 0.28)
-    assert (own.recipe.objective.clip_low, own.recipe.objective.clip_high) == (0.1, 0.5)
-    assert compare.not_applied(Frozen(compared.parent, 2), dapo) == ["rollout.dynamic_sampling"]
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["a:train.epochs=2"], "two variants or more"),
-        (["a:train.epochs=2", "a:train.epochs=3"], "two variants are called 'a'"),
-        (["a:train.epoch=2", "b:train.epochs=1"], "variant 'a': unknown key 'train.epoch'"),
-        (["a", "b:train.epochs=1"], "--variant 'a': write it as NAME:section.key=value"),
-        (["a:preset=dpo", "b:train.epochs=1"], "preset 'dpo': there are grpo, dapo"),
-        (["a/b:train.epochs=2", "b:train.epochs=1"], "choose another name"),
-        (["a" * 70 + ":train.epochs=2", "b:train.epochs=1"], "at most 64"),
-        (["a:model.path=elsewhere", "b:train.epochs=1"], "model.path is not what run 'a'"),
-        (["a:data.counting.train=7", "b:train.epochs=1"], "data.counting.train is not what"),
-    ],
-)
-def test_faulty_variants_are_refused(compared: Compared, options: list[str], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        variants(compared, *options)
-
-
-def test_make_quotes_what_it_hands_on(tmp_path: Path) -> None:
-    attack = f"$(shell touch {tmp_path}/mark)"
-    given = [f"{name}=it's {attack}" for name in ("PRESETS", "PP", "VARIANTS", "ARGS")]
-    command = ["make", "-n", "compare", "N=2", "RUN=a", *given]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
-    line = done.stdout.splitlines()[-1]
-    assert "compare --run a --iteration 2 --preset 'it'\\''s' --preset '$(shell'" in line
-    assert "--variant 'ppit'\\''s:mesh.pp_degree=it'\\''s'" in line
-    assert not (tmp_path / "mark").exists()
-
-
-def test_update_figures_are_those_of_numpy(compared: Compared, tmp_path: Path) -> None:
-    folders = [compared.child("dr").policy(1).path]
-    folders += [compared.child(name).policy(2).path for name in ("as_is", "dr")]
-    before, baseline, ours = (
-        np.concatenate([t.ravel().astype(np.float64) for _, t in sorted(weights.items())])
-        for weights in (load_file(folder / "model.safetensors") for folder in folders)
-    )
-    b, v = baseline - before, ours - before
-    found = compare_updates(*folders)
-    assert found.norm == pytest.approx(np.linalg.norm(v), rel=1e-12)
-    assert found.cosine == pytest.approx(v @ b / np.linalg.norm(v) / np.linalg.norm(b), rel=1e-12)
-    apart = np.linalg.norm(v - b) / np.linalg.norm(b)
-    assert found.relative_difference == pytest.approx(apart, rel=1e-12)
-    still = compare_updates(folders[0], folders[0], folders[1])
-    assert still.cosine is None and still.relative_difference is None
-
-
-def test_the_plot_is_deterministic_and_holds_no_text_as_markup(
-    compared: Compared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    steps = compared.steps.with_columns(variant=pl.col("variant") + "<script>&")
-    written = []
-    for name in ("1.svg", "2.svg"):
-        draw(steps, tmp_path / name, title="<b>a</b>, iteration 2")
-        written.append((tmp_path / name).read_text())
-    assert written[0] == written[1]
-    assert not [text for text in ("<script", "<b>", "<dc:date>") if text in written[0]]
-    monkeypatch.setattr("workflows.compare_plot.find_spec", lambda name: None)
-    with pytest.raises(MissingToolError, match="pip install"):
-        require_matplotlib()

@@ -25,6 +25,7 @@ from common.runs import shards as shards_module
 from common.runs.freshness import status_of
 from common.runs.layout import Run, shard_name
 from common.runs.manifest import read_manifest
+from common.runs.recipe import recipe_in_force
 from common.runs.shards import read_output
 from stages import logprobs, rollout, score, train
 
@@ -131,12 +132,8 @@ def test_ranks_make_the_same_bytes(whole: Run, run: Run, stage: Callable[..., An
     assert shard_bytes(run) == shard_bytes(whole)
 
 
-@pytest.mark.parametrize("writes", [2, 8, 11, 16, 20, 25])
-def test_an_interrupted_rollout_ends_with_the_same_bytes(
-    whole: Run, run: Run, monkeypatch: pytest.MonkeyPatch, writes: int
-) -> None:
-    """Of the plan, of shards each with its record, of what came of them, of further shards, of all
-    shards in the end. What was noted of a shard is not judged again."""
+def stop_after(writes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the rollout; it is interrupted after so many files."""
     write, left = shards_module.write_atomically, writes
 
     def interrupted(path: Path, data: bytes) -> None:
@@ -146,23 +143,52 @@ def test_an_interrupted_rollout_ends_with_the_same_bytes(
             raise KeyboardInterrupt
         write(path, data)
 
-    monkeypatch.setattr(shards_module, "write_atomically", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        rollout.main("a", 1, quiet=True)
-    monkeypatch.setattr(shards_module, "write_atomically", write)
-    noted = len(list(run.rollout(1).partial.glob("*.outcomes.done.json")))
-    judge, judgings = GroupJudge.outcomes, []
+    with monkeypatch.context() as patch:
+        patch.setattr(shards_module, "write_atomically", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            rollout.main("a", 1, quiet=True)
+
+
+def count_judgings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Completions of each judging from now on."""
+    judge, judgings = GroupJudge.outcomes, list[int]()
 
     def counted(self: GroupJudge, completions: Any) -> Any:
         judgings.append(len(completions))
         return judge(self, completions)
 
     monkeypatch.setattr(GroupJudge, "outcomes", counted)
+    return judgings
+
+
+@pytest.mark.parametrize("writes", [2, 8, 11, 16, 20, 25])
+def test_an_interrupted_rollout_ends_with_the_same_bytes(
+    whole: Run, run: Run, monkeypatch: pytest.MonkeyPatch, writes: int
+) -> None:
+    """Of the plan, of shards each with its record, of what came of them, of further shards, of all
+    shards in the end. What was noted of a shard is not judged again."""
+    stop_after(writes, monkeypatch)
+    noted = len(list(run.rollout(1).partial.glob("*.outcomes.done.json")))
+    judgings = count_judgings(monkeypatch)
     rollout.main("a", 1, quiet=True)
     assert shard_bytes(run) == shard_bytes(whole)
     assert len(judgings) == len(shard_bytes(whole)) - noted
     assert {path.suffix for path in run.rollout(1).path.iterdir()} == {".parquet", ".json"}
     assert len(list(run.rollout(1).path.glob("*.json"))) == 1, "notes are not left behind"
+
+
+@pytest.mark.parametrize("writes", [11, 20, 25])
+def test_other_rewards_keep_the_samples_of_the_first_round(
+    whole: Run, run: Run, monkeypatch: pytest.MonkeyPatch, capsys, writes: int
+) -> None:
+    """They were drawn before anything was judged; what was noted of them and drawn since goes."""
+    recipe_in_force(run, overrides=["rewards.answer.weight=2.0"], write=True)
+    stop_after(writes, monkeypatch)
+    judgings = count_judgings(monkeypatch)
+    rollout.main("a", 1, overrides=["rewards.answer.weight=1.0"])
+    assert "3 of 3 shards were complete already" in capsys.readouterr().out
+    assert shard_bytes(run) == shard_bytes(whole)
+    assert len(judgings) == len(shard_bytes(whole))
 
 
 def test_shards_of_the_first_round_can_be_made_apart(

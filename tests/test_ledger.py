@@ -8,16 +8,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import polars as pl
+import pyarrow as pa
 import pytest
 from dynamic_runs import start_run
 from scored_runs import completion, start_scored_run, write_rollout
 
 from common.errors import UserError
 from common.reporting.ledger import drawings, last_drawings, read_ledger
-from common.runs.freshness import status_of
-from common.runs.layout import Run
+from common.runs.freshness import input_hashes, status_of
+from common.runs.layout import Run, shard_name
 from common.runs.manifest import read_manifest
-from common.runs.shards import read_output
+from common.runs.schemas import KEY, ROLLOUT, score_schema
+from common.runs.shards import OutputWriter, read_output
 from stages import logprobs, rollout, score, show, train
 
 
@@ -116,7 +118,8 @@ def test_show_ledger(whole: Run, capsys: pytest.CaptureFixture[str]) -> None:
     assert {row["iteration"] for row in found["drawings"]} == {1, 2}
     show.ledger("a", limit=1)
     shown = capsys.readouterr().out
-    assert never[0] in shown and f"{len(never)} prompts never solved; the first 1" in shown
+    listed = f"prompts never solved: 1 of {len(never)} (--limit 0 shows all)"
+    assert never[0] in shown and listed in shown
     with pytest.raises(UserError, match="--task 'sums': there is 'sayings'"):
         show.ledger("a", task="sums")
 
@@ -149,6 +152,73 @@ def test_the_past_is_read_only_as_far_as_it_matters(whole: Run) -> None:
     last = last_drawings(whole, newest["prompt_id"].to_list(), 3)
     assert last.scores == ["iterations/0002/score"]
     assert last.pass_rates == dict(newest.select("prompt_id", "pass_rate").iter_rows())
+
+
+def test_a_prompt_that_never_fits_does_not_make_every_rollout_read_the_whole_run(
+    runs: Path,
+) -> None:
+    """Three prompts, one of them too long, three turns an iteration, a recheck in each epoch: six
+    turns have one of every prompt that fits. What rested longer under a former recipe counts."""
+    run = start_scored_run()
+    ids = ["p1", "p2", "too long"]
+    write_drawings(run, [[1, 2]] * 5, recheck_epochs=[1, 1, 1, 1, 1])
+    last = last_drawings(run, ids, 6)
+    assert last.scores == ["iterations/0004/score", "iterations/0005/score"]
+    assert last.pass_rates == {"p1": 1.0, "p2": 0.0}
+    write_drawings(run, [[1, 2], [2], [2], [2], [2]], recheck_epochs=[1, 1, 1, 3, 1])
+    assert last_drawings(run, ids, 6).scores == [f"iterations/{n:04d}/score" for n in (2, 3, 4, 5)]
+    assert last_drawings(run, ids, 5).pass_rates == {"p1": 1.0, "p2": 0.0}
+
+
+def test_all_solved_is_said_in_words(
+    runs: Path, tmp_path: Path, tiny_policy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = start_run(tmp_path, tiny_policy, [7, 7, 7])
+    show.ledger("a")
+    said = "every prompt that was drawn has been solved"
+    assert said not in capsys.readouterr().out, "nothing is drawn yet"
+    prompt_id = read_ledger(run).prompts["prompt_id"][0]
+    rows = [completion(1, sample, prompt_id=prompt_id) for sample in range(4)]
+    write_rollout(run, rows, shards=1)
+    score.main("a", 1, overrides=["rewards.format.weight=0"], quiet=True)
+    show.ledger("a")
+    shown = capsys.readouterr().out
+    assert said in shown and "never solved" not in shown
+
+
+def write_drawings(run: Run, drawn: list[list[int]], recheck_epochs: list[int]) -> None:
+    """Rollouts of three turns each, and scores; group 1 is solved, group 2 never."""
+    for iteration, groups in enumerate(drawn, start=1):
+        for output in (run.rollout(iteration), run.score(iteration)):
+            shutil.rmtree(output.path, ignore_errors=True)
+        rows = [completion(group, sample) for group in groups for sample in range(2)]
+        turns = {"cursor_start": 3 * iteration - 3, "cursor_end": 3 * iteration}
+        rollout_of = OutputWriter(
+            run.rollout(iteration),
+            inputs={},
+            recipe={"rollout": {"ledger_recheck_epochs": recheck_epochs[iteration - 1]}},
+            seed=0,
+            names=[shard_name(0)],
+            schema=ROLLOUT,
+        ).open()
+        rollout_of.write(shard_name(0), pa.Table.from_pylist(rows, schema=ROLLOUT))
+        rollout_of.commit(turns)
+        scored = [
+            dict.fromkeys(score_schema([]).names, 0.0)
+            | {KEY: row[KEY], "extracted_answer": ""}
+            | {"verdict": "correct" if row["group_id"] == 1 else "wrong"}
+            for row in rows
+        ]
+        score_of = OutputWriter(
+            run.score(iteration),
+            inputs=input_hashes(run, [run.rollout(iteration).name]),
+            recipe={},
+            seed=0,
+            names=[shard_name(0)],
+            schema=score_schema([]),
+        ).open()
+        score_of.write(shard_name(0), pa.Table.from_pylist(scored, schema=score_schema([])))
+        score_of.commit()
 
 
 def test_ledger_without_anything_drawn(tmp_path: Path, runs: Path, tiny_policy: Path) -> None:

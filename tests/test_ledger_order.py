@@ -114,6 +114,32 @@ def test_solved_prompts_take_one_turn_in_so_many_epochs(recheck: int, solved: se
     assert times == [2 if index in solved else epochs for index in range(total)]
 
 
+@given(
+    total=st.integers(1, 8),
+    recheck=st.integers(1, 3),
+    unfit=st.frozensets(st.integers(0, 7), max_size=3),
+    steps=st.lists(
+        st.tuples(st.integers(1, 5), st.integers(0, 3), st.integers(0, 2**8 - 1)), max_size=40
+    ),
+)
+def test_what_was_drawn_longer_ago_than_the_ledger_reads_has_been_drawn_since(
+    total: int, recheck: int, unfit: frozenset[int], steps: list[tuple[int, int, int]]
+) -> None:
+    """`last_drawings` stops after (recheck_epochs + 1) * total turns: no prompt that fits and was
+    drawn rests longer, whatever is solved at each drawing (the bits of a step's last number)."""
+    if unfit >= set(range(total)):
+        return
+    cursor, rates = 0, dict[int, float]()
+    drawn_until: dict[int, int] = {}
+    for count, revisits, solved in steps:
+        for end in drawn_until.values():
+            assert cursor - end < (recheck + 1) * total
+        found = draw(cursor, count, total, rates, min(revisits, count), recheck, unfit)
+        cursor = found.cursor_end
+        drawn_until |= dict.fromkeys(found.prompts, cursor)
+        rates |= {index: float(solved >> index & 1) for index in found.prompts}
+
+
 def test_revisits_are_drawn_by_the_variance_of_their_reward() -> None:
     """First picks follow p (1 - p); what is never or always solved is never picked; another prompt
     more or less changes no one's own number."""

@@ -9,15 +9,17 @@ from pathlib import Path
 
 import logprobs_runs
 import numpy as np
+import polars as pl
 import pytest
 from logprobs_runs import TEMPERATURE, flat, install, plain, write_rollout
 
 from common.errors import UserError
+from common.runs.freshness import status_of
 from common.runs.layout import Run
 from common.runs.manifest import read_manifest
 from common.runs.schemas import KEY
 from common.runs.shards import OutputWriter, read_output, read_shard
-from stages import logprobs
+from stages import logprobs, rollout
 
 
 @pytest.fixture
@@ -33,8 +35,8 @@ def make_run(runs: Path, policies: tuple[Path, Path]) -> Callable[..., Run]:
 
 
 def expected_columns(run: Run, iteration: int, policy: Path) -> tuple[list[float], list[float]]:
-    rollout = read_output(run.rollout(iteration)).to_pylist()
-    pairs = [plain(policy, row["prompt_ids"], row["completion_ids"]) for row in rollout]
+    rows = read_output(run.rollout(iteration)).to_pylist()
+    pairs = [plain(policy, row["prompt_ids"], row["completion_ids"]) for row in rows]
     return [x for pair in pairs for x in pair[0]], [x for pair in pairs for x in pair[1]]
 
 
@@ -43,8 +45,8 @@ def test_every_number_equals_a_plain_forward(make_run, policies):
     run = make_run()
     logprobs.main("a", 2, quiet=True)
     found = read_output(run.logprobs(2))
-    rollout = read_output(run.rollout(2))
-    assert found[KEY].equals(rollout[KEY])
+    sampled = read_output(run.rollout(2))
+    assert found[KEY].equals(sampled[KEY])
     names = [
         [record.name for record in read_manifest(o).shards]
         for o in (run.logprobs(2), run.rollout(2))
@@ -59,11 +61,52 @@ def test_every_number_equals_a_plain_forward(make_run, policies):
     ):
         np.testing.assert_allclose(flat(found, column), expected, rtol=0, atol=2e-5)
         lengths = [len(row) for row in found[column].to_pylist()]
-        assert lengths == [len(row) for row in rollout["completion_ids"].to_pylist()]
+        assert lengths == [len(row) for row in sampled["completion_ids"].to_pylist()]
     facts = read_manifest(run.logprobs(2)).facts
     assert facts["gap_mean"] < facts["gap_max"] < 2e-5
     assert (facts["policy_version"], facts["reference"]) == (1, "policies/0000")
     assert facts["temperature"] == TEMPERATURE
+
+
+def test_rejected_groups_cost_no_forward(make_run, policies, monkeypatch):
+    """Group 1 of the first shard and all of the second are not kept: their lists are empty, only
+    the others' tokens go through a model, and the numbers of those are what they were."""
+    from common.parallel.pipeline import Pipeline
+
+    whole, run = make_run("whole"), make_run("a", rejected=(1, 2, 3))
+    logprobs.main("whole", 2, quiet=True)
+    targets: list[int] = []
+    forward = Pipeline.run_forward
+
+    def counted(self, packs, *args):
+        targets.append(packs.num_targets)
+        return forward(self, packs, *args)
+
+    monkeypatch.setattr(Pipeline, "run_forward", counted)
+    logprobs.main("a", 2, quiet=True)
+    before, found = read_output(whole.logprobs(2)), read_output(run.logprobs(2))
+    assert found[KEY].equals(before[KEY])
+    kept = read_output(run.rollout(2), ["kept"])["kept"].to_pylist()
+    assert kept == [True] * 3 + [False] * 9
+    for column in ("old_logprobs", "ref_logprobs", "entropy"):
+        rows = zip(found[column].to_pylist(), before[column].to_pylist(), kept, strict=True)
+        for row, former, stays in rows:
+            assert row == pytest.approx(former if stays else [], rel=0, abs=1e-6)
+    tokens = len(flat(found, "entropy"))
+    assert targets == [tokens, tokens], "reference and policy, one shard each"
+    assert read_manifest(run.logprobs(2)).facts["tokens"] == tokens
+
+
+def test_an_edited_kept_makes_the_logprobs_stale(make_run):
+    """They have no numbers of rows that are kept since."""
+    run = make_run(rejected=(1,))
+    logprobs.main("a", 2, quiet=True)
+    path = run.rollout(2).path / "shard-00000.parquet"
+    pl.read_parquet(path).with_columns(kept=pl.lit(True)).write_parquet(path)
+    rollout.main("a", 2, accept_edits=True, quiet=True)
+    assert status_of(run, run.logprobs(2)).reason == "iterations/0002/rollout changed"
+    logprobs.main("a", 2, quiet=True)
+    assert all(read_output(run.logprobs(2))["entropy"].to_pylist())
 
 
 def test_without_kl_the_reference_is_not_even_there(make_run):

@@ -86,6 +86,30 @@ def test_one_stage_by_hand(make) -> None:  # type: ignore[no-untyped-def]
     assert "N=3" in make("score", expect=2)
 
 
+def test_compare_quotes_what_it_hands_on(make, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    attack = f"$(shell touch {tmp_path}/mark)"
+    given = [f"{name}=it's {attack}" for name in ("PRESETS", "PP", "VARIANTS", "ARGS")]
+    line = make("-n", "compare", "N=2", "RUN=a", *given).splitlines()[-1]
+    assert "compare --run a --iteration 2 --preset 'it'\\''s' --preset '$(shell'" in line
+    assert "--variant 'ppit'\\''s:mesh.pp_degree=it'\\''s'" in line
+    assert not (tmp_path / "mark").exists()
+
+
+def test_compare_refuses_what_it_would_ignore(make) -> None:  # type: ignore[no-untyped-def]
+    given = ("-n", "compare", "N=2", "PRESETS=grpo dapo")
+    assert make(*given) == make(*given, "NPROC=1")
+    assert 'ARGS="--recipe FILE"' in make(*given, "RECIPE=a.toml", expect=2)
+    assert 'PP="1 2"' in make(*given, "NPROC=2", expect=2)
+
+
+def test_tokens_takes_no_recipe_since_it_records_what_has_trained(make) -> None:  # type: ignore[no-untyped-def]
+    (line,) = stage_lines(make("-n", "tokens", "N=2", "RUN=new"))
+    assert line.endswith("-m stages.tokens --run new --iteration 2")
+    for given in ("RECIPE=x.toml", "SET=objective.clip_low=0.1"):
+        refusal = f"tokens takes no {given.partition('=')[0]}=: the recipe is the one that trained"
+        assert refusal in make("-n", "tokens", "N=2", given, expect=2)
+
+
 @pytest.mark.parametrize(("name", "least"), [("N", 0), ("FROM", 1), ("NPROC", 1)])
 @pytest.mark.parametrize("value", ["00", "01", "-1", "x", "1x", "1 2", "12345", "1.5", "1;ls"])
 def test_numbers_are_checked(make, name: str, least: int, value: str) -> None:  # type: ignore[no-untyped-def]

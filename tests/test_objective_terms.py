@@ -64,6 +64,7 @@ def test_cispo_by_cases(r, A, weight):
     [
         (ObjectiveConfig(), {(0.5, -1)}, {(1.5, 1), (7, 1)}),
         (ObjectiveConfig(clip_low=0.6, clip_high=2), set(), {(7, 1)}),
+        (ObjectiveConfig(dual_clip=3), {(0.5, -1)}, {(1.5, 1), (7, 1), (7, -1)}),
         (ObjectiveConfig(policy_term="cispo"), set(), {(7, 1), (7, -1), (7, 0)}),
     ],
 )
@@ -73,6 +74,19 @@ def test_what_counts_as_clipped(config, low, high):
     found = clipped_tokens(ratio, advantages, config)
     for tokens, expected in zip(found, (low, high), strict=True):
         assert {case for case, yes in zip(cases, tokens, strict=True) if yes} == expected
+
+
+@pytest.mark.parametrize("dual_clip", [None, 3.0])
+def test_clipped_are_the_tokens_without_gradient(dual_clip):
+    """Of all that have an advantage."""
+    config = ObjectiveConfig(dual_clip=dual_clip)
+    ratio = torch.linspace(0.05, 5, 100, dtype=torch.float64).repeat(2).requires_grad_()
+    advantages = torch.tensor([1.0, -1.0], dtype=torch.float64).repeat_interleave(100)
+    loss = policy_term(ratio, torch.zeros_like(ratio), advantages, config).sum()
+    (gradient,) = torch.autograd.grad(loss, ratio)
+    low, high = clipped_tokens(ratio, advantages, config)
+    assert torch.equal(low | high, gradient == 0)
+    assert low.any() and high.any()
 
 
 def test_bounds_are_not_clipped():

@@ -15,7 +15,7 @@ from common.config import PRESETS
 from common.config.presets import PresetName
 from common.errors import UserError
 from common.objective.advantages import compute_advantages
-from common.recipe_file import load_recipe, override_text, parse_recipe
+from common.recipe_file import load_recipe, override_text, parse_recipe, preset_remark
 from common.rewards.length import open_rule
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -182,6 +182,17 @@ def test_an_unknown_preset_is_refused_with_the_known_ones(value: str) -> None:
 def test_a_wrong_table_beside_a_preset_is_named() -> None:
     with pytest.raises(UserError, match=r"^r: objective = 3: "):
         parse_recipe(f'preset = "dapo"\nobjective = 3\n{BASE}', origin="r")
+
+
+def test_what_overrules_a_preset_is_said() -> None:
+    """Only what differs: a key that says the same as the paper is no matter."""
+    text = 'preset = "dapo"\nrewards.length.weight = 1\n[objective]\nkl_coef = 0.001\n'
+    text += "clip_high = 0.28\n"
+    assert preset_remark(text) == (
+        "preset dapo: the recipe's own rewards.length.weight = 1 (dapo: 0.5), "
+        "objective.kl_coef = 0.001 (dapo: 0.0)"
+    )
+    assert preset_remark('preset = "dapo"\n') == preset_remark("[objective]\nkl_coef = 1\n") == ""
 
 
 def test_dapo_gives_the_advantages_of_its_paper() -> None:

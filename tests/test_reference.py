@@ -154,12 +154,16 @@ def test_the_average_before_is_an_input(run: Run) -> None:
     assert "train-2" in [step.target for step in steps]
 
 
-def test_without_an_average_there_is_none_left(run: Run) -> None:
+def test_without_an_average_there_is_none_left(run: Run, capsys) -> None:
     train("a", 2, overrides=["reference.update=fixed"], overwrite=True)
     assert not run.reference(2).path.exists()
     assert not any(name.startswith("references") for name in read_manifest(run.train(2)).facts)
     averaged = recipe_in_force(run, overrides=["reference.update=ema"])
     assert reference_of(run, 3, averaged) == run.policy(0)
+    write_iteration(run, 3)
+    logprobs("a", 3, overrides=["reference.update=ema"], overwrite=True)
+    assert "iteration 2 was trained without a moving average" in capsys.readouterr().err
+    assert read_manifest(run.logprobs(3)).facts["reference"] == "policies/0000"
 
 
 def test_without_kl_no_average_is_written(run: Run) -> None:

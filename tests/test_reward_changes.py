@@ -33,7 +33,7 @@ def test_a_change_of_weights_is_told_row_by_row(scored_files: tuple[Path, Path])
     assert (reward["changed"], reward["rose"], reward["fell"]) == (4, 0, 4)
     assert (reward["mean_before"], reward["mean_after"]) == (0.625, -0.125)
     assert by(rules, rule="format")["changed"] == by(rules, rule="answer")["changed"] == 0
-    assert tables["changed"].title.startswith("4 of 8 completions changed; the first 3")
+    assert tables["changed"].title.startswith("4 of 8 completions changed: 3 of 4 (")
     first = tables["changed"].frame.to_dicts()[0]
     assert (first["id"], first["task"], first["reward"], first["reward_after"]) == (
         *("r0", "tags"),

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from common.config import LogprobsConfig
 from common.errors import SamplerGapError, UserError
-from common.reporting.gap import describe, exceeded, hints, position_table
+from common.reporting.gap_tables import describe, exceeded, hints, position_table
 from common.reporting.sampler_gap import SamplerGap, sampler_gap
 from common.reporting.token_texts import TokenTexts
 from common.runs.layout import Run
@@ -116,12 +116,14 @@ def test_a_gap_that_is_no_number_is_above_every_bound_and_named_first():
 
 def test_alarms_and_bounds_are_told_apart():
     gap = gap_of(np.array([[0.03, 0.03, 0.03]]))
-    assert exceeded(gap, LogprobsConfig(), "stop") == []
-    assert exceeded(gap, LogprobsConfig(), "alarm") == [
-        "mean 0.03 nats, above logprobs.alarm_gap_mean = 0.02"
-    ]
+    assert exceeded(gap, LogprobsConfig(), "stop") == {}
+    assert exceeded(gap, LogprobsConfig(), "alarm") == {
+        "logprobs.alarm_gap_mean": "mean 0.03 nats, above logprobs.alarm_gap_mean = 0.02"
+    }
     strict = LogprobsConfig(stop_gap_max=0.02)
-    assert exceeded(gap, strict, "stop") == ["max 0.03 nats, above logprobs.stop_gap_max = 0.02"]
+    assert exceeded(gap, strict, "stop") == {
+        "logprobs.stop_gap_max": "max 0.03 nats, above logprobs.stop_gap_max = 0.02"
+    }
 
 
 def test_a_missing_number_is_an_error_and_not_a_shift():
@@ -189,20 +191,25 @@ def test_a_gap_above_the_bound_stops_and_names_the_worst_tokens(make_run, capsys
     assert caught.value.exit_code == 5
     rollout = {row[KEY]: row for row in read_output(run.rollout(2)).to_pylist()}
     found = re.findall(
-        r"^  (\S+) token (\d+) .*: trainer (\S+), sampler (\S+)$", str(caught.value), re.M
+        r"^  (\S+) token (\d+) .*: trainer (\S+), sampler (\S+), gap (\S+)$",
+        str(caught.value),
+        re.M,
     )
     assert len(found) == 5
-    gaps = [abs(float(old) - float(sampler)) for _, _, old, sampler in found]
+    gaps = [abs(float(old) - float(sampler)) for _, _, old, sampler, _ in found]
     assert gaps == sorted(gaps, reverse=True)
-    for key, position, _, sampler in found:
+    assert [float(gap) for *_, gap in found] == pytest.approx(gaps, rel=0.06)
+    for key, position, _, sampler, _ in found:
         noted = rollout[key]["sampler_full_logprobs"][int(position)]
         assert float(sampler) == pytest.approx(noted, abs=1e-4)
     assert "Mean gap by position: 0: 0." in str(caught.value)
+    assert str(caught.value).endswith("Raise logprobs.stop_gap_mean; the shards are kept")
     assert not has_manifest(run.logprobs(2))
-    show.gap("a", 2, limit=3, as_json=True)
+    show.gap("a", iteration=2, limit=3, as_json=True)
     shown = json.loads(capsys.readouterr().out)
     assert shown["overall"][0]["max"] == pytest.approx(gaps[0], abs=2e-4)
-    assert [row["gap"] for row in shown["worst"]] == pytest.approx(gaps[:3], abs=2e-4)
+    assert len(shown["worst"]) == shown["overall"][0]["tokens"], "JSON is never cut"
+    assert [row["gap"] for row in shown["worst"][:5]] == pytest.approx(gaps, abs=2e-4)
 
     monkeypatch.setattr("common.parallel.forward.Pipeline", None)
     logprobs.main("a", 2, overrides=["logprobs.stop_gap_mean=2"])
@@ -220,9 +227,15 @@ def test_a_gap_above_the_alarm_alone_is_warned_of_and_committed(make_run, capsys
     assert "above logprobs.alarm_gap_mean = 0.02" in said
     assert "python -m stages.show gap --run a --iteration 2" in said
     assert has_manifest(run.logprobs(2))
-    show.gap("a", 2, limit=4)
+    show.gap("a", iteration=2, limit=4)
     printed = capsys.readouterr().out
     assert "by position in the completion" in printed and "8-15" in printed
+    tokens = read_manifest(run.logprobs(2)).facts["tokens"]
+    assert f"the worst tokens: 4 of {tokens} (--limit 0 shows all)" in printed
+    show.gap("a", iteration=2, limit=0)
+    printed = capsys.readouterr().out
+    assert len(re.findall(r"^ ?2-\d-\d ", printed, re.M)) == tokens > 5
+    assert "--limit 0" not in printed
 
 
 def test_a_single_token_can_stop_it_if_asked_to(make_run):
@@ -236,4 +249,4 @@ def test_tables_of_another_rollout_are_refused(make_run):
     logprobs.main("a", 2, quiet=True)
     logprobs_runs.write_rollout(run, 2, run.policy(1).path, noise=0.01)
     with pytest.raises(UserError, match=r"another rollout.*stages\.logprobs"):
-        show.gap("a", 2)
+        show.gap("a", iteration=2)

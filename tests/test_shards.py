@@ -17,9 +17,11 @@ import pytest
 
 from common.errors import UserError
 from common.runs.edits import accept_edits
+from common.runs.join import join
 from common.runs.layout import Output, Run, shard_name
 from common.runs.manifest import has_manifest, read_manifest
-from common.runs.shards import OutputWriter, join, publish, read_output
+from common.runs.publish import publish
+from common.runs.shards import OutputWriter, read_named_shard, read_output, read_partial
 
 SCHEMA = pa.schema(
     [
@@ -231,6 +233,24 @@ def test_a_full_disk_says_what_it_needs_and_leaves_nothing(
         writer.write(shard_name(0), table(0))
     assert not list(output.partial.glob(".tmp-*"))
     read_output(output)
+
+
+def test_a_shard_is_found_by_its_name(output: Output) -> None:
+    make(output)
+    assert read_named_shard(output, shard_name(1), ["values"]).equals(table(1).select(["values"]))
+
+
+def test_what_stopped_before_its_commit_is_read_once_it_is_whole(output: Output) -> None:
+    assert read_partial(output) is None
+    writer = writer_for(output).open()
+    for index, name in enumerate(writer.names):
+        assert read_partial(output) is None, "a shard is missing"
+        writer.write(name, table(index))
+    found = read_partial(output)
+    assert found is not None
+    inputs, shards = found
+    assert inputs == {"prompts": "abc"}
+    assert pa.concat_tables(shards).equals(pa.concat_tables(map(table, range(3))))
 
 
 def test_join_wants_the_same_keys_in_the_same_order() -> None:

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import UserError
-from common.reporting import rewards
+from common.reporting import frames, rewards
 from common.rewards.verdict import OUTCOMES
 from common.runs.layout import Run
 from tests.scored_files import by, completions, score_twice
@@ -138,7 +138,7 @@ def test_counts_add_up_for_any_rewards(rows: list[tuple[Any, ...]]) -> None:
 
 def test_texts_of_models_are_one_short_line(scored: pl.DataFrame) -> None:
     frame = pl.DataFrame({"question": ["a\nb\t c", "x" * 61, "y" * 60, None], "n": [1, 2, 3, 4]})
-    short = rewards.shortened(frame)
+    short = frames.shortened(frame)
     assert short["question"].to_list() == ["a b c", "x" * 59 + "…", "y" * 60, None]
 
 

@@ -18,6 +18,7 @@ from common.parallel.token_records import Recorder, entropy_thresholds, record_f
 from common.reporting.token_texts import TokenTexts
 from common.runs.edits import accept_edits
 from common.runs.layout import Run
+from common.runs.list_columns import without_rejected
 from common.runs.schemas import KEY, LOGPROBS, LOGPROBS_OF_TOKENS, TOKEN_RECORDS
 from common.runs.shards import read_output
 
@@ -74,16 +75,16 @@ def test_under_cispo_the_cap_clips_whatever_the_advantage():
 
 
 def test_what_is_not_in_the_loss_has_no_weight_and_is_not_clipped():
-    """A masked completion and one of a rejected group keep their ratio to be looked at."""
-    rows = shard(kept=[True, True, False, True])
+    """A masked completion keeps its ratio to be looked at."""
+    rows = shard()
     found = records(rows, mask_truncated=True)
-    assert found["weight"].to_pylist() == [[1, 1], [], [0], [0, 0, 0]]
-    assert found["clipped"].to_pylist() == [[1, 0], [], [0], [0, 0, 0]]
+    assert found["weight"].to_pylist() == [[1, 1], [], [1], [0, 0, 0]]
+    assert found["clipped"].to_pylist() == [[1, 0], [], [-1], [0, 0, 0]]
     np.testing.assert_allclose(flat(found, "ratio"), np.exp([0.5, 0, -0.5, 0.5, 0, -2]), rtol=1e-6)
     in_loss = Recorder(ObjectiveConfig(mask_truncated=True), TEXTS).in_loss(rows)
     facts = record_facts([(in_loss, found), (in_loss, found)])
-    assert (facts["tokens"], facts["clipped_low"], facts["clipped_high"]) == (4, 0, 2)
-    assert facts["ratio_mean"] == pytest.approx((np.exp(0.5) + 1) / 2)
+    assert (facts["tokens"], facts["clipped_low"], facts["clipped_high"]) == (6, 2, 2)
+    assert facts["ratio_mean"] == pytest.approx((np.exp(0.5) + 1 + np.exp(-0.5)) / 3)
     assert facts["ratio_max"] == pytest.approx(np.exp(0.5))
 
 
@@ -94,6 +95,19 @@ def test_the_weight_is_the_samplers_correction_on_the_selected_tokens():
     np.testing.assert_allclose(flat(found, "weight"), expected, rtol=1e-6)
     found = records(shard(), {7: 0.5, 8: 0.3}, top_entropy_quantile=0.5, **corrected)
     np.testing.assert_allclose(flat(found, "weight"), [0, 2, 1, 0, np.exp(-0.25), 1], rtol=1e-6)
+
+
+def test_rejected_rows_have_no_tokens_left():
+    """Nor in the lists of the prompt's neighbours; what is null stays null."""
+    nothing = pa.nulls(4, LOGPROBS_OF_TOKENS)
+    rows = without_rejected(shard(kept=[True, True, False, True], ref_logprobs=nothing))
+    assert rows["completion_ids"].to_pylist() == [[3, 4], [], [], [3, 5, 6]]
+    assert rows["old_logprobs"].to_pylist() == [OLD[0], [], [], OLD[3]]
+    assert rows["ref_logprobs"].null_count == 4
+    numbers = Numbers(np.concatenate([NEW[0], NEW[3]]).astype(np.float32), np.zeros(5, np.float32))
+    found = Recorder(ObjectiveConfig(), TEXTS).table(rows, numbers)
+    assert [len(row) for row in found["ratio"].to_pylist()] == [2, 0, 0, 3]
+    assert Recorder(ObjectiveConfig(), TEXTS).in_loss(rows).tolist() == [True, False, False, True]
 
 
 def test_null_without_reference():

@@ -8,46 +8,26 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import polars as pl
 import pytest
 from logprobs_runs import flat
 from tiny_runs import start_run, write_iteration
+from token_runs import TEMPERATURE, make_trained_run
 
 from common.errors import UserError
 from common.runs.layout import Run
 from common.runs.manifest import read_manifest
+from common.runs.recipe import recipe_in_force
 from common.runs.schemas import KEY, TOKEN_RECORDS
 from common.runs.shards import OutputWriter, read_output
-from stages import logprobs, show, tokens, train
-
-TEMPERATURE = 0.8
-STEEP = [
-    *("train.learning_rate=0.03", "train.epochs=2", "objective.kl_coef=0.1"),
-    # What tiny_runs notes as the sampler's is of temperature 1.
-    *(
-        f"rollout.temperature={TEMPERATURE}",
-        "logprobs.stop_gap_mean=9",
-        "logprobs.alarm_gap_mean=9",
-    ),
-    "logprobs.alarm_gap_max=9",
-]
+from stages import show, tokens, train
 
 
 @pytest.fixture
-def make_run(
-    runs: Path, tiny_policy: Path, recipe_file: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., Run]:
-    """A run whose iteration 1 is trained, with steps so large that tokens are clipped."""
-
-    def make(name: str, *overrides: str) -> Run:
-        run = Run.named(name)
-        start_run(run, tiny_policy, recipe_file, [*STEEP, *overrides])
-        write_iteration(run, 1, shards=3)
-        logprobs.main(name, 1, overwrite=True, quiet=True)
-        train.main(name, 1, quiet=True)
-        return run
-
-    return make
+def make_run(runs: Path, tiny_policy: Path, recipe_file: Path) -> Callable[..., Run]:
+    """`token_runs.make_trained_run` of the tiny policy."""
+    return lambda name, *overrides, **changes: make_trained_run(
+        name, tiny_policy, recipe_file, *overrides, **changes
+    )
 
 
 def plain(run: Run, policy: int) -> tuple[np.ndarray, np.ndarray]:
@@ -115,7 +95,8 @@ def test_the_objective_is_the_one_that_trained(make_run):
     """A recipe edited since changes nothing; what was trained with is read from its manifest."""
     run = make_run("a")
     edited = ["objective.clip_low=0.9", "objective.kl_coef=0", "train.epochs=1"]
-    tokens.main("a", 1, overrides=edited, quiet=True)
+    recipe_in_force(run, None, edited, write=True)
+    tokens.main("a", 1, quiet=True)
     manifest = read_manifest(run.tokens(1))
     assert manifest.recipe["objective"]["clip_low"] == 0.2
     assert manifest.facts["clipped_low"] > 0
@@ -133,7 +114,8 @@ def test_without_reference_there_is_no_kl(make_run):
 
 
 def test_two_ranks_give_the_records_of_one(make_run, stage):
-    alone = make_run("alone")
+    """The last shard has only rejected groups, so no rank has anything to compute there."""
+    alone = make_run("alone", rejected=(4, 5))
     shutil.copytree(alone.root, alone.root.with_name("cut"))
     cut = Run.named("cut")
     tokens.main("alone", 1, quiet=True)
@@ -143,6 +125,31 @@ def test_two_ranks_give_the_records_of_one(make_run, stage):
     for column in ("new_logprobs", "ratio", "entropy", "kl", "weight"):
         np.testing.assert_allclose(flat(one, column), flat(two, column), rtol=1e-4, atol=1e-5)
     assert (flat(one, "clipped") == flat(two, "clipped")).mean() > 0.99
+
+
+def test_rejected_groups_have_no_records_and_change_none(make_run, capsys):
+    """Of six groups two are not kept, both of the last shard: train, tokens and the tables go on
+    with the others, whose records are those of the same training without the rejected."""
+    run = make_run("a", rejected=(4, 5))
+    tokens.main("a", 1, quiet=True)
+    found, rollout = read_output(run.tokens(1)), read_output(run.rollout(1))
+    kept = rollout["kept"].to_pylist()
+    lengths = [len(ids) if k else 0 for ids, k in zip(rollout["completion_ids"], kept, strict=True)]
+    for column in ("token_text", "new_logprobs", "ratio", "clipped", "entropy", "kl", "weight"):
+        assert [len(row) for row in found[column].to_pylist()] == lengths
+    assert read_manifest(run.tokens(1)).facts["tokens"] == sum(lengths)
+    new, entropy = plain(run, 1)
+    chosen = np.repeat(kept, [len(ids) for ids in rollout["completion_ids"]])
+    np.testing.assert_allclose(flat(found, "new_logprobs"), new[chosen], rtol=0, atol=1e-4)
+    np.testing.assert_allclose(flat(found, "entropy"), entropy[chosen], rtol=0, atol=1e-4)
+
+    show.tokens("a", iteration=1, as_json=True)
+    shown = json.loads(capsys.readouterr().out)
+    assert {row["prompt_id"] for row in shown["prompts"]} <= {"p0", "p1", "p2", "p3"}
+    show.gap("a", iteration=1, as_json=True)
+    assert json.loads(capsys.readouterr().out)["overall"][0]["tokens"] == sum(lengths)
+    with pytest.raises(UserError, match="dynamic sampling left its groups out of iteration 1"):
+        show.tokens("a", iteration=1, prompt="p4")
 
 
 def test_what_was_killed_goes_on_at_the_missing_shard(make_run, monkeypatch):
@@ -176,14 +183,14 @@ def test_a_policy_trained_anew_makes_them_stale_and_a_pruned_one_impossible(make
     assert "fresh; nothing to do" in capsys.readouterr().out
     train.main("a", 1, overwrite=True, overrides=["train.epochs=1"], quiet=True)
     with pytest.raises(UserError, match=r"stale \(.* changed\).*stages\.tokens"):
-        show.tokens("a", 1)
+        show.tokens("a", iteration=1)
     tokens.main("a", 1)
     assert "making it again" in capsys.readouterr().out
 
     policy = run.policy(1)
     manifest = json.loads(policy.manifest.read_text()) | {"pruned": True}
     policy.manifest.write_text(json.dumps(manifest))
-    show.tokens("a", 1, as_json=True)
+    show.tokens("a", iteration=1, as_json=True)
     with pytest.raises(UserError, match=r"policies/0001: its files were pruned.*FROM=1"):
         tokens.main("a", 1, overwrite=True, quiet=True)
 
@@ -195,74 +202,4 @@ def test_without_training_there_is_nothing_to_record(runs, tiny_policy, recipe_f
     with pytest.raises(UserError, match=r"train is missing.*stages\.train --run a --iteration 1"):
         tokens.main("a", 1, quiet=True)
     with pytest.raises(UserError, match=r"tokens is missing.*stages\.tokens --run a --iteration 1"):
-        show.tokens("a", 1)
-
-
-def test_show_tokens_says_which_tokens_of_which_prompt(make_run, capsys):
-    """The counts, the tokens and their context are those of the records, row by row."""
-    run = make_run("a")
-    tokens.main("a", 1, quiet=True)
-    records, rollout = read_output(run.tokens(1)), read_output(run.rollout(1))
-    show.tokens("a", 1, limit=0, as_json=True)
-    shown = json.loads(capsys.readouterr().out)
-    clipped = {
-        (row[KEY], position)
-        for row in records.to_pylist()
-        for position, value in enumerate(row["clipped"])
-        if value
-    }
-    assert {(row[KEY], row["position"]) for row in shown["tokens"]} == clipped
-    assert len(shown["tokens"]) == len(clipped) > 5
-    far = [abs(np.log(row["ratio"])) for row in shown["tokens"]]
-    assert far == sorted(far, reverse=True)
-    texts = dict(zip(rollout[KEY].to_pylist(), records["token_text"].to_pylist(), strict=True))
-    for row in shown["tokens"]:
-        whole = "".join(texts[row[KEY]])
-        assert row["before"] + row["token"] + row["after"] in whole
-        assert row["token"] == texts[row[KEY]][row["position"]]
-    frame = pl.from_arrow(rollout.select([KEY, "prompt_id"])).join(pl.from_arrow(records), on=KEY)
-    for row in shown["prompts"]:
-        mine = frame.filter(pl.col("prompt_id") == row["prompt_id"])["clipped"].explode()
-        assert (row["low"], row["high"]) == ((mine == -1).sum(), (mine == 1).sum())
-    assert sum(row["low"] + row["high"] for row in shown["texts"]) == len(clipped)
-
-    prompt = shown["prompts"][0]["prompt_id"]
-    show.tokens("a", 1, prompt=prompt, every=True, limit=0, as_json=True)
-    one = json.loads(capsys.readouterr().out)
-    assert {row["prompt_id"] for row in one["prompts"]} == {prompt}
-    assert len(one["tokens"]) == shown["prompts"][0]["tokens"]
-    with pytest.raises(UserError, match="no such prompt_id among the 6"):
-        show.tokens("a", 1, prompt="nobody")
-
-
-def test_whole_completions_are_clipped_at_sequence_level(make_run, capsys):
-    make_run("a", "objective.ratio_level=sequence", "objective.aggregation=sequence_mean")
-    tokens.main("a", 1, quiet=True)
-    show.tokens("a", 1, as_json=True)
-    shown = json.loads(capsys.readouterr().out)
-    assert {row["position"] for row in shown["tokens"]} == {0}
-    assert "texts" not in shown
-
-
-def test_nothing_clipped_is_said_in_words(make_run, capsys):
-    make_run("a", "train.learning_rate=1e-6")
-    tokens.main("a", 1, quiet=True)
-    show.tokens("a", 1)
-    said = capsys.readouterr().out
-    assert "None is clipped; the largest ratio is 1" in said
-    assert "clipped tokens" not in said
-
-
-def test_hostile_token_text_cannot_rewrite_the_terminal(make_run, capsys):
-    run = make_run("a")
-    tokens.main("a", 1, quiet=True)
-    (first, *_) = read_manifest(run.tokens(1)).shards
-    path = run.tokens(1).path / first.name
-    frame = pl.read_parquet(path)
-    evil = pl.col("token_text").list.eval(pl.lit("\x1b[2J\u202e[red]", pl.String))
-    frame.with_columns(evil).write_parquet(path)
-    tokens.main("a", 1, accept_edits=True, quiet=True)
-    show.tokens("a", 1)
-    printed = capsys.readouterr().out
-    assert "[2J[red]" in printed
-    assert "\x1b[2J" not in printed and "\u202e" not in printed
+        show.tokens("a", iteration=1)

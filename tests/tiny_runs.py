@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +38,15 @@ def write_iteration(
     group_size: int = 4,
     equal_rewards: bool = False,
     shards: int = 1,
+    rejected: Container[int] = (),
 ) -> None:
-    """Rollout, score and logprobs of an iteration; old logprobs are those of policy N - 1."""
+    """Rollout, score and logprobs of an iteration; old logprobs are those of policy N - 1.
+
+    Groups that are `rejected` are not kept; all have logprobs.
+    """
     recipe = recipe_in_force(run)
     rollout, reward, logprobs = _rows(run, iteration, groups, group_size, equal_rewards)
+    rollout["kept"] = [group not in rejected for group in rollout["group_id"]]
     policy = run.policy(iteration - 1).name
     sampling = recipe.rollout.model_dump(mode="json")
     of_rollout = run.rollout(iteration)

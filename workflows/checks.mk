@@ -34,3 +34,6 @@ $(call check-name,RUN)
 
 # $(call need,N): stops the target when the variable is not given.
 need = $(if $(value $(1)),,$(error say which iteration: $(1)=3))
+
+# $(call refuse,NAME,INSTEAD): stops a target that has no use for the variable when it is given.
+refuse = $(if $(value $(1)),$(error $@ takes no $(1)=: $(2)))

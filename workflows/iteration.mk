@@ -33,8 +33,6 @@ $(1)-$(2): $(filter $(PLAN),prepare $(3))
 .PHONY: $(1)-$(2)
 endef
 
-stage-in-force = $(call launcher,$(1)) stages.$(1) --run $(RUN) --iteration $(2)
-
 $(foreach n,$(NUMBERS),\
 	$(eval $(call RULE,rollout,$(n),prepare train-$(call before,$(n))))\
 	$(eval $(call RULE,score,$(n),rollout-$(n)))\

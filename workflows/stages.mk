@@ -34,5 +34,8 @@ ifneq ($(NPROC),1)
 export OMP_NUM_THREADS ?= 1
 endif
 
-# $(call stage,score,3): run a stage; prepare has no iteration.
-stage = $(call launcher,$(1)) stages.$(1) --run $(RUN)$(if $(2), --iteration $(2))$(RECIPE_OPTIONS)$(SET_OPTIONS)
+# $(call stage-in-force,score,3): run a stage with the recipe in force; prepare has no iteration.
+stage-in-force = $(call launcher,$(1)) stages.$(1) --run $(RUN)$(if $(2), --iteration $(2))
+
+# $(call stage,score,3): put RECIPE and SET in force first.
+stage = $(call stage-in-force,$(1),$(2))$(RECIPE_OPTIONS)$(SET_OPTIONS)

@@ -25,7 +25,7 @@ from common.config.objective import (
     SamplerCorrection,
     SamplerLevel,
 )
-from common.config.presets import PRESETS, PresetName
+from common.config.presets import PRESETS, PresetName, overruled
 from common.config.recipe import (
     EvaluateConfig,
     LogprobsConfig,
@@ -72,4 +72,5 @@ __all__ = [
     "TaskName",
     "TrainConfig",
     "VerifyType",
+    "overruled",
 ]

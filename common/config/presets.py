@@ -7,7 +7,7 @@ to an objective, so no preset has them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 PresetName = Literal["grpo", "dapo", "dr_grpo", "gspo", "cispo", "rloo"]
@@ -107,6 +107,27 @@ def with_preset(document: Any) -> Any:
     preset = document.get("preset")
     values = PRESETS.get(preset) if isinstance(preset, str) else None
     return document if values is None else _over(values, document)
+
+
+def overruled(document: Mapping[str, Any]) -> list[str]:
+    """Where a recipe's document goes before its preset, as `key = own (preset: other)`."""
+    preset = document.get("preset")
+    values = PRESETS.get(preset) if isinstance(preset, str) else None
+    return [
+        f"{key} = {own!r} ({preset}: {other!r})"
+        for key, own, other in _differences(document, values or {})
+    ]
+
+
+def _differences(
+    own: Mapping[str, Any], other: Mapping[str, Any], above: str = ""
+) -> Iterator[tuple[str, Any, Any]]:
+    for name, value in other.items():
+        mine = own.get(name, value)
+        if isinstance(value, Mapping) and isinstance(mine, Mapping):
+            yield from _differences(mine, value, f"{above}{name}.")
+        elif mine != value:
+            yield f"{above}{name}", mine, value
 
 
 def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

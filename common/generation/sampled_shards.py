@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from common.generation.groups import Groups
 from common.generation.sampler import Request, Sampler
-from common.generation.shard_work import make_shards
+from common.generation.shard_work import sample_shards
 from common.mesh.mesh import Mesh
 from common.reporting.progress import Bar
 from common.runs.schemas import ROLLOUT
@@ -33,7 +33,7 @@ class SampledShards:
         """
         rollout = self._groups.recipe.rollout
         completions = rollout.groups_per_shard * rollout.group_size
-        return make_shards(
+        return sample_shards(
             writer, self._mesh, self._shard, chosen=chosen, label="rollout", total=completions
         )
 

@@ -21,6 +21,11 @@ class Numbers:
     entropy: np.ndarray
 
     @classmethod
+    def none(cls) -> Numbers:
+        """Of a shard without completion tokens."""
+        return cls(np.zeros(0, np.float32), np.zeros(0, np.float32))
+
+    @classmethod
     def of(cls, outputs: Tensor, packs: PackBatch, shard: pa.Table) -> Numbers:
         """Take a forward's outputs [P, T, 2], logprob and entropy, back to the shard's order."""
         lengths = list_lengths(shard, "completion_ids").tolist()

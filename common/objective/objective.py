@@ -99,8 +99,8 @@ def grpo_loss(
     if config.kl_coef:
         assert batch.ref_logprobs is not None
         kl = kl_term(config.kl_kind, logprobs, batch.ref_logprobs)
-        in_loss = kl * token_ratio(logprobs, old) if config.kl_importance_weight else kl
-        loss = loss + config.kl_coef * _weighted_sum(in_loss, batch.weights, mask)
+        weighted = kl * token_ratio(logprobs, old) if config.kl_importance_weight else kl
+        loss = loss + config.kl_coef * _weighted_sum(weighted, batch.weights, mask)
     if config.entropy_coef:
         mean_entropy = _weighted_sum(entropy, batch.token_mean_weights, mask)
         loss = loss - config.entropy_coef * mean_entropy

@@ -37,8 +37,8 @@ def clipped_tokens(
 ) -> tuple[Tensor, Tensor]:
     """[B, T] bool twice: tokens that the term holds back from below, and from above.
 
-    `clip`: r < 1 − clip_low with A < 0, and r > 1 + clip_high with A > 0, the two cases without
-    gradient. `cispo`: none, and r > cispo_cap.
+    `clip`: r < 1 − clip_low with A < 0; r > 1 + clip_high with A > 0, and with `dual_clip` also
+    r > dual_clip with A < 0: the cases without gradient. `cispo`: none, and r > cispo_cap.
     """
     return _CLIPPED[config.policy_term](ratio, advantages, config)
 
@@ -68,6 +68,8 @@ def _clipped_by_clip(
 ) -> tuple[Tensor, Tensor]:
     low = (ratio < 1 - config.clip_low) & (advantages < 0)
     high = (ratio > 1 + config.clip_high) & (advantages > 0)
+    if config.dual_clip is not None:
+        high |= (ratio > config.dual_clip) & (advantages < 0)
     return low, high
 
 

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from common.config import RatioLevel
 
-# exp of more is infinite in float32, and the zero gradient of a clipped token would turn into
-# 0 · inf = nan. A ratio of exp(80) is beyond every clip, so the clamp changes no finite result.
+# exp of a little more is infinite in float32, and the zero gradient of a clipped token would turn
+# into 0 · inf = nan. A ratio of exp(80) is beyond every clip; where nothing clips it (A < 0 without
+# dual_clip) the token loses its gradient, which no optimizer could have used.
 _LARGEST_LOG_RATIO = 80.0
 
 

@@ -2,56 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 import pyarrow as pa
 import torch
 
-from common.command import chosen_shards
 from common.errors import UserError
 from common.mesh.mesh import Mesh
 from common.modeling.columns import Numbers, shard_completions
 from common.modeling.packing import pack
 from common.parallel.pipeline import Pipeline
-from common.reporting.progress import say, track
+from common.reporting.progress import track
 from common.runs.folders import open_folder
 from common.runs.layout import Output
-from common.runs.shards import OutputWriter
-
-
-def make_missing_shards(
-    writer: OutputWriter,
-    mesh: Mesh,
-    compute: Callable[[list[str]], Iterator[tuple[str, pa.Table]]],
-    *,
-    shards: str,
-) -> bool:
-    """Make the shards that are missing of those asked for, replica r of D every D-th of them.
-
-    Args:
-        compute: names of shards to their tables, on the last rank of a pipeline; nothing on the
-            others, which must all call it.
-        shards: as `--shards` names them.
-
-    Returns:
-        Whether this rank is to complete the output: it is the first one and no shard is missing.
-    """
-    chosen = [writer.names[index] for index in chosen_shards(shards, len(writer.names))]
-    if mesh.is_main:
-        writer.open()
-    pending = mesh.from_main(writer.pending)
-    if kept := len(writer.names) - len(pending):
-        say(f"{writer.output.name}: {kept} of {len(writer.names)} shards were complete already")
-    wanted = [name for name in chosen if name in pending]
-    if wanted:
-        for name, table in compute(wanted[mesh.dp_rank :: mesh.dp_degree]):
-            writer.write(name, table)
-    mesh.barrier()
-    if not mesh.is_main:
-        return False
-    if missing := len(writer.pending()):
-        say(f"{writer.output.name}: {missing} of {len(writer.names)} shards are still missing")
-    return not missing
 
 
 def forward_shards(
@@ -71,7 +34,8 @@ def forward_shards(
 
     Args:
         model: a policy or a reference; its files are verified before they are loaded.
-        shards: of the rollout, by name: those of this replica.
+        shards: of the rollout, by name: those of this replica. One without completion tokens
+            costs no forward.
         source: the rollout, to be named where a row cannot be packed.
         temperature: of the distribution whose logprobs are computed.
         label: what the model is here, for messages.
@@ -86,6 +50,10 @@ def forward_shards(
     for name, shard in track(shards.items(), label, len(shards)):
         mesh.at(f"{label}, {name}")
         completions = shard_completions(shard)
+        if not any(completion.completion_ids for completion in completions):
+            if mesh.is_last:
+                yield name, Numbers.none()
+            continue
         try:
             packs = pack(completions, tokens_per_pack=tokens_per_pack, min_packs=mesh.pp_degree)
         except UserError as error:

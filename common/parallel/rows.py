@@ -10,10 +10,11 @@ import pyarrow as pa
 
 from common.errors import UserError
 from common.parallel.batches import Sample
+from common.runs.join import join
 from common.runs.layout import Output, Run
 from common.runs.manifest import read_manifest
 from common.runs.schemas import KEY
-from common.runs.shards import join, read_output
+from common.runs.shards import read_output
 
 _OF_ROLLOUT = [
     KEY,

@@ -67,14 +67,16 @@ def make_share(
         share_prompts=share_prompts,
         **packing,
     )
+    counts = completion_counts(samples, objective)
     weights = token_weights(
         objective.aggregation,
-        completion_counts(samples, objective),
+        counts,
         tokens=minibatch.completion_tokens,
         completions=len(minibatch.samples),
         max_completion_tokens=max_completion_tokens,
     )
-    return Share(samples, packs, _token_batch(samples, packs, minibatch, objective, weights, dtype))
+    tokens = _token_batch(samples, packs, minibatch, objective, counts, weights, dtype)
+    return Share(samples, packs, tokens)
 
 
 def _token_batch(
@@ -82,10 +84,16 @@ def _token_batch(
     packs: PackBatch,
     minibatch: Minibatch,
     objective: ObjectiveConfig,
+    counts: Tensor,
     weights: Tensor,
     dtype: torch.dtype,
 ) -> TokenBatch:
-    """The samples' numbers laid out as the targets are; `weights` [C] of each one's tokens."""
+    """The samples' numbers laid out as the targets are.
+
+    Args:
+        counts: [C] tokens in the loss.
+        weights: [C] of each such token.
+    """
 
     def by_token(rows: Sequence[np.ndarray]) -> Tensor:
         return scatter_to_packs([torch.tensor(row, dtype=dtype) for row in rows], packs, 0.0)
@@ -93,7 +101,6 @@ def _token_batch(
     def by_row(values: Tensor) -> Tensor:
         return spread_to_packs(values.to(dtype), packs, 0.0)
 
-    counts = completion_counts(samples, objective)
     refs = [sample.ref_logprobs for sample in samples if sample.ref_logprobs is not None]
     kept = [in_policy_term(s.entropy, minibatch.entropy_threshold) for s in samples]
     return TokenBatch(

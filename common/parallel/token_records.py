@@ -45,7 +45,7 @@ class Recorder:
         """The records of a shard, in its order.
 
         Args:
-            shard: rollout, score and logprobs side by side.
+            shard: rollout, score and logprobs side by side, `without_rejected`.
             new: numbers of the trained policy for the shard's tokens.
         """
         lengths = list_lengths(shard, "completion_ids")
@@ -69,13 +69,14 @@ class Recorder:
         return pa.table({KEY: shard[KEY]} | columns).select(TOKEN_RECORDS.names)
 
     def in_loss(self, shard: pa.Table) -> NDArray[np.bool_]:
-        """[rows] which completions are in the loss: kept, and not masked for their length."""
+        """[rows] which completions are in the loss: they have tokens, and their length does not
+        mask them."""
         counts = tokens_in_loss(
             list_lengths(shard, "completion_ids").tolist(),
             [reason == "length" for reason in shard["finish_reason"].to_pylist()],
             mask_truncated=self.objective.mask_truncated,
         )
-        return (counts.numpy() > 0) & shard["kept"].to_numpy()
+        return counts.numpy() > 0
 
     def _ratio(self, logprobs: Tensor, old: Tensor, lengths: NDArray[np.int64]) -> Tensor:
         """[N] float32, as in the loss; also of completions that are not in it."""
@@ -100,8 +101,8 @@ class Recorder:
             return weight
         groups = shard["group_id"].to_pylist()
         thresholds = [self.entropy_thresholds.get(group, -np.inf) for group in groups]
-        above = _floats(shard, "entropy") - np.repeat(thresholds, lengths)
-        return np.where(in_policy_term(above, 0.0), weight, 0.0)
+        kept = in_policy_term(_floats(shard, "entropy"), np.repeat(thresholds, lengths))
+        return np.where(kept, weight, 0.0)
 
     def _kl(self, logprobs: Tensor, shard: pa.Table, lengths: NDArray[np.int64]) -> pa.Array:
         kind = TOKEN_RECORDS.field("kl").type

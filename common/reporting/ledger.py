@@ -7,19 +7,20 @@ among those that could be judged.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import polars as pl
 import pyarrow as pa
 
 from common.errors import UserError
-from common.reporting.rewards import Table
+from common.reporting.frames import Table, first_rows, polars_frame
 from common.runs.freshness import status_of
+from common.runs.join import join
 from common.runs.layout import Run
 from common.runs.manifest import has_manifest, read_manifest
 from common.runs.schemas import KEY
-from common.runs.shards import join, read_output, read_shard
+from common.runs.shards import read_output, read_shard
 
 NEVER, IN_PART, ALWAYS, NOT_DRAWN = "never", "in_part", "always", "not_drawn"
 STATES = (NEVER, IN_PART, ALWAYS, NOT_DRAWN)
@@ -54,7 +55,7 @@ def drawings(run: Run, iteration: int) -> pl.DataFrame:
     judged = (pl.col("verdict") != "infra_error").sum()
     correct = (pl.col("verdict") == "correct").sum()
     return (
-        _frame(rows)
+        polars_frame(rows)
         .group_by("prompt_id", maintain_order=True)
         .agg(
             pl.lit(iteration).alias("iteration"),
@@ -77,10 +78,15 @@ class LastDrawings:
     """Names of the outputs that were read for it, which the rollout depends on."""
 
 
-def last_drawings(run: Run, prompt_ids: Iterable[str], iteration: int) -> LastDrawings:
+def last_drawings(run: Run, prompt_ids: Collection[str], iteration: int) -> LastDrawings:
     """Pass rates at the last drawing before `iteration`, read back from the newest iteration.
 
-    Stops where nothing older can matter, so that the cost does not grow with the run.
+    Stops once all are known, or after so many turns that every prompt which may be drawn has had
+    its own: what is still unknown then is never drawn (`rollout.on_long` drops it), and however
+    long the run is, no more is read. What could not be judged in all these turns counts as new.
+
+    Args:
+        prompt_ids: all training prompts.
 
     Raises:
         UserError: the score of an iteration that is needed is missing or stale.
@@ -88,7 +94,7 @@ def last_drawings(run: Run, prompt_ids: Iterable[str], iteration: int) -> LastDr
     unknown = set(prompt_ids)
     found: dict[str, float] = {}
     scores: list[str] = []
-    for earlier in range(iteration - 1, 0, -1):
+    for earlier in _within_reach(run, len(unknown), iteration):
         if not unknown:
             break
         score = run.score(earlier)
@@ -107,6 +113,23 @@ def last_drawings(run: Run, prompt_ids: Iterable[str], iteration: int) -> LastDr
     return LastDrawings(found, scores[::-1])
 
 
+def _within_reach(run: Run, prompts: int, iteration: int) -> Iterator[int]:
+    """Earlier iterations, the newest first, until every prompt has had a turn since.
+
+    Always solved prompts rest in all but one of `ledger_recheck_epochs` epochs. So many epochs and
+    one more hold a whole turn of every prompt, wherever they begin (`draw_by_ledger`).
+    """
+    turns = recheck_epochs = 0
+    for earlier in range(iteration - 1, 0, -1):
+        if earlier < iteration - 1:
+            later = read_manifest(run.rollout(earlier + 1))
+            turns += later.facts["cursor_end"] - later.facts["cursor_start"]
+            recheck_epochs = max(recheck_epochs, later.recipe["rollout"]["ledger_recheck_epochs"])
+            if turns >= (recheck_epochs + 1) * prompts:
+                return
+        yield earlier
+
+
 @dataclass(frozen=True)
 class Ledger:
     """All that was drawn in a run, as tables."""
@@ -119,20 +142,19 @@ class Ledger:
     """One row a training prompt: `prompt_id task question times_drawn samples correct
     last_pass_rate state`."""
 
-    def tables(self, limit: int | None = None) -> list[Table]:
+    def tables(self, limit: int | None = None, *, drawings: bool = False) -> list[Table]:
         """What `stages.show ledger` prints: prompts by task and state, and those never solved.
 
         Args:
-            limit: prompts to list, 0 for all of them; None: all, and every drawing besides.
+            limit: prompts to list; None for all.
+            drawings: add the table of every drawing.
         """
-        never = self.never_solved()
-        more = f"; the first {limit}" if limit and never.height > limit else ""
-        listed = never.head(limit) if limit else never
+        never = Table("never_solved", "prompts never solved", self.never_solved())
         found = [
             Table("tasks", f"prompts; iterations scored: {len(self.iterations)}", self.tasks()),
-            Table("never_solved", f"{never.height} prompts never solved{more}", listed),
+            first_rows(never, limit),
         ]
-        return found if limit is not None else [*found, Table("drawings", "", self.drawings)]
+        return [*found, Table("drawings", "", self.drawings)] if drawings else found
 
     def tasks(self) -> pl.DataFrame:
         """One row a task: its prompts, and how many are in each state."""
@@ -202,22 +224,13 @@ def _train_prompts(run: Run) -> pl.DataFrame:
     tables = [read_shard(output, record).select(columns) for record in records]
     if not tables:
         raise UserError(f"{output.path}: there are no train questions")
-    return _frame(pa.concat_tables(tables))
+    return polars_frame(pa.concat_tables(tables))
 
 
 def _scored(run: Run) -> list[int]:
     """Iterations whose scores are complete and of the rollout that stands beside them."""
-    numbers: list[int] = []
-    for path in sorted((run.root / "iterations").glob("[0-9]*")):
-        if not path.name.isdecimal():
-            continue
-        score = run.score(int(path.name))
-        if has_manifest(score) and status_of(run, score).state == "fresh":
-            numbers.append(int(path.name))
-    return numbers
-
-
-def _frame(table: pa.Table) -> pl.DataFrame:
-    frame = pl.from_arrow(table)
-    assert isinstance(frame, pl.DataFrame)
-    return frame
+    return [
+        number
+        for number in run.iterations()
+        if has_manifest(run.score(number)) and status_of(run, run.score(number)).state == "fresh"
+    ]

@@ -11,7 +11,8 @@ from typing import Any
 import polars as pl
 
 from common.errors import UserError
-from common.reporting.rewards import VERDICTS, Table, rules_of
+from common.reporting.frames import Table, first_rows
+from common.reporting.rewards import VERDICTS, rules_of
 from common.runs.schemas import KEY
 
 SAME = 1e-6
@@ -67,10 +68,7 @@ def change_tables(
         )
     changed = changed_rows(before, after)
     title = f"{changed.height} of {before.height} completions changed"
-    if limit is not None and changed.height > limit:
-        title += f"; the first {limit} (--limit 0 shows all)"
-        changed = changed.head(limit)
-    return [*tables, Table("changed", title, changed)]
+    return [*tables, first_rows(Table("changed", title, changed), limit)]
 
 
 def rule_changes(before: pl.DataFrame, after: pl.DataFrame) -> pl.DataFrame:

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
-from typing import NamedTuple
 
 import polars as pl
 
 from common.errors import UserError
+from common.reporting.frames import Table, first_rows
 from common.runs.schemas import KEY
 
 VERDICTS = ("correct", "wrong", "no_answer", "timeout", "infra_error")
@@ -97,14 +97,6 @@ def rules_of(scored: pl.DataFrame) -> dict[str, str]:
     return answer | {name.removeprefix("reward_"): name for name in _extras(scored)}
 
 
-class Table(NamedTuple):
-    """A table with its key in JSON and its title on the terminal."""
-
-    key: str
-    title: str
-    frame: pl.DataFrame
-
-
 def reward_tables(scored: pl.DataFrame, *, examples: int | None = 5) -> list[Table]:
     """What `stages.show rewards` prints of one scoring.
 
@@ -118,10 +110,11 @@ def reward_tables(scored: pl.DataFrame, *, examples: int | None = 5) -> list[Tab
     ]
     agreement = agreement_table(scored)
     if not agreement.is_empty():
-        rows = disagreements(scored, examples)
+        disagreeing = Table("disagreements", "where rules disagree", disagreements(scored, None))
+        shown = disagreements(scored, examples)
         tables += [
             Table("agreement", "agreement of rules (liked: above the rule's mean)", agreement),
-            Table("disagreements", "where rules disagree", rows),
+            first_rows(disagreeing, shown.height)._replace(frame=shown),
         ]
     return tables
 
@@ -205,14 +198,6 @@ def disagreements(scored: pl.DataFrame, examples: int | None) -> pl.DataFrame:
                 )
             )
     return pl.concat(parts)
-
-
-def shortened(frame: pl.DataFrame, width: int = 60) -> pl.DataFrame:
-    """`frame` for a terminal: texts on one line, of at most `width` characters."""
-    text = pl.col(pl.String).str.replace_all(r"\s+", " ")
-    return frame.with_columns(
-        pl.when(text.str.len_chars() > width).then(text.str.head(width - 1) + "…").otherwise(text)
-    )
 
 
 def _read(file: Path) -> pl.DataFrame:

@@ -58,8 +58,10 @@ class GapBins:
     mean: Floats
     max: Floats
 
-    def worst(self, by: Literal["mean", "max"], count: int, *, least_tokens: int = 1) -> GapBins:
-        """The bins with the largest means or maxima, among those with so many tokens."""
+    def worst(
+        self, by: Literal["mean", "max"], count: int | None, *, least_tokens: int = 1
+    ) -> GapBins:
+        """The bins with the largest means or maxima (None: all), of those with so many tokens."""
         eligible = np.flatnonzero(self.tokens >= least_tokens)
         return self.take(eligible[_descending(getattr(self, by)[eligible])[:count]])
 
@@ -81,11 +83,13 @@ class SamplerGap:
     """The largest gaps, descending."""
 
 
-def sampler_gap(shards: Iterable[tuple[pa.Table, pa.Table]], *, worst: int = WORST) -> SamplerGap:
+def sampler_gap(
+    shards: Iterable[tuple[pa.Table, pa.Table]], *, worst: int | None = WORST
+) -> SamplerGap:
     """Compare pairs of rollout and logprobs shards with the same rows.
 
     Args:
-        worst: how many of the largest gaps to name.
+        worst: how many of the largest gaps to name; None for all.
 
     Raises:
         UserError: a completion has not one number a token on both sides.

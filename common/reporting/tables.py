@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import polars as pl
-import pyarrow as pa
 
 from common.config import Recipe
 from common.errors import UserError
+from common.reporting.frames import polars_frame
 from common.reporting.metrics import training_steps
 from common.runs.freshness import status_of
 from common.runs.layout import ITERATION_STAGES, Output, Run
 from common.runs.manifest import has_manifest, read_manifest
+from common.runs.recipe import differences
 from common.runs.shards import read_output
 
 STEP_COLUMNS = (
@@ -26,7 +27,7 @@ STEP_COLUMNS = (
 
 def run_table(run: Run) -> pl.DataFrame:
     """One row an iteration: means over the steps that were taken; the rest of the first pass."""
-    steps = _frame(training_steps(run))
+    steps = polars_frame(training_steps(run))
     if steps.is_empty():
         raise UserError(f"{run.root}: no iteration is complete yet; make iteration N=1")
     first_pass = pl.col("epoch") == 0
@@ -64,25 +65,26 @@ def groups_table(run: Run, iteration: int) -> pl.DataFrame:
 
 def scored_completions(run: Run, iteration: int) -> pl.DataFrame:
     """Rollout and score of an iteration, side by side; without scores where there are none."""
-    rollout = _frame(read_output(run.rollout(iteration)))
+    rollout = polars_frame(read_output(run.rollout(iteration)))
     if not has_manifest(run.score(iteration)):
         raise UserError(
             f"{run.score(iteration).path} is missing; make it with: {run.score(iteration).command}"
         )
-    score = _frame(read_output(run.score(iteration)))
+    score = polars_frame(read_output(run.score(iteration)))
     return rollout.join(score, on="rollout_id", how="inner", maintain_order="left")
 
 
 def status_table(run: Run) -> pl.DataFrame:
     """One row an iteration: the state of each stage, and why it is stale."""
-    rows = [_states(run, number) for number in range(last_begun(run) + 1)]
+    last = max(run.iterations(), default=0)
+    rows = [_states(run, number) for number in range(last + 1)]
     return pl.DataFrame(rows, infer_schema_length=None).fill_null("")
 
 
 def recipe_changes(run: Run, recipe: Recipe) -> pl.DataFrame:
     """Where a finished stage was made with other recipe values than those now in force."""
     rows = []
-    for iteration in range(1, last_begun(run) + 1):
+    for iteration in run.iterations():
         for stage in ITERATION_STAGES:
             output = run.stage_output(stage, iteration)
             if not has_manifest(output):
@@ -90,8 +92,9 @@ def recipe_changes(run: Run, recipe: Recipe) -> pl.DataFrame:
             made_with = read_manifest(output).recipe
             now = recipe.model_dump(mode="json")
             rows += [
-                {"iteration": iteration, "stage": stage, "key": key, "made with": a, "now": b}
-                for key, a, b in _differences(made_with, now)
+                {"iteration": iteration, "stage": stage, "key": key}
+                | {"made with": str(a), "now": str(b)}
+                for key, a, b in differences(made_with, now)
             ]
     return pl.DataFrame(rows, infer_schema_length=None)
 
@@ -125,24 +128,12 @@ def evaluation_facts(run: Run) -> pl.DataFrame:
 
 def greedy_correct(run: Run, policy: int) -> pl.DataFrame:
     """`prompt_id`, `task` and whether the greedy completion of a policy is correct."""
-    frame = _frame(
+    frame = polars_frame(
         read_output(run.evaluation(policy), ["prompt_id", "task", "sample_index", "verdict"])
     )
     return frame.filter(pl.col("sample_index") == -1).select(
         "prompt_id", "task", (pl.col("verdict") == "correct").alias("correct")
     )
-
-
-def last_begun(run: Run) -> int:
-    """The highest iteration that has anything on disk."""
-    folders = (run.root / "iterations").glob("[0-9]*")
-    return max((int(folder.name) for folder in folders if folder.name.isdecimal()), default=0)
-
-
-def _frame(table: pa.Table) -> pl.DataFrame:
-    frame = pl.from_arrow(table)
-    assert isinstance(frame, pl.DataFrame)
-    return frame
 
 
 def _state(run: Run, output: Output) -> str:
@@ -167,15 +158,3 @@ def _optional_state(run: Run, output: Output) -> str:
     """Of what `make iteration` need not make: nothing where it was never begun."""
     begun = output.path.exists() or output.partial.exists()
     return _state(run, output) if begun else ""
-
-
-def _differences(made_with: object, now: object, key: str = "") -> list[tuple[str, str, str]]:
-    if isinstance(made_with, dict) and isinstance(now, dict):
-        return [
-            difference
-            for name in made_with
-            for difference in _differences(
-                made_with[name], now.get(name), f"{key}.{name}" if key else name
-            )
-        ]
-    return [] if made_with == now else [(key, str(made_with), str(now))]

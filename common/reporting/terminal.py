@@ -18,38 +18,46 @@ from common.reporting.progress import clean
 
 SVG_WIDTH = 140
 PIPE_WIDTH = 200
+NAMES = ("variant", "result")
+"""Columns that are not wrapped, as those of ids are not."""
+
 # Without rich's web fonts: a picture must not load anything from elsewhere.
 SVG_FORMAT = re.sub(r"@font-face \{\{.*?\}\}", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
 
 
 def print_table(
-    frame: pl.DataFrame, *, title: str = "", limit: int | None = None, svg: Path | None = None
+    frame: pl.DataFrame,
+    *,
+    title: str = "",
+    svg: Path | None = None,
+    wrap_names: bool = True,
 ) -> None:
-    """Print a table; numbers short and to the right, at most `limit` rows.
+    """Print a table; numbers short and to the right, ids never broken.
 
     Args:
+        wrap_names: show column names as words; otherwise as they are.
         svg: also draw the terminal into this file.
     """
     console = Console(record=svg is not None, width=_width(svg is not None))
-    heading = Text(clean(title), style="table.title") if title else None
-    table = Table(title=heading, box=box.SIMPLE_HEAD, title_justify="left")
-    shown = frame if limit is None else frame.head(limit)
-    cells = {name: [_cell(value) for value in shown[name].to_list()] for name in shown.columns}
+    table = Table(box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
+    cells = {name: [_cell(value) for value in frame[name].to_list()] for name in frame.columns}
     for name, kind in frame.schema.items():
         # Spaces, so that a long name wraps between its words; numbers never wrap.
-        words = clean(name).split("_")
+        words = clean(name).split("_") if wrap_names else [clean(name)]
         numeric = kind.is_numeric()
         table.add_column(
             Text(" ".join(words)),
             justify="right" if numeric else "left",
             overflow="fold",
+            no_wrap=name.endswith("_id") or name in NAMES,
             min_width=max(map(len, words + cells[name])) if numeric else None,
         )
     for row in zip(*cells.values(), strict=True):
         table.add_row(*map(Text, row))
+    if title:
+        # Not the table's own title, which is wrapped to the table's width.
+        console.print(Text(clean(title), style="table.title"))
     console.print(table)
-    if frame.height > shown.height:
-        console.print(f"… {frame.height - shown.height} more rows (--limit 0 shows all)")
     if svg is not None:
         console.save_svg(str(svg), title="staged-grpo", code_format=SVG_FORMAT)
 

@@ -3,21 +3,21 @@
 A child of iteration N has what N starts from: prompts, models and trainer states before it, the
 iterations before it, and its rollout; not what N makes of them. Weights are hard links, copies
 where links are impossible. All else is copied: a program that opens a Parquet file for writing, as
-polars does, would reach through a link into the parent.
+polars does, would reach through a link into the parent. `child_of.json` names the parent.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from common.config import Recipe
 from common.errors import UserError
-from common.runs.freshness import input_hashes, require_fresh, status_of
+from common.runs.freshness import input_hashes, is_pruned, needed, require_fresh, status_of
 from common.runs.layout import Output, Run
 from common.runs.manifest import (
     has_manifest,
@@ -26,8 +26,8 @@ from common.runs.manifest import (
     verify_files,
     write_atomically,
 )
-from common.runs.recipe import recipe_in_force
-from common.runs.shards import publish
+from common.runs.publish import publish
+from common.runs.recipe import differing_keys, recipe_in_force
 
 _LINKED = ".safetensors"
 _ASIDE = ("tokens", "evaluate")
@@ -42,21 +42,23 @@ class Frozen:
     iteration: int
 
     def check(self) -> None:
-        """Refuse an iteration that cannot be trained again.
+        """Refuse an iteration whose rollout is missing or stale, with a `UserError`."""
+        require_fresh(self.run, self.run.rollout(self.iteration))
+
+    def require_kept(self, recipe: Recipe) -> None:
+        """Refuse a recipe whose models or trainer state, as the iteration begins, are gone.
 
         Raises:
-            UserError: its rollout is missing or stale, or a model or trainer state that it starts
-                from was pruned.
+            UserError: the first that was pruned, and the iterations whose are all there.
         """
-        require_fresh(self.run, self.run.rollout(self.iteration))
-        pruned = self._pruned(self.iteration)
+        pruned = self._pruned(self.iteration, recipe)
         if not pruned:
             return
-        rollouts = range(1, self.run.last_policy() + 2)
-        kept = [n for n in rollouts if has_manifest(self.run.rollout(n)) and not self._pruned(n)]
+        rollouts = [n for n in self.run.iterations() if has_manifest(self.run.rollout(n))]
+        kept = [n for n in rollouts if not self._pruned(n, recipe)]
         raise UserError(
             f"{pruned[0].path}: its files were pruned (run.keep_policies, run.keep_trainer), so "
-            f"iteration {self.iteration} cannot be trained again; iterations that can: "
+            f"iteration {self.iteration} cannot be trained from it; iterations that can: "
             f"{', '.join(map(str, kept)) or 'none'}"
         )
 
@@ -68,11 +70,12 @@ class Frozen:
         """
         full = f"{self.run.name}.{self.iteration}.{name}"
         try:
+            Run.named(name)
             return Run.named(full, self.run.root.parent)
         except UserError:
             raise UserError(
-                f"variant {name!r}: its run would be {full!r}, and a run's name is at most 64 of "
-                "the characters A-Z a-z 0-9 . _ -; choose another name"
+                f"variant {name!r}: its run would be {full!r}, and a name is at most 64 of the "
+                "characters A-Z a-z 0-9 . _ - and begins with a letter or a digit; choose another"
             ) from None
 
     def outputs(self) -> list[Output]:
@@ -83,11 +86,12 @@ class Frozen:
 
     def make(self, child: Run, recipe_text: str) -> None:
         """Make a child run: all or nothing."""
-        making = Run(child.root.with_name(f".{child.name}.making"))
+        making = child.making
         shutil.rmtree(making.root, ignore_errors=True)
         for output in self.outputs():
             _bring(output, making.output(output.name).path)
         write_atomically(making.recipe, recipe_text.encode())
+        write_atomically(making.child_of, json.dumps(self._mark()).encode() + b"\n")
         making.root.rename(child.root)
         sync_directory(child.root.parent)
 
@@ -95,6 +99,8 @@ class Frozen:
         """Why a run that exists is not the child that `make` would make; empty when it is."""
         if not child.recipe.is_file():
             return "it has no recipe.toml"
+        if not self.made(child):
+            return f"no {child.child_of.name} in it says so"
         for output in self.outputs():
             mine = child.output(output.name)
             if output.stage in _ASIDE:
@@ -103,12 +109,42 @@ class Frozen:
                 return f"it has no {output.name}"
             if read_manifest(mine).content_hash != read_manifest(output).content_hash:
                 return f"its {output.name} is another"
-        keys = differing_keys(recipe_in_force(child).model_dump(), recipe.model_dump())
+        there, wanted = recipe_in_force(child).model_dump(), recipe.model_dump()
+        # Both ways: a table such as rewards.functions may have names that the other has not.
+        keys = list(dict.fromkeys(differing_keys(there, wanted) + differing_keys(wanted, there)))
         return f"its recipe.toml differs in {', '.join(keys)}" if keys else ""
 
-    def _pruned(self, iteration: int) -> list[Output]:
-        needed = (self.run.policy(iteration - 1), self.run.trainer(iteration - 1))
-        return [o for o in needed if has_manifest(o) and read_manifest(o).pruned]
+    def made(self, child: Run) -> bool:
+        """Whether `make` made a run that exists, which its name alone does not prove."""
+        try:
+            return bool(json.loads(child.child_of.read_text(encoding="utf-8")) == self._mark())
+        except (OSError, ValueError):
+            return False
+
+    def require_removable(self, child: Run) -> None:
+        """Refuse to have a run removed that holds more than `make` and the iteration would give.
+
+        Raises:
+            UserError: it was not made from this iteration, or it went on to later ones.
+        """
+        advice = "Remove the folder yourself, or give the variant another name"
+        if not self.made(child):
+            raise UserError(
+                f"{child.root}: no {child.child_of.name} in it says that it was made from "
+                f"iteration {self.iteration} of {self.run.name}, so --overwrite leaves it. {advice}"
+            )
+        newest = max(child.iterations(), default=0)
+        if newest > self.iteration:
+            raise UserError(
+                f"{child.root} went on to iteration {newest}; --overwrite would remove that. "
+                f"{advice}"
+            )
+
+    def _mark(self) -> dict[str, str | int]:
+        return {"run": self.run.name, "iteration": self.iteration}
+
+    def _pruned(self, iteration: int, recipe: Recipe) -> list[Output]:
+        return [output for output in needed(self.run, iteration, recipe) if is_pruned(output)]
 
 
 def adopt(
@@ -146,19 +182,6 @@ def adopt(
             )
         return donor
     return None
-
-
-def differing_keys(recorded: Any, now: Any, key: str = "") -> list[str]:
-    """Dotted keys of `recorded` whose values are not those of `now`."""
-    if not (isinstance(recorded, dict) and isinstance(now, dict)):
-        return [] if recorded == now else [key]
-    return [
-        different
-        for name in recorded
-        for different in differing_keys(
-            recorded[name], now.get(name), f"{key}.{name}" if key else name
-        )
-    ]
 
 
 # Sections whose keys all count, also those that a manifest does not list: bounds that stop a

@@ -17,7 +17,7 @@ from common.runs.manifest import (
     recorded_now,
     write_manifest,
 )
-from common.runs.shards import publish
+from common.runs.publish import publish
 
 
 def commit_folder(

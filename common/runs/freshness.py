@@ -13,8 +13,8 @@ from common.config import Recipe
 from common.errors import UserError
 from common.runs.layout import ITERATION_STAGES, STAGES, Output, Run, Stage
 from common.runs.manifest import Manifest, has_manifest, read_manifest, verify_files
+from common.runs.publish import publish
 from common.runs.reference import reference_of
-from common.runs.shards import publish
 
 State = Literal["missing", "partial", "stale", "fresh"]
 
@@ -218,7 +218,7 @@ def _refuse_pruned(run: Run, steps: list[Step], remake_from: int | None, recipe:
     first = min((s.iteration for s in steps if s.stage in ITERATION_STAGES), default=0)
     if not first:
         return
-    pruned = [output for output in _needed(run, first, recipe) if _is_pruned(output)]
+    pruned = [output for output in needed(run, first, recipe) if is_pruned(output)]
     if not pruned:
         return
     later = range(first + 1, run.last_policy() + 2) if remake_from == first else ()
@@ -235,17 +235,18 @@ def _refuse_pruned(run: Run, steps: list[Step], remake_from: int | None, recipe:
     raise UserError(message)
 
 
-def _needed(run: Run, iteration: int, recipe: Recipe) -> list[Output]:
+def needed(run: Run, iteration: int, recipe: Recipe) -> list[Output]:
     """The models and the trainer state that `iteration` starts from."""
     reference = reference_of(run, iteration, recipe)
     starts = [run.policy(iteration - 1), run.trainer(iteration - 1)]
     return starts if reference is None else [*starts, reference]
 
 
-def _is_pruned(output: Output) -> bool:
+def is_pruned(output: Output) -> bool:
+    """Whether an output's files were deleted to bound the disk."""
     return has_manifest(output) and read_manifest(output).pruned
 
 
 def _pruned_before(run: Run, iteration: int, recipe: Recipe) -> bool:
     """Whether something that `iteration` starts from is pruned or missing."""
-    return any(not has_manifest(o) or _is_pruned(o) for o in _needed(run, iteration, recipe))
+    return any(not has_manifest(o) or is_pruned(o) for o in needed(run, iteration, recipe))

@@ -1,7 +1,7 @@
 """Where everything of a run lies on disk. No other module builds a path into a run.
 
     data/runs/<run>/
-      recipe.toml  prompts/  policies/0000 …  references/0001 …  trainer/0001 …
+      recipe.toml  child_of.json  prompts/  policies/0000 …  references/0001 …  trainer/0001 …
       iterations/0001/{rollout,score,…}/  evaluations/0000 …  metrics.jsonl
 
 Iteration N samples policy N - 1 and writes policy N.
@@ -98,6 +98,16 @@ class Run:
         return self.root / "metrics.jsonl"
 
     @property
+    def child_of(self) -> Path:
+        """Of a child run: the run and iteration that it was made from (`runs.child`)."""
+        return self.root / "child_of.json"
+
+    @property
+    def making(self) -> Run:
+        """Where a child run is made until it is whole; no name that a run can have."""
+        return Run(self.root.with_name(f".{self.name}.making"))
+
+    @property
     def prompts(self) -> Output:
         return Output(self.root, "prompts", "prepare", 0)
 
@@ -162,6 +172,11 @@ class Run:
     def evaluations(self) -> list[int]:
         """Numbers of the policies that have been evaluated, ascending."""
         return sorted(int(p.parent.name) for p in self._manifests("evaluations"))
+
+    def iterations(self) -> list[int]:
+        """Numbers of the iterations that have anything on disk, ascending."""
+        folders = (self.root / "iterations").glob("[0-9]*")
+        return sorted(int(folder.name) for folder in folders if folder.name.isdecimal())
 
     def _manifests(self, folder: str) -> list[Path]:
         return [

@@ -25,6 +25,21 @@ def list_column(flat: pa.Array, lengths: np.ndarray) -> pa.ListArray:
     return pa.ListArray.from_arrays(pa.array(np.cumsum([0, *lengths]), pa.int32()), flat)
 
 
+def without_rejected(table: pa.Table) -> pa.Table:
+    """`table` with empty lists for what rows with `kept` = false have by token.
+
+    Nobody trains on those tokens, so nothing is computed of them. Nulls stay null.
+    """
+    if pc.all(table["kept"]).as_py():
+        return table
+    for index, field in enumerate(table.schema):
+        if pa.types.is_list(field.type) and field.name != "prompt_ids":
+            stays = pc.or_(table["kept"], pc.is_null(table[index]))
+            column = pc.if_else(stays, table[index], pa.scalar([], field.type))
+            table = table.set_column(index, field, column)
+    return table
+
+
 def check_lengths(table: pa.Table, name: str, rollout: pa.Table) -> None:
     """Refuse a list column that has not one value for each completion token of `rollout`.
 

@@ -46,6 +46,24 @@ def what_prepare_uses(recipe: Recipe) -> dict[str, Any]:
     }
 
 
+def differences(recorded: Any, now: Any, key: str = "") -> list[tuple[str, Any, Any]]:
+    """Dotted keys of `recorded` whose values are not those of `now`, with both values."""
+    if not (isinstance(recorded, dict) and isinstance(now, dict)):
+        return [] if recorded == now else [(key, recorded, now)]
+    return [
+        difference
+        for name in recorded
+        for difference in differences(
+            recorded[name], now.get(name), f"{key}.{name}" if key else name
+        )
+    ]
+
+
+def differing_keys(recorded: Any, now: Any) -> list[str]:
+    """The keys of `differences`."""
+    return [key for key, _, _ in differences(recorded, now)]
+
+
 def _same_model_and_data(run: Run, recipe: Recipe, source: Path) -> None:
     if not has_manifest(run.prompts):
         return

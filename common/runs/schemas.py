@@ -66,6 +66,7 @@ ROLLOUT = pa.schema(
     ]
 )
 
+# Lists are empty where `kept` is false: nobody trains on those tokens.
 LOGPROBS = pa.schema(
     [
         _column(KEY, pa.string(), "as in rollout"),
@@ -77,7 +78,7 @@ LOGPROBS = pa.schema(
     ]
 )
 
-# What policy N, trained on these tokens, says of them.
+# What policy N, trained on these tokens, says of them; lists are empty where `kept` is false.
 TOKEN_RECORDS = pa.schema(
     [
         _column(KEY, pa.string(), "as in rollout"),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,10 @@ from common.runs.manifest import (
     check_sha256,
     read_manifest,
     recorded_now,
-    sync_directory,
     write_atomically,
     write_manifest,
 )
+from common.runs.publish import PLAN, publish
 from common.runs.schemas import SCHEMA_VERSION
 
 
@@ -46,6 +46,7 @@ class OutputWriter:
         names: list[str],
         schema: pa.Schema,
         made_by: Mapping[str, str] | None = None,
+        extended_by: dict[str, Any] | None = None,
     ) -> None:
         """Describe the output; nothing is written before `open`.
 
@@ -56,38 +57,50 @@ class OutputWriter:
             schema: of each shard.
             made_by: versions of what decides the content beside the inputs. A partial output made
                 by others is begun anew; a complete one is not stale for it.
+            extended_by: sections that decide, with `made_by`, only what is noted and how the output
+                is extended. Where these changed, a partial output keeps its planned shards.
         """
         self.output = output
         self.names = names
         self._planned = tuple(names)
         self._schema = schema
         self._inputs = inputs
-        self._recipe = recipe
+        self._recipe = recipe | (extended_by or {})
         self._seed = seed
         self._made_by = dict(made_by or {})
+        self._extended_by = extended_by
         self._started = time.monotonic()
 
     def open(self) -> OutputWriter:
         """Take up the partial directory: keep it if made from the same inputs, else begin anew."""
-        folder = self.output.partial
-        intention = {
+        folder, path = self.output.partial, self.output.partial / PLAN
+        extension = self._extended_by or {}
+        plan = {
             "inputs": self._inputs,
-            "recipe": self._recipe,
+            "recipe": {k: v for k, v in self._recipe.items() if k not in extension},
             "seed": self._seed,
-            "names": self._planned,
+            "names": list(self._planned),
             "columns": self._schema.names,
-            "made_by": self._made_by,
+            "extension": {"made_by": self._made_by} | extension,
         }
-        plan = json.dumps(intention, indent=1, sort_keys=True).encode()
-        path = folder / "plan.json"
-        if folder.exists() and not (path.is_file() and path.read_bytes() == plan):
-            shutil.rmtree(folder)
-        if not folder.exists():
-            folder.mkdir(parents=True)
-            write_atomically(path, plan)
+        before = _read_plan(self.output) or {}
+        if before != plan:
+            another = plan | {"extension": before.get("extension")}
+            if self._extended_by is not None and before == another:
+                self._keep_planned()
+            else:
+                shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, json.dumps(plan, indent=1, sort_keys=True).encode())
         for leftover in folder.glob(".tmp-*"):
             leftover.unlink()
         return self
+
+    def _keep_planned(self) -> None:
+        """Remove notes and further shards from the partial directory."""
+        for path in self.output.partial.iterdir():
+            if path.name.removesuffix(".done.json") not in (*self._planned, PLAN):
+                path.unlink()
 
     def extend(self, names: list[str]) -> None:
         """Add shards that follow from those that are there, and so were not planned.
@@ -198,14 +211,7 @@ class OutputWriter:
         return self.output.partial / f"{name}.done.json"
 
     def _done(self, name: str) -> FileRecord | None:
-        """Record of a finished shard whose bytes are those that were written, else None."""
-        path = self.output.partial / name
-        try:
-            done = json.loads((self.output.partial / f"{name}.done.json").read_bytes())
-            record = FileRecord.of(path, rows=done["rows"], keys=done["keys"])
-        except (FileNotFoundError, ValueError, KeyError):
-            return None
-        return record if record.sha256 == done["sha256"] else None
+        return _finished(self.output.partial, name)
 
 
 def keys_hash(table: pa.Table) -> str:
@@ -220,23 +226,6 @@ def encode_parquet(table: pa.Table) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
-def publish(output: Output) -> None:
-    """Give a partial output that has its manifest the final name, replacing a former one.
-
-    Safe to repeat: a kill between the renames leaves a state that the next call completes.
-    """
-    if (output.partial / "manifest.json").is_file():
-        for scrap in (*output.partial.glob("*.done.json"), output.partial / "plan.json"):
-            scrap.unlink(missing_ok=True)
-        if output.path.exists():
-            shutil.rmtree(output.replaced, ignore_errors=True)
-            output.path.rename(output.replaced)
-        output.partial.rename(output.path)
-        sync_directory(output.path.parent)
-    if output.path.exists():
-        shutil.rmtree(output.replaced, ignore_errors=True)
-
-
 def read_shard(output: Output, record: FileRecord) -> pa.Table:
     """One verified shard of a complete output.
 
@@ -244,6 +233,12 @@ def read_shard(output: Output, record: FileRecord) -> pa.Table:
         UserError: the file is missing or is not the one its manifest lists.
     """
     return _read_verified(output, record, output.path)
+
+
+def read_named_shard(output: Output, name: str, columns: Sequence[str]) -> pa.Table:
+    """Columns of one verified shard of a complete output, by the name of its file."""
+    (record,) = (record for record in read_manifest(output).shards if record.name == name)
+    return read_shard(output, record).select(columns)
 
 
 def read_shards(output: Output, columns: list[str] | None = None) -> Iterator[pa.Table]:
@@ -258,25 +253,35 @@ def read_output(output: Output, columns: list[str] | None = None) -> pa.Table:
     return pa.concat_tables(read_shards(output, columns))
 
 
-def join(left: pa.Table, right: pa.Table, *, key: str, names: tuple[str, str]) -> pa.Table:
-    """`left` with the new columns of `right`, which must have the same keys in the same order.
+def read_partial(output: Output) -> tuple[dict[str, str], Iterator[pa.Table]] | None:
+    """Inputs and verified shards of an output that stopped before its commit.
 
-    Raises:
-        UserError: a key is missing, superfluous or in another place; `names` says whose.
+    None if there is none or a shard of it is missing.
     """
-    mine, theirs = left.column(key).to_pylist(), right.column(key).to_pylist()
-    if mine != theirs:
-        missing, extra = sorted(set(mine) - set(theirs)), sorted(set(theirs) - set(mine))
-        what = (
-            f"{len(missing)} rows missing {missing[:3]}, {len(extra)} superfluous {extra[:3]}"
-            if missing or extra
-            else "the same rows in another order"
-        )
-        raise UserError(f"{names[1]} does not match {names[0]}: {what}; make {names[1]} again")
-    for field in right.schema:
-        if field.name not in left.schema.names:
-            left = left.append_column(field, right.column(field.name))
-    return left
+    plan = _read_plan(output)
+    if plan is None:
+        return None
+    records = [_finished(output.partial, name) for name in plan["names"]]
+    shards = (_read_verified(output, r, output.partial) for r in records if r is not None)
+    return None if None in records else (plan["inputs"], shards)
+
+
+def _read_plan(output: Output) -> dict[str, Any] | None:
+    """What a partial output was begun to be; None if there is none or it is damaged."""
+    try:
+        return json.loads((output.partial / PLAN).read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _finished(folder: Path, name: str) -> FileRecord | None:
+    """Record of a finished shard whose bytes are those that were written, else None."""
+    try:
+        done = json.loads((folder / f"{name}.done.json").read_bytes())
+        record = FileRecord.of(folder / name, rows=done["rows"], keys=done["keys"])
+    except (FileNotFoundError, ValueError, KeyError):
+        return None
+    return record if record.sha256 == done["sha256"] else None
 
 
 def _read_verified(output: Output, record: FileRecord, folder: Path) -> pa.Table:

@@ -6,22 +6,25 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import polars as pl
-import pyarrow as pa
 
 from common.config import ObjectiveConfig
 from common.errors import UserError
-from common.reporting.rewards import Table
+from common.reporting.frames import Table, first_rows, polars_frame
 from common.runs.freshness import status_of
+from common.runs.join import join
 from common.runs.layout import Run
 from common.runs.manifest import read_manifest
 from common.runs.schemas import KEY
-from common.runs.shards import join, read_shards
+from common.runs.shards import read_shards
 
 CONTEXT = 8
 """Tokens shown on each side of one."""
 
-WIDTH = 26
+WIDTH = 16
 """Characters of them on the terminal."""
+
+NOT_SHOWN = ("old_logprob", "new_logprob", "entropy", "completions")
+"""Columns of JSON alone."""
 
 PER_TOKEN = ["token_text", "old_logprobs", "new_logprobs", "ratio", "clipped", "entropy"]
 
@@ -55,44 +58,42 @@ def token_tables(
     title = "tokens" if every else f"clipped {'completions' if whole else 'tokens'}"
     tables = [
         Table("overall", "the tokens in the loss", overall),
-        _table("prompts", "prompts by clipped tokens", prompts, limit),
-        _table("tokens", title, tokens, limit, found.total),
+        first_rows(Table("prompts", "prompts by clipped tokens", prompts), limit),
+        first_rows(Table("tokens", title, tokens), limit, found.total),
     ]
     if not whole:
         texts = found.texts.filter(chosen).sort(
             CLIPPED, "tokens", "token_text", descending=[True, True, False]
         )
-        tables.append(_table("texts", "by token; ratio is the mean", texts, limit))
+        tables.append(first_rows(Table("texts", "by token; ratio is the mean", texts), limit))
     return tables
 
 
 def token_summary(run: Run, iteration: int) -> str:
-    """What an iteration's records come to, in words.
+    """What an iteration's records come to, in three lines.
 
     Raises:
         UserError: there are no records, or they are stale.
     """
     facts, objective = _facts(run, iteration), _objective(run, iteration)
-    bounds = (
-        f"clipped above {objective.cispo_cap:g}"
-        if objective.policy_term == "cispo"
-        else f"clipped below {1 - objective.clip_low:g} and above {1 + objective.clip_high:g}"
-    )
-    said = (
-        f"policy {iteration} after its last step, against the policy that sampled: "
-        f"{facts['tokens']} tokens in the loss, ratio by {objective.ratio_level} {bounds}. "
-    )
-    if not facts["clipped_low"] + facts["clipped_high"]:
-        return said + f"None is clipped; the largest ratio is {facts['ratio_max']:.4g}."
-    return said + (
-        f"One more epoch would clip {facts['clipped_low']} tokens from below "
-        f"({facts['clip_fraction_low']:.2%}) and {facts['clipped_high']} from above "
-        f"({facts['clip_fraction_high']:.2%})."
+    low, high = facts["clipped_low"], facts["clipped_high"]
+    clips = f"none; the largest ratio is {facts['ratio_max']:.4g}"
+    if low + high:
+        clips = (
+            f"{_tokens_text(low)} from below ({100 * facts['clip_fraction_low']:.2f} %) and "
+            f"{high} from above ({100 * facts['clip_fraction_high']:.2f} %)"
+        )
+    return (
+        f"policy {iteration} after its last step, against policy {iteration - 1} that sampled: "
+        f"{_tokens_text(facts['tokens'])} in the loss\n"
+        f"clipped are {objective.ratio_level} ratios {_bounds(objective)}\n"
+        f"one more epoch would clip {clips}"
     )
 
 
 def for_terminal(table: Table) -> Table:
-    """The table with the text around a token in one column, and single tokens quoted."""
+    """The table with the text around a token in one column, single tokens quoted, and without
+    what 80 columns have no room for."""
     frame = table.frame
     if "before" in frame.columns:
         before, token, after = (pl.col(name) for name in ("before", "token", "after"))
@@ -104,7 +105,20 @@ def for_terminal(table: Table) -> Table:
     if "token_text" in frame.columns:
         quoted = pl.Series("token_text", map(repr, frame["token_text"]), pl.String)
         frame = frame.with_columns(quoted)
-    return table._replace(frame=frame)
+    return table._replace(frame=frame.drop(NOT_SHOWN, strict=False))
+
+
+def _tokens_text(count: float) -> str:
+    return f"{count} token{'' if count == 1 else 's'}"
+
+
+def _bounds(objective: ObjectiveConfig) -> str:
+    """Which ratios are clipped, and with which sign of the advantage."""
+    if objective.policy_term == "cispo":
+        return f"above {objective.cispo_cap:g}"
+    low, high, dual = 1 - objective.clip_low, 1 + objective.clip_high, objective.dual_clip
+    said = f"below {low:g} (advantage < 0) and above {high:g} (> 0)"
+    return said if dual is None else f"{said} and above {dual:g} (< 0)"
 
 
 def _facts(run: Run, iteration: int) -> dict[str, float]:
@@ -135,9 +149,11 @@ def _gather(
 ) -> _Found:
     """What the tables are made of, shard by shard."""
     prompts, texts, listed = list[pl.DataFrame](), list[pl.DataFrame](), list[pl.DataFrame]()
-    known, count = dict[str, None](), 0
+    drawn, trained, count = dict[str, None](), set[str](), 0
     for rows in _rows(run, iteration):
-        known |= dict.fromkeys(rows["prompt_id"])
+        drawn |= dict.fromkeys(rows["prompt_id"])
+        rows = rows.filter("kept")
+        trained.update(rows["prompt_id"])
         rows = rows.filter(pl.col("prompt_id") == prompt) if prompt else rows
         tokens = _tokens(rows)
         prompts.append(_by_prompt(tokens))
@@ -145,10 +161,14 @@ def _gather(
         chosen = tokens if every else _clipped(tokens, whole)
         count += chosen.height
         listed.append(_with_context(chosen.head(limit or chosen.height), rows))
-    if prompt and prompt not in known:
+    if prompt and prompt not in drawn:
         raise UserError(
-            f"--prompt {prompt!r}: no such prompt_id among the {len(known)} of iteration "
-            f"{iteration}, which begin with {', '.join([*known][:3])}"
+            f"--prompt {prompt!r}: no such prompt_id among the {len(drawn)} of iteration "
+            f"{iteration}, which begin with {', '.join([*drawn][:3])}"
+        )
+    if prompt and prompt not in trained:
+        raise UserError(
+            f"--prompt {prompt!r}: dynamic sampling left its groups out of iteration {iteration}"
         )
     by_text = pl.concat(texts).group_by("token_text").sum()
     by_text = by_text.with_columns(pl.col("ratio") / pl.col("tokens"))
@@ -158,7 +178,7 @@ def _gather(
 def _rows(run: Run, iteration: int) -> Iterator[pl.DataFrame]:
     """The shards, a row a completion."""
     columns = {
-        run.rollout(iteration): [KEY, "prompt_id", "question"],
+        run.rollout(iteration): [KEY, "prompt_id", "question", "kept"],
         run.score(iteration): [KEY, "advantage"],
         run.logprobs(iteration): [KEY, "old_logprobs"],
         run.tokens(iteration): [KEY, *(name for name in PER_TOKEN if name != "old_logprobs")],
@@ -168,7 +188,7 @@ def _rows(run: Run, iteration: int) -> Iterator[pl.DataFrame]:
     for joined, *parts in zip(*shards, strict=True):
         for output, part in zip(others, parts, strict=True):
             joined = join(joined, part, key=KEY, names=(first.name, output.name))
-        yield _frame(joined)
+        yield polars_frame(joined)
 
 
 def _tokens(rows: pl.DataFrame) -> pl.DataFrame:
@@ -178,12 +198,12 @@ def _tokens(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def _by_prompt(tokens: pl.DataFrame) -> pl.DataFrame:
-    """Counts of a prompt; `advantage` is the mean over its clipped tokens."""
+    """Counts of a prompt; `mean_advantage` is over its clipped tokens."""
     return tokens.group_by("prompt_id", maintain_order=True).agg(
         pl.col("question").first(),
         pl.col(KEY).n_unique().alias("completions"),
         *COUNTS,
-        pl.col("advantage").filter(LOW | HIGH).mean().alias("advantage_of_clipped"),
+        pl.col("advantage").filter(LOW | HIGH).mean().alias("mean_advantage"),
     )
 
 
@@ -221,19 +241,3 @@ def _with_context(tokens: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
         pl.col("new_logprobs").alias("new_logprob"),
         "entropy",
     )
-
-
-def _table(
-    key: str, title: str, frame: pl.DataFrame, limit: int | None, count: int | None = None
-) -> Table:
-    """The first rows; the title says of how many (`count` where `frame` has not all of them)."""
-    count = frame.height if count is None else count
-    if limit is None or count <= limit:
-        return Table(key, title, frame)
-    return Table(key, f"{title}: {limit} of {count} (--limit 0 shows all)", frame.head(limit))
-
-
-def _frame(table: pa.Table) -> pl.DataFrame:
-    frame = pl.from_arrow(table)
-    assert isinstance(frame, pl.DataFrame)
-    return frame

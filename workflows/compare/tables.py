@@ -8,9 +8,9 @@ from dataclasses import asdict
 from typing import Any
 
 import polars as pl
-import pyarrow as pa
 
 from common.errors import UserError
+from common.reporting.frames import polars_frame
 from common.reporting.passk import paired_difference
 from common.reporting.progress import warn
 from common.reporting.tables import greedy_correct
@@ -19,13 +19,13 @@ from common.runs.layout import Run
 from common.runs.manifest import has_manifest, read_manifest
 from common.runs.schemas import TRAIN
 from common.runs.shards import read_output
-from workflows.compare_policies import compare_updates
+from workflows.compare.policies import compare_updates
 
-MEANS = (
+METRICS = (
     *("policy_loss", "grad_norm", "kl", "approx_kl", "entropy"),
-    *("clip_fraction_low", "clip_fraction_high", "sampler_weight_mean"),
+    *("clip_fraction_low", "clip_fraction_high", "ratio_max", "sampler_weight_mean"),
 )
-"""Metrics whose mean over the steps that were taken stands for a variant."""
+"""Metrics of which one number stands for a variant, in the order of the table."""
 
 Row = dict[str, Any]
 
@@ -35,9 +35,9 @@ def step_table(children: Mapping[str, Run], iteration: int) -> pl.DataFrame:
 
     `kl` is null where the objective has no reference that could be measured against.
     """
-    frames = [_frame(TRAIN.empty_table()).select(pl.lit("").alias("variant"), pl.all())]
+    frames = [polars_frame(TRAIN.empty_table()).select(pl.lit("").alias("variant"), pl.all())]
     for name, child in children.items():
-        steps = _frame(read_output(child.train(iteration)).select(TRAIN.names))
+        steps = polars_frame(read_output(child.train(iteration)).select(TRAIN.names))
         if not read_manifest(child.train(iteration)).recipe["objective"]["kl_coef"]:
             steps = steps.with_columns(kl=pl.lit(None, pl.Float64))
         frames.append(steps.select(pl.lit(name).alias("variant"), pl.all()))
@@ -45,14 +45,19 @@ def step_table(children: Mapping[str, Run], iteration: int) -> pl.DataFrame:
 
 
 def metrics_table(steps: pl.DataFrame) -> pl.DataFrame:
-    """One row a variant: means over its steps, its largest ratio, its seconds of training."""
-    taken = ~pl.col("skipped")
+    """One row a variant: its steps and seconds of training, metrics over the steps it took.
+
+    Of `ratio_max` the largest, of the others the mean.
+    """
+
+    def over_steps(name: str) -> pl.Expr:
+        taken = pl.col(name).filter(~pl.col("skipped"))
+        return taken.max() if name == "ratio_max" else taken.mean()
+
     return steps.group_by("variant", maintain_order=True).agg(
         pl.len().alias("steps"),
         pl.col("step_seconds").sum().alias("seconds"),
-        *(pl.col(name).filter(taken).mean() for name in MEANS[:-1]),
-        pl.col("ratio_max").filter(taken).max(),
-        pl.col(MEANS[-1]).filter(taken).mean(),
+        *map(over_steps, METRICS),
     )
 
 
@@ -109,12 +114,6 @@ def finite(frame: pl.DataFrame) -> list[Row]:
         }
         for row in frame.to_dicts()
     ]
-
-
-def _frame(table: pa.Table) -> pl.DataFrame:
-    frame = pl.from_arrow(table)
-    assert isinstance(frame, pl.DataFrame)
-    return frame
 
 
 def _paired(before: Run, after: Run, policy: int) -> dict[str, float]:

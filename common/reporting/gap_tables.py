@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
@@ -12,12 +11,21 @@ import pyarrow as pa
 
 from common.config import LogprobsConfig
 from common.errors import UserError
-from common.reporting.rewards import Table
-from common.reporting.sampler_gap import OFTEN, WORST, GapBins, SamplerGap, positions, sampler_gap
+from common.reporting.frames import Table, first_rows
+from common.reporting.sampler_gap import (
+    OFTEN,
+    WORST,
+    GapBins,
+    GapToken,
+    SamplerGap,
+    positions,
+    sampler_gap,
+)
 from common.runs.layout import Output, Run
+from common.runs.list_columns import without_rejected
 from common.runs.manifest import has_manifest, read_manifest
-from common.runs.schemas import LOGPROBS
-from common.runs.shards import OutputWriter, read_shards
+from common.runs.schemas import KEY
+from common.runs.shards import read_partial, read_shards
 
 Text = Callable[[int], str]
 """A token id to its text."""
@@ -33,21 +41,27 @@ ROUNDING, LARGE = 1e-4, 0.1
 the policy is unsure of, so that the place of a larger one means something."""
 
 
-def exceeded(gap: SamplerGap, bounds: LogprobsConfig, kind: Literal["alarm", "stop"]) -> list[str]:
-    """The recipe's bounds of a kind that the gap is above, in words; no number is above each."""
-    limits = {what: getattr(bounds, f"{kind}_gap_{what}") for what in ("mean", "max")}
-    return [
-        f"{what} {value:.4g} nats, above logprobs.{kind}_gap_{what} = {limit:g}"
-        for what, limit in limits.items()
-        if limit is not None and not (value := getattr(gap, what)) <= limit
-    ]
+def exceeded(
+    gap: SamplerGap, bounds: LogprobsConfig, kind: Literal["alarm", "stop"]
+) -> dict[str, str]:
+    """The recipe's bounds of a kind that the gap is above: by key, how far in words.
+
+    A gap that is no number is above each.
+    """
+    found: dict[str, str] = {}
+    for what in ("mean", "max"):
+        value, limit = getattr(gap, what), getattr(bounds, f"{kind}_gap_{what}")
+        if limit is not None and not value <= limit:
+            key = f"logprobs.{kind}_gap_{what}"
+            found[key] = f"{what} {value:.4g} nats, above {key} = {limit:g}"
+    return found
 
 
 def describe(gap: SamplerGap, text: Text) -> str:
     """Where the gap sits, for a message: worst tokens, positions, token ids, hints."""
     tokens = [
         f"  {t.rollout_id} token {t.position} {text(t.token_id)!r}: "
-        f"trainer {t.old_logprob:.4f}, sampler {t.sampler_logprob:.4f}"
+        f"trainer {t.old_logprob:.4f}, sampler {t.sampler_logprob:.4f}, gap {t.gap:.2g}"
         for t in gap.worst[:WORST]
     ]
     by_position = ", ".join(
@@ -85,7 +99,7 @@ def gap_tables(
     """What `stages.show gap` prints.
 
     Args:
-        limit: token ids to list; None for all.
+        limit: rows of each table; None for all.
         quoted: texts as Python would write them, for a terminal.
     """
 
@@ -93,35 +107,36 @@ def gap_tables(
         return repr(text(token_id)) if quoted else text(token_id)
 
     overall = {"tokens": gap.tokens, "mean": gap.mean, "max": gap.max}
-    count = len(gap.by_token.bins) if limit is None else limit
-    by_mean = gap.by_token.worst("mean", count, least_tokens=OFTEN)
-    by_max = gap.by_token.worst("max", count)
+    often = f"tokens that occur {OFTEN} times or more, by mean gap"
+    by_mean = _token_ids(gap.by_token.worst("mean", None, least_tokens=OFTEN), shown)
+    by_max = _token_ids(gap.by_token.worst("max", None), shown)
+    worst = Table("worst", "the worst tokens", _worst_tokens(gap.worst[:limit], shown))
     return [
         Table("overall", "sampler gap in nats", pl.DataFrame([overall])),
         Table("positions", "by position in the completion", position_table(gap)),
-        Table(
-            "token_ids_by_mean",
-            f"token ids of {OFTEN} tokens or more, by mean",
-            _token_ids(by_mean, shown),
-        ),
-        Table("token_ids_by_max", "token ids by max", _token_ids(by_max, shown)),
-        Table("worst", "the worst tokens", _worst_tokens(gap, shown)),
+        first_rows(Table("token_ids_by_mean", often, by_mean), limit),
+        first_rows(Table("token_ids_by_max", "tokens by largest gap", by_max), limit),
+        first_rows(worst, limit, gap.tokens),
     ]
 
 
-def gap_of_iteration(run: Run, iteration: int, *, worst: int) -> SamplerGap:
-    """The gap as the shards of rollout and logprobs have it.
+def gap_of_iteration(run: Run, iteration: int, *, worst: int | None) -> SamplerGap:
+    """The gap as the shards of rollout and logprobs have it, over the completions that are kept.
 
     Shards of a logprobs stage that stopped at its bound are read too: they are what one wants to
     look at.
 
+    Args:
+        worst: how many of the largest gaps to name; None for all.
+
     Raises:
         UserError: one of the two is missing, or they are not of the same rollout.
     """
-    columns = ["rollout_id", "completion_ids", "sampler_full_logprobs"]
+    columns = [KEY, "completion_ids", "sampler_full_logprobs", "kept"]
     rollout = run.rollout(iteration)
     logprobs = _logprobs_shards(run.logprobs(iteration), rollout)
-    return sampler_gap(zip(read_shards(rollout, columns), logprobs, strict=True), worst=worst)
+    sampled = map(without_rejected, read_shards(rollout, columns))
+    return sampler_gap(zip(sampled, logprobs, strict=True), worst=worst)
 
 
 def show_command(rollout: Output) -> str:
@@ -130,17 +145,9 @@ def show_command(rollout: Output) -> str:
 
 
 def _logprobs_shards(logprobs: Output, rollout: Output) -> Iterator[pa.Table]:
-    made = read_manifest(rollout)
-    names = [record.name for record in made.shards]
-    plan = logprobs.partial / "plan.json"
-    stopped = OutputWriter(logprobs, inputs={}, recipe={}, seed=0, names=names, schema=LOGPROBS)
-    if not has_manifest(logprobs) and plan.is_file() and not stopped.pending():
-        inputs = json.loads(plan.read_text())["inputs"]
-        shards: Iterator[pa.Table] = map(stopped.read, names)
-    else:
-        inputs = read_manifest(logprobs).inputs
-        shards = read_shards(logprobs)
-    if inputs.get(rollout.name) != made.content_hash:
+    stopped = None if has_manifest(logprobs) else read_partial(logprobs)
+    inputs, shards = stopped or (read_manifest(logprobs).inputs, read_shards(logprobs))
+    if inputs.get(rollout.name) != read_manifest(rollout).content_hash:
         raise UserError(
             f"{logprobs.path} was made from another rollout than {rollout.path}; make it again: "
             f"{logprobs.command}"
@@ -208,7 +215,7 @@ def _frame(bins: GapBins, **names: Iterable[Any]) -> pl.DataFrame:
     return pl.DataFrame({name: list(values) for name, values in names.items()} | figures)
 
 
-def _worst_tokens(gap: SamplerGap, text: Text) -> pl.DataFrame:
+def _worst_tokens(tokens: list[GapToken], text: Text) -> pl.DataFrame:
     return pl.DataFrame(
         [
             {
@@ -219,7 +226,7 @@ def _worst_tokens(gap: SamplerGap, text: Text) -> pl.DataFrame:
                 "sampler": token.sampler_logprob,
                 "gap": token.gap,
             }
-            for token in gap.worst
+            for token in tokens
         ],
         infer_schema_length=None,
     )

@@ -35,7 +35,7 @@ _MARKERS = "osD^vPX"
 def require_matplotlib() -> None:
     """Raise `MissingToolError` where matplotlib is not installed."""
     if find_spec("matplotlib") is None:
-        raise MissingToolError("--svg needs matplotlib: pip install 'staged-grpo[plot]'")
+        raise MissingToolError("--svg needs matplotlib: make extras")
 
 
 def draw(steps: pl.DataFrame, path: Path, *, title: str) -> None:
@@ -61,6 +61,7 @@ def draw(steps: pl.DataFrame, path: Path, *, title: str) -> None:
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=8, frameon=False)
         figure.suptitle(title)
+        figure.draw_without_rendering()  # labels of ticks have their width from the second time on
         sink = io.BytesIO()
         figure.savefig(sink, format="svg", metadata={"Date": None, "Creator": None})
     write_atomically(path, sink.getvalue())
@@ -72,6 +73,7 @@ def _draw_panel(panel: Any, steps: pl.DataFrame, metric: str, name: str) -> None
 
     shown = steps.with_columns(pl.when(~pl.col("skipped")).then(pl.col(metric)).alias("shown"))
     groups = shown.group_by(["variant"], maintain_order=True)
+    most = max(rows.height for _, rows in groups)
     for index, ((variant,), rows) in enumerate(groups):
         values = rows["shown"].cast(pl.Float64).fill_null(math.nan).to_list()
         panel.plot(
@@ -86,7 +88,9 @@ def _draw_panel(panel: Any, steps: pl.DataFrame, metric: str, name: str) -> None
         )
     panel.set_title(name, fontsize=9)
     panel.set_xlabel("optimizer step", fontsize=8)
-    panel.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
-    panel.ticklabel_format(axis="y", style="sci", scilimits=(-3, 4))
+    # Fixed limits: of a single step matplotlib would make ticks between whole numbers.
+    panel.set_xlim(0.5, most + 0.5)
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6, min_n_ticks=1))
+    panel.ticklabel_format(axis="y", style="sci", scilimits=(-3, 4), useOffset=False)
     panel.grid(color="#dddddd", linewidth=0.6)
     panel.spines[["top", "right"]].set_visible(False)

@@ -13,9 +13,9 @@ import tomlkit
 from common.config import PRESETS, Recipe
 from common.errors import UserError
 from common.recipe_file import override_text, parse_recipe, read_recipe_text
-from common.runs.child import Frozen, differing_keys
+from common.runs.child import Frozen
 from common.runs.manifest import read_manifest
-from common.runs.recipe import what_prepare_uses
+from common.runs.recipe import differing_keys, what_prepare_uses
 
 # A comma that another key follows: values may hold commas too.
 _NEXT_KEY = re.compile(r",(?=\s*(?:preset|[\w-]+(?:\.[\w-]+)+)\s*=)")
@@ -76,10 +76,11 @@ def read_variants(
     for variant in found:
         frozen.child(variant.name)
         _same_model_and_data(frozen, variant)
+        frozen.require_kept(variant.recipe)
     return found
 
 
-def with_preset(text: str, preset: str) -> str:
+def replaced_by_preset(text: str, preset: str) -> str:
     """Recipe text whose preset decides all that presets decide: what it said there goes."""
     document = tomlkit.parse(text)
     for section, key in _decided_by_presets():
@@ -93,7 +94,11 @@ def with_preset(text: str, preset: str) -> str:
 def not_applied(frozen: Frozen, variant: Variant) -> list[str]:
     """Keys that would have made another rollout: they hold from the next iteration on."""
     recorded = read_manifest(frozen.run.rollout(frozen.iteration)).recipe
-    return differing_keys(recorded, variant.recipe.model_dump(mode="json"))
+    keys = differing_keys(recorded, variant.recipe.model_dump(mode="json"))
+    if "rewards" in recorded:  # of dynamic sampling
+        new = variant.recipe.rewards.functions.keys() - recorded["rewards"]["functions"].keys()
+        keys += [f"rewards.functions.{name}" for name in sorted(new)]
+    return keys
 
 
 def _decided_by_presets() -> Iterator[tuple[str | None, str]]:
@@ -125,7 +130,7 @@ def _variant(name: str, text: str, keys: list[str], origin: str = "") -> Variant
     if presets:
         if presets[-1] not in PRESETS:
             raise UserError(f"preset {presets[-1]!r}: there are {', '.join(PRESETS)}")
-        text = with_preset(text, presets[-1])
+        text = replaced_by_preset(text, presets[-1])
     text = override_text(text, [key for left, key in pairs if left != "preset"])
     return Variant(name, text, parse_recipe(text, origin=origin))
 

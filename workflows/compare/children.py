@@ -1,0 +1,104 @@
+"""The runs of compared variants: made beside their parent, then trained by the ordinary stages."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from common.errors import UserError
+from common.reporting.progress import say
+from common.rewards.registry import function_versions, package_versions
+from common.runs.child import Frozen, adopt
+from common.runs.freshness import status_of
+from common.runs.layout import Run, Stage
+from common.runs.shards import read_output
+from workflows.compare.processes import launcher, run_module
+from workflows.compare.variants import Variant, not_applied
+
+
+@dataclass
+class Outcome:
+    """A variant and what became of it."""
+
+    variant: Variant
+    child: Run
+    failed: Stage | None = None
+    """The stage that ended it before its time."""
+    exit_code: int = 0
+
+    @property
+    def is_trained(self) -> bool:
+        return self.failed in (None, "evaluate")
+
+    @property
+    def result(self) -> str:
+        return f"{self.failed}: exit code {self.exit_code}" if self.failed else "trained"
+
+
+def make_children(frozen: Frozen, variants: Iterable[Variant], *, overwrite: bool) -> list[Run]:
+    """A child run for each variant; those that are there already are checked, all before any work.
+
+    Raises:
+        UserError: a run of that name is there and is not this variant's child; or, to overwrite,
+            not made from this iteration at all, or continued.
+    """
+    pairs = [(variant, frozen.child(variant.name)) for variant in variants]
+    for variant, child in pairs:
+        if not child.root.exists():
+            continue
+        if overwrite:
+            frozen.require_removable(child)
+        elif why := frozen.difference(child, variant.recipe):
+            raise UserError(
+                f"{child.root} is there and is not a child of iteration {frozen.iteration} of "
+                f"{frozen.run.name} with this recipe: {why}. Give the variant another name, or "
+                "--overwrite: the run is removed and made again"
+            )
+    for variant, child in pairs:
+        if overwrite and child.root.exists():
+            shutil.rmtree(child.root)
+        if not child.root.exists():
+            frozen.make(child, variant.text)
+        if keys := not_applied(frozen, variant):
+            say(
+                f"{variant.name}: {', '.join(keys)} cannot change a rollout that is frozen; "
+                f"{child.name} has it from iteration {frozen.iteration + 1} on"
+            )
+    return [child for _, child in pairs]
+
+
+def take_over(frozen: Frozen, outcome: Outcome, donors: list[Run]) -> None:
+    """Scores and logprobs from the parent or from a variant before, where they are alike."""
+    recipe, child, number = outcome.variant.recipe, outcome.child, frozen.iteration
+    types = read_output(frozen.run.rollout(number), ["verify_type"])["verify_type"].unique()
+    judged_by = package_versions(types.to_pylist()) | function_versions(recipe.rewards)
+    for output, made_by in ((child.score(number), judged_by), (child.logprobs(number), None)):
+        donor = adopt(child, output, recipe, donors, made_by)
+        if donor is not None:
+            say(f"{outcome.variant.name}: {output.name} taken from {donor.name}")
+
+
+def run_stages(outcome: Outcome, iteration: int, *, evaluate: bool, quiet: bool) -> None:
+    """Run the stages that are missing, as one would; the first that fails ends the variant."""
+    child, variant = outcome.child, outcome.variant
+    stages: tuple[Stage, ...] = ("score", "logprobs", "train")
+    for stage in (*stages, "evaluate") if evaluate else stages:
+        if _is_fresh(child, stage, iteration):
+            continue
+        # An evaluation is divided by questions, so it needs no mesh; its table is ours, below.
+        processes = 1 if stage in ("score", "evaluate") else variant.processes
+        arguments = ["--run", child.name, "--iteration", str(iteration)]
+        arguments += ["--quiet"] if quiet or stage == "evaluate" else []
+        say(f"{variant.name}: {' '.join([*launcher(processes), f'stages.{stage}', *arguments])}")
+        if code := run_module(f"stages.{stage}", arguments, processes):
+            outcome.failed, outcome.exit_code = stage, code
+            return
+
+
+def _is_fresh(child: Run, stage: Stage, iteration: int) -> bool:
+    """Whether there is nothing to do; what is damaged is left for the stage to name."""
+    try:
+        return status_of(child, child.stage_output(stage, iteration)).state == "fresh"
+    except UserError:
+        return False
