@@ -80,6 +80,9 @@ test: $(READY_DEV) ## the tests (minutes); ARGS= goes to pytest
 test-slow: $(READY_DEV) ## the tests that take minutes each
 	$(PYTHON) -m pytest -m slow $(ARGS)
 
+bench: $(READY) ## measured against transformers, TRL and the machine's limits; ARGS= goes to it
+	$(PYTHON) -m workflows.bench $(ARGUMENTS)
+
 lint: $(READY_DEV) ## ruff (lint and format) and mypy
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
@@ -91,7 +94,7 @@ help: ## this list
 		/^[a-z][a-z0-9 -]*:.*## / {printf "  %-10s %s\n", $$1, $$2}' Makefile
 
 .PHONY: iteration prepare rollout score logprobs train evaluate tokens compare show status extras \
-	doctor base smollm2 setup test test-slow lint help
+	doctor base smollm2 setup test test-slow bench lint help
 
 $(READY): pyproject.toml workflows/constraints.txt
 	$(PYTHON3) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else \

@@ -21,6 +21,10 @@ from torch.autograd.function import once_differentiable
 
 from common.modeling.head import Head
 
+CHUNK_BYTES = {"cpu": 64 << 20, "cuda": 512 << 20}
+"""Size of a chunk's logits by device; two of them stand at once. On 2 cores larger chunks were no
+faster (vocabularies of 49,152 and 151,936); a GPU needs more rows to be filled."""
+
 
 def token_logprobs(
     hidden: Tensor,
@@ -28,7 +32,7 @@ def token_logprobs(
     head: Head,
     *,
     temperature: float,
-    chunk_tokens: int = 1024,
+    chunk_tokens: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Logprob of each target under softmax(logits / temperature), and that softmax's entropy.
 
@@ -37,8 +41,9 @@ def token_logprobs(
             in this dtype, all that follows in float32 (float64 for float64).
         target_ids: [N] int64
         temperature: the one that sampled.
-        chunk_tokens: tokens whose logits exist at once. The peak is about two float32 buffers of
-            chunk_tokens × V; four where the family has a softcap.
+        chunk_tokens: tokens whose logits exist at once; so many as fill `CHUNK_BYTES` when not
+            given. The peak is about two float32 buffers of chunk_tokens × V; four where the family
+            has a softcap.
 
     Returns:
         logprobs [N] and entropy [N] in nats, float32 (float64 for float64), both with gradients
@@ -48,9 +53,15 @@ def token_logprobs(
         hidden.shape,
         target_ids.shape,
     )
+    chunk = chunk_tokens or _chunk_tokens(len(head.weight), hidden.device)
     return _TokenLogprobs.apply(
-        hidden, head.weight, head.bias, target_ids, head, temperature, chunk_tokens
+        hidden, head.weight, head.bias, target_ids, head, temperature, chunk
     )
+
+
+def _chunk_tokens(vocabulary: int, device: torch.device) -> int:
+    size = CHUNK_BYTES.get(device.type, CHUNK_BYTES["cuda"])
+    return max(1, size // (4 * vocabulary))
 
 
 class _TokenLogprobs(torch.autograd.Function):
@@ -73,6 +84,7 @@ class _TokenLogprobs(torch.autograd.Function):
             log_p = _log_softmax(head.logits(hidden[part]), temperature)
             logprobs[part] = log_p.gather(1, target_ids[part, None]).squeeze(1)
             entropy[part] = log_p.exp().mul_(log_p).sum(dim=-1).neg_()
+            del log_p  # or it would stand beside the next chunk's
         ctx.save_for_backward(hidden, weight, bias, target_ids, entropy)
         ctx.transform = {"scale": head.scale, "softcap": head.softcap}
         ctx.temperature, ctx.chunk_tokens = temperature, chunk_tokens
@@ -108,13 +120,22 @@ class _TokenLogprobs(torch.autograd.Function):
             if grad_hidden is not None:
                 torch.mm(grad, weight, out=grad_hidden[part])
             if grad_weight is not None:
-                grad_weight += grad.T @ hidden[part]
+                _add_product(grad_weight, grad.T, hidden[part])
+            del log_p, grad
         return (
             grad_hidden,
             None if grad_weight is None else grad_weight.to(weight.dtype),
             None if grad_bias is None else grad_bias.to(bias.dtype),
             *[None] * 4,
         )
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """total += left · right, without a temporary of its size where the types are the same."""
+    if total.dtype == left.dtype:
+        total.addmm_(left, right)
+    else:
+        total += left @ right
 
 
 def _grad_scaled_logits(

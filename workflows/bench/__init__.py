@@ -1,0 +1,1 @@
+"""`make bench`: how fast the parts are, each against what people use, in one run."""

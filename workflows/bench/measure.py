@@ -1,0 +1,168 @@
+"""Measuring in pairs: contenders take turns, so that what else the machine does meets all alike.
+
+A figure is the ratio of two things in one run: the median, over rounds, of what the other one took
+divided by what ours took. Seconds by themselves belong to the machine of that hour.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from workflows.bench.floor import Machine, Phase, floor_seconds
+
+Contender = Callable[[], float]
+"""Does its work once and returns the seconds (or bytes) that it took."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much work is measured."""
+
+    prompt_tokens: int = 64
+    group_size: int = 8
+    concurrent: tuple[int, ...] = (8, 32, 64)
+    sampler_tokens: int = 64
+    default_concurrent: int = 512
+    default_tokens: int = 128
+    completion_tokens: int = 64
+    """Of each completion in packs and in the pipeline."""
+    microbatches: int = 8
+    iteration: tuple[int, int, int] = (16, 8, 128)
+    """Prompts, samples of each, tokens of each sample."""
+    loss: tuple[int, int, int] = (151_936, 2_048, 896)
+    """Vocabulary, tokens and hidden size of the loss whose memory is measured: Qwen2.5-0.5B's."""
+    scored_rows: int = 4096
+    scale_rows: tuple[int, ...] = (8, 16, 32, 64)
+    scale_tokens: tuple[int, ...] = (16, 32, 64, 128)
+    scale_layers: tuple[int, ...] = (2, 4, 8, 16)
+    machine: int = 2048
+    """Side of the square matrices that are multiplied to find the machine's speed."""
+
+
+SMALL = Sizes(
+    concurrent=(8, 32),
+    sampler_tokens=16,
+    default_concurrent=128,
+    default_tokens=32,
+    microbatches=4,
+    iteration=(4, 4, 16),
+    loss=(32_768, 1_024, 256),
+    scored_rows=512,
+    scale_rows=(4, 8, 16),
+    scale_tokens=(8, 16, 32),
+    scale_layers=(1, 2, 4),
+    machine=1024,
+)
+"""For trying the harness in minutes; its ratios answer no question."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all parts of one run have in common."""
+
+    model: Path
+    """Hugging Face directory."""
+    default_model: Path
+    """The model of the default recipe."""
+    device: torch.device
+    dtype: torch.dtype
+    threads: int
+    """Of one process; two ranks have half each."""
+    pairs: int
+    sizes: Sizes
+    machine: Machine
+    scratch: Path
+    """A folder that goes when the run ends."""
+
+    def clock(self, work: Callable[[], object]) -> Contender:
+        """`work` as a contender, timed until the device has finished it."""
+
+        def timed() -> float:
+            self.synchronize()
+            started = time.perf_counter()
+            work()
+            self.synchronize()
+            return time.perf_counter() - started
+
+        return timed
+
+    def synchronize(self) -> None:
+        """Wait for the device."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One line of the table: ours against one other thing."""
+
+    part: str
+    name: str
+    against: str
+    """What the baseline is; empty where ours stands alone."""
+    unit: str
+    """Of `ours` and `baseline`: `s` or `bytes`."""
+    ours: list[float]
+    """By round; the warm-up is left out."""
+    baseline: list[float]
+    """By the same rounds, or empty."""
+    target: float | None = None
+    """Least ratio that is wanted."""
+    phases: list[Phase] = field(default_factory=list)
+    """The operations and bytes that the work cannot do without."""
+    note: str = ""
+
+    @property
+    def ratios(self) -> list[float]:
+        """Baseline over ours by round: above 1 where ours takes less."""
+        return (
+            [b / o for o, b in zip(self.ours, self.baseline, strict=True)] if self.against else []
+        )
+
+    def line(self) -> str:
+        """For the terminal, as soon as it is known."""
+        if not self.against:
+            return f"{self.name}: {median(self.ours):.3g} {self.unit}"
+        return f"{self.name}: {median(self.ratios):.2f} x {self.against}"
+
+    def record(self, machine: Machine) -> dict[str, Any]:
+        """As it stands in the JSON: medians, ratios, and the floor on this machine.
+
+        `floor_ratio` is ours over the floor, 1 at best; `matmul_share` the share of the measured
+        matmul speed that the needed operations came to (the model FLOPs utilisation).
+        """
+        ratios, seconds = self.ratios, median(self.ours)
+        floor = floor_seconds(self.phases, machine)
+        operations = 2 * sum(phase.multiply_adds for phase in self.phases)
+        ratio = median(ratios) if ratios else None
+        return asdict(self) | {
+            "ours_median": seconds,
+            "baseline_median": median(self.baseline) if self.baseline else None,
+            "ratio": ratio,
+            "ratio_low": min(ratios, default=None),
+            "ratio_high": max(ratios, default=None),
+            "pairs": len(self.ours),
+            "reached": None if self.target is None or ratio is None else ratio >= self.target,
+            "floor_seconds": floor or None,
+            "floor_ratio": seconds / floor if floor else None,
+            "matmul_share": operations / seconds / machine.matmul_flops if floor else None,
+        }
+
+
+def rounds(contenders: Mapping[str, Contender], count: int) -> dict[str, list[float]]:
+    """Seconds of each contender by round: A B C, A B C, … after one round of warm-up."""
+    assert count >= 1, count
+    for contender in contenders.values():
+        contender()
+    taken: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(count):
+        for name, contender in contenders.items():
+            taken[name].append(contender())
+    return taken

@@ -1,0 +1,207 @@
+"""Other processes that are measured: run once for a result, or kept waiting for their turns.
+
+A partner is started once, so that its start-up is not in its figures, and does its work when it is
+told to. It is told by a Unix socket and not by its standard input, which torchrun's processes
+would share. While another contender works, it sleeps.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from common.errors import UserError
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+ADDRESS = "STAGED_GRPO_BENCH_SOCKET"
+START_SECONDS = 600.0
+_GO, _END = b"go\n", b"end\n"
+
+
+def environment(threads: int, device: torch.device) -> dict[str, str]:
+    """This process's, with so many threads and with a GPU only if that is measured."""
+    chosen = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
+    # As `common.command` has it for ours: on a shared machine spinning threads starve each other.
+    chosen["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")
+    if device.type != "cuda":
+        chosen["CUDA_VISIBLE_DEVICES"] = ""
+    return dict(os.environ) | chosen
+
+
+def run_module(
+    arguments: Sequence[str],
+    threads: int,
+    device: torch.device,
+    extra: Mapping[str, str] | None = None,
+) -> str:
+    """Run `python -m` of this environment; its standard output.
+
+    Raises:
+        UserError: it failed; with the end of what it said.
+    """
+    done = subprocess.run(
+        [sys.executable, "-m", *arguments],
+        cwd=REPOSITORY,
+        env=environment(threads, device) | dict(extra or {}),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+    if done.returncode != 0:
+        raise _failed(arguments, done.returncode, done.stderr or done.stdout)
+    return done.stdout
+
+
+def result_of(arguments: Sequence[str], threads: int, device: torch.device) -> Any:
+    """The JSON that a module prints as its last line."""
+    return json.loads(run_module(arguments, threads, device).splitlines()[-1])
+
+
+class Partner:
+    """A process that repeats one piece of work; a context manager that ends it."""
+
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        threads: int,
+        device: torch.device,
+        extra: Mapping[str, str] | None = None,
+    ) -> None:
+        """Start `python -m` with these arguments and wait until it is ready.
+
+        Raises:
+            UserError: it ended before.
+        """
+        self._arguments = arguments
+        self._folder = tempfile.TemporaryDirectory(prefix="bench-")
+        self._said = (Path(self._folder.name) / "said").open("w+", errors="replace")
+        address = str(Path(self._folder.name) / "socket")
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(address)
+        listener.listen(1)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", *arguments],
+            cwd=REPOSITORY,
+            env=environment(threads, device) | dict(extra or {}) | {ADDRESS: address},
+            stdin=subprocess.DEVNULL,
+            stdout=self._said,
+            stderr=self._said,
+            start_new_session=True,
+        )
+        try:
+            self._channel = self._accept(listener).makefile("rwb", buffering=0)
+            self.ready: dict[str, Any] = self._answer()
+            """What it said of itself when it was ready."""
+        except BaseException:
+            self._kill()
+            raise
+        finally:
+            listener.close()
+
+    def work(self) -> dict[str, Any]:
+        """Have it do its work once; what it says of it, `seconds` among that.
+
+        Raises:
+            UserError: it ended instead.
+        """
+        self._channel.write(_GO)
+        return self._answer()
+
+    def seconds(self) -> float:
+        """Have it do its work once; as it timed itself."""
+        return float(self.work()["seconds"])
+
+    def __enter__(self) -> Partner:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if error is None:
+            try:
+                self._channel.write(_END)
+                self._process.wait(timeout=30)
+            except (OSError, subprocess.TimeoutExpired):
+                pass
+        self._kill()
+
+    def _accept(self, listener: socket.socket) -> socket.socket:
+        listener.settimeout(1.0)
+        for _ in range(int(START_SECONDS)):
+            try:
+                return listener.accept()[0]
+            except TimeoutError:
+                if self._process.poll() is not None:
+                    break
+        raise self._gone()
+
+    def _answer(self) -> dict[str, Any]:
+        line = self._channel.readline()
+        if not line:
+            raise self._gone()
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def _gone(self) -> UserError:
+        self._said.flush()
+        self._said.seek(0)
+        return _failed(self._arguments, self._process.poll(), self._said.read())
+
+    def _kill(self) -> None:
+        """End it and what it started."""
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, 9)
+            self._process.wait()
+        self._said.close()
+        self._folder.cleanup()
+
+
+def serve(ready: Mapping[str, Any], work: Callable[[], Mapping[str, Any]]) -> None:
+    """The other side of a `Partner`: say that it is ready, then work as often as told."""
+    channel = connect(ready)
+    while channel.wait():
+        channel.tell(work())
+
+
+class Channel:
+    """The partner's end of its socket, for work that cannot be handed over as a function."""
+
+    def __init__(self, address: str) -> None:
+        connected = socket.socket(socket.AF_UNIX)
+        connected.connect(address)
+        self._file = connected.makefile("rwb", buffering=0)
+
+    def wait(self) -> bool:
+        """Wait to be told; whether to work once more."""
+        return bool(self._file.readline() == _GO)
+
+    def tell(self, answer: Mapping[str, Any]) -> None:
+        """Answer in one line."""
+        self._file.write(json.dumps(dict(answer)).encode() + b"\n")
+
+
+def connect(ready: Mapping[str, Any]) -> Channel:
+    """The channel to the process that started this one, which is told that this one is ready."""
+    channel = Channel(os.environ[ADDRESS])
+    channel.tell(ready)
+    return channel
+
+
+def _failed(arguments: Sequence[str], code: int | None, said: str) -> UserError:
+    end = "\n".join(said.strip().splitlines()[-15:])
+    return UserError(f"bench: `python -m {' '.join(arguments)}` ended with {code}:\n{end}")

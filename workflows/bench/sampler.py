@@ -1,0 +1,164 @@
+"""The sampler against transformers' `generate`, and against the bare steps of the model.
+
+All draw as many tokens from the same prompts: nobody has a stop token. `generate` is given each
+prompt once for each of its samples, as TRL does; ours also notes the logprob of every token, which
+`generate` does not. The bare steps are the model's forward of the same batch over a static cache
+as long, whose prompts are computed before the clock starts: no drawing and no bookkeeping.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from common.generation.sampler import Request, Sampler
+from common.modeling.load import load_causal_lm
+from workflows.bench.floor import Shape
+from workflows.bench.measure import Bench, Contender, Measurement, rounds
+
+AGAINST_GENERATE = {64: 2.5, 32: 2.0}
+"""Least ratio by samples at once."""
+AGAINST_BARE = 0.8
+DEFAULT_AGAINST_GENERATE = 4.0
+
+Prompts = list[list[int]]
+
+
+def measure(bench: Bench) -> Iterator[Measurement]:
+    """At several numbers of samples at once; then the default recipe's model at its own."""
+    sizes = bench.sizes
+    model = load_causal_lm(bench.model, bench.dtype, bench.device)
+    for count in sizes.concurrent:
+        prompts = random_prompts(model, max(count // sizes.group_size, 1), sizes.prompt_tokens)
+        targets = {"generate": AGAINST_GENERATE.get(count), "bare steps": AGAINST_BARE}
+        yield from compare(bench, model, "sampler", prompts, count, sizes.sampler_tokens, targets)
+    yield from _default(bench)
+
+
+def _default(bench: Bench) -> list[Measurement]:
+    sizes = bench.sizes
+    model = load_causal_lm(bench.default_model, bench.dtype, bench.device)
+    prompts = random_prompts(model, max(sizes.default_concurrent // 16, 1), sizes.prompt_tokens)
+    return compare(
+        bench,
+        model,
+        f"sampler, {Path(bench.default_model).name}",
+        prompts,
+        sizes.default_concurrent,
+        sizes.default_tokens,
+        {"generate": DEFAULT_AGAINST_GENERATE, "bare steps": None},
+    )
+
+
+def compare(
+    bench: Bench,
+    model: Any,
+    name: str,
+    prompts: Prompts,
+    count: int,
+    tokens: int,
+    targets: dict[str, float | None],
+) -> list[Measurement]:
+    """Ours against each of `targets` (least ratio by name of the other), in the same rounds.
+
+    Args:
+        count: samples at once, the same number of each prompt.
+        tokens: of each sample.
+    """
+    ids = torch.tensor(prompts, device=bench.device).repeat_interleave(count // len(prompts), 0)
+    ours = bench.clock(lambda: sample(model, prompts, len(ids), tokens))
+    others: dict[str, Contender] = {
+        "generate": bench.clock(lambda: generate(model, ids, tokens)),
+        "bare steps": lambda: bare_steps(bench, model, ids, tokens),
+    }
+    contenders = {"ours": ours} | {other: others[other] for other in targets}
+    taken = rounds(contenders, bench.pairs)
+    phases = Shape.of(model.config, bench.dtype).sample(
+        len(prompts), len(prompts[0]), len(ids), tokens
+    )
+    drawn = len(ids) * tokens
+    rates = {other: drawn / median(seconds) for other, seconds in taken.items()}
+    return [
+        Measurement(
+            part="sampler",
+            name=f"{name}: {len(ids)} samples at once, {len(prompts[0])} + {tokens} tokens",
+            against=other,
+            unit="s",
+            ours=taken["ours"],
+            baseline=taken[other],
+            target=target,
+            phases=phases,
+            note=f"{rates['ours']:.0f} and {rates[other]:.0f} tokens/s",
+        )
+        for other, target in targets.items()
+    ]
+
+
+def sample(model: Any, prompts: Prompts, count: int, tokens: int) -> list[list[int]]:
+    """`count` completions of `tokens` tokens by our sampler, prompt after prompt."""
+    each = count // len(prompts)
+    requests = [
+        Request(prompt, [number * each + index for index in range(each)])
+        for number, prompt in enumerate(prompts)
+    ]
+    sampler = Sampler(model, stop_ids=[], max_concurrent=count)
+    drawn = sampler.generate(requests, max_completion_tokens=tokens)
+    return [sample.completion_ids for samples in drawn for sample in samples]
+
+
+def generate(model: Any, ids: Tensor, tokens: int) -> Tensor:
+    """[rows, tokens] drawn by transformers from the whole distribution, no token ending a row.
+
+    Args:
+        ids: [rows, prompt tokens], int64.
+    """
+    from transformers import GenerationConfig
+
+    # What a call's configuration leaves open is taken from the model's own: replace that one too.
+    own, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        drawn = model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            generation_config=GenerationConfig(
+                do_sample=True, top_k=0, max_new_tokens=tokens, pad_token_id=0, disable_compile=True
+            ),
+        )
+    finally:
+        model.generation_config = own
+    return drawn[:, ids.shape[1] :]
+
+
+@torch.inference_mode()
+def bare_steps(bench: Bench, model: Any, ids: Tensor, tokens: int) -> float:
+    """Seconds of the `tokens` - 1 forwards that follow the prompts' own; nothing is drawn."""
+    from transformers import StaticCache
+
+    cache = StaticCache(config=model.config, max_cache_len=ids.shape[1] + tokens)
+    model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    newest = ids[:, -1:]
+
+    def steps() -> None:
+        for _ in range(tokens - 1):
+            model(input_ids=newest, past_key_values=cache, use_cache=True)
+
+    return bench.clock(steps)()
+
+
+def random_prompts(model: Any, count: int, tokens: int) -> Prompts:
+    """Prompts of equal length, of any tokens that the model has; the same in every run."""
+    return random_rows(count, tokens, model.config.get_text_config().vocab_size)
+
+
+def random_rows(count: int, tokens: int, vocabulary: int, seed: int = 0) -> list[list[int]]:
+    """`count` lists of `tokens` tokens, the same in every run."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn: Sequence[list[int]] = torch.randint(
+        vocabulary, (count, tokens), generator=generator
+    ).tolist()
+    return list(drawn)

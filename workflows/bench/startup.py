@@ -1,0 +1,135 @@
+"""What a stage costs before it works, what score judges in a second, what the default recipe takes.
+
+A stage's beginning is the first call of the function that does its work: drawing, judging, the
+first forward. Until then it has imported, read the recipe, verified its inputs and loaded weights.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from functools import partial
+from statistics import median
+
+import pyarrow as pa
+
+from common.config import RewardsConfig
+from common.rewards.judging import Judging
+from common.rewards.scoring import judge_table
+from common.tasks.registry import TASKS
+from workflows.bench.measure import Bench, Measurement, rounds
+from workflows.bench.process import REPOSITORY, environment, run_module
+from workflows.bench.stage import STARTED, WORK
+
+AFTER_IMPORTS_SECONDS = 1.0
+"""Most that a stage may take from its imports to its work."""
+DEFAULT_ITERATION_SECONDS = 12.0
+RUN = "startup"
+SMALL_RUN = (
+    *("--set", "rollout.prompts_per_iteration=2", "--set", "rollout.group_size=2"),
+    *("--set", "rollout.max_completion_tokens=4", "--set", "train.on_no_signal=keep"),
+    *("--set", "evaluate.every=0", "--set", "rewards.length.weight=1"),
+)
+
+
+def measure(bench: Bench) -> list[Measurement]:
+    """By stage: seconds from the call of the command to its work, and those without imports."""
+    runs = bench.scratch / "startup"
+    runs.mkdir()
+    place = {"STAGED_GRPO_RUNS": str(runs)}
+    model = ["--set", f"model.path={bench.default_model.resolve()}"]
+    run_module(["stages.prepare", "--run", RUN, *SMALL_RUN, *model], 1, bench.device, place)
+    at = ["--run", RUN, "--iteration", "1"]
+    for stage in WORK:
+        run_module([f"stages.{stage}", *at], bench.threads, bench.device, place)
+    found = []
+    for stage in WORK:
+        imports: list[float] = []
+
+        def begin(stage: str = stage, imports: list[float] = imports) -> float:
+            arguments = ["workflows.bench.stage", "until-work", stage, *at, "--overwrite"]
+            started = place | {STARTED: repr(time.time())}
+            said = run_module(arguments, bench.threads, bench.device, started)
+            facts = json.loads(said.splitlines()[-1])
+            imports.append(facts["imports"])
+            return float(facts["seconds"])
+
+        total = rounds({stage: begin}, bench.pairs)[stage]
+        rest = [t - i for t, i in zip(total, imports[1:], strict=True)]
+        limit = [AFTER_IMPORTS_SECONDS] * len(rest)
+        found += [
+            Measurement("startup", f"{stage}: until its work begins", "", "s", total, []),
+            Measurement(
+                "startup", f"{stage}: the same without imports", "1 s", "s", rest, limit, 1.0
+            ),
+        ]
+    return found
+
+
+def measure_score(bench: Bench) -> list[Measurement]:
+    """Judging rows of the default recipe's tasks and of MATH, half of them right, with `format`."""
+    count, found = bench.sizes.scored_rows, []
+    for name, table in (("built-in tasks", task_rows(count)), ("MATH", math_rows(count))):
+        with Judging(RewardsConfig.model_validate({"format": {"weight": 0.1}})) as judging:
+            judge = bench.clock(partial(judge_table, table, judging, ["format"]))
+            taken = rounds({"score": judge}, bench.pairs)["score"]
+        note = f"{count / median(taken):.0f} rows/s"
+        label = f"score: {count} rows, {name}"
+        found.append(Measurement("score", label, "", "s", taken, [], note=note))
+    return found
+
+
+def task_rows(count: int) -> pa.Table:
+    """Completions of the three built-in tasks."""
+    per_task = [task.generate(100, split="train", seed=0) for task in TASKS.values()]
+    questions = [per_task[i % len(per_task)][i // len(per_task) % 100] for i in range(count)]
+    return _rows([(question.answer, question.verify_type) for question in questions])
+
+
+def math_rows(count: int) -> pa.Table:
+    """Completions whose answers are formulas."""
+    return _rows(
+        [(rf"\frac{{{index} \sqrt{{2}}}}{{{index + 1}}}", "MATH") for index in range(count)]
+    )
+
+
+def _rows(golds: Sequence[tuple[str, str]]) -> pa.Table:
+    """Every other one answers with its gold."""
+    return pa.Table.from_pylist(
+        [
+            {
+                "completion_text": "Let us see.</think>"
+                f"<answer>{answer if index % 2 else 17}</answer>",
+                "assistant_prefix": "<think>",
+                "answer": answer,
+                "verify_type": verify_type,
+            }
+            for index, (answer, verify_type) in enumerate(golds)
+        ]
+    )
+
+
+def measure_default(bench: Bench) -> list[Measurement]:
+    """Ten iterations of the default recipe by make, evaluation left out; seconds of one of them."""
+    runs = bench.scratch / "default"
+    runs.mkdir()
+    count = 10 if bench.sizes.default_tokens >= 128 else 2
+    make = ["make", "-f", "workflows/iteration.mk", "iteration", f"RUN={RUN}"]
+    make += [f"VENV={sys.prefix}", f"PYTHON={sys.executable}"]
+    place = environment(bench.threads, bench.device) | {"STAGED_GRPO_RUNS": str(runs)}
+
+    def run(*arguments: str) -> None:
+        quiet = {"cwd": REPOSITORY, "env": place, "stdout": subprocess.DEVNULL}
+        subprocess.run([*make, *arguments], check=True, **quiet)  # type: ignore[call-overload]
+
+    run("N=0", "SET=evaluate.every=0")
+    started = time.perf_counter()
+    run(f"N={count}")
+    mean = (time.perf_counter() - started) / count
+    limit = DEFAULT_ITERATION_SECONDS
+    name = f"default recipe: an iteration by make, mean of {count}, {os.cpu_count()} cores"
+    return [Measurement("default", name, f"{limit:.0f} s", "s", [mean], [limit], 1.0)]
