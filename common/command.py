@@ -22,7 +22,7 @@ import typer
 
 from common.config import Recipe
 from common.errors import UserError
-from common.recipe_file import preset_remark
+from common.recipe_file import preset_remark, read_recipe_text
 from common.reporting.progress import clean, say, set_quiet
 from common.runs.edits import accept_edits
 from common.runs.freshness import recover, status_of
@@ -122,8 +122,10 @@ def open_context(
         raise UserError(f"{place.root}: no such run; begin it with: make prepare RUN={place.name}")
     writes = write and rank() == 0
     in_force = recipe_in_force(place, recipe, overrides or [], write=writes)
-    if writes and (recipe or overrides) and (remark := preset_remark(place.recipe.read_text())):
-        say(remark)
+    if writes and (recipe or overrides):
+        remark = preset_remark(read_recipe_text(place.recipe))
+        if remark:
+            say(remark)
     return Context(place, iteration, in_force, overwrite, as_json)
 
 

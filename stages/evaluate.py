@@ -47,6 +47,7 @@ from common.rewards.scoring import judge_rows, refuse_infra_errors
 from common.runs.folders import open_policy
 from common.runs.freshness import input_hashes
 from common.runs.layout import shard_name
+from common.runs.prompts import read_split
 from common.runs.schemas import EVALUATION
 from common.runs.shards import OutputWriter
 
@@ -81,13 +82,12 @@ class Job:
             UserError: an input is missing, or a question leaves no room for an answer.
         """
         from common.generation.policy import SamplingPolicy
-        from common.generation.shard_work import read_prompts
 
         run, recipe, number = context.run, context.recipe, context.iteration
         policy_dir = mesh.from_main(lambda: open_policy(run, number))
         policy = SamplingPolicy(policy_dir, recipe.prompt)
         limit = recipe.evaluate.max_completion_tokens or recipe.rollout.max_completion_tokens
-        rendered = [policy.render(row) for row in read_prompts(run, "eval").to_pylist()]
+        rendered = [policy.render(row) for row in read_split(run, "eval").to_pylist()]
         on_long = recipe.rollout.on_long
         prompts = [prompt for prompt in rendered if policy.fits(prompt, limit, on_long)]
         if not prompts:
@@ -176,7 +176,7 @@ def make(job: Job, mesh: Mesh, shards: str) -> pl.DataFrame | None:
     Returns:
         The figures, one row a task, on the rank that committed.
     """
-    from common.generation.shard_work import sample_shards
+    from common.generation.sampled_shards import sample_shards
 
     if job.dropped and mesh.is_main:
         warn(f"{job.dropped} questions leave no room for an answer and were dropped")

@@ -44,6 +44,7 @@ from common.reporting.progress import say, warn
 from common.runs.folders import open_policy
 from common.runs.freshness import input_hashes, require_fresh
 from common.runs.layout import shard_name
+from common.runs.prompts import read_split
 from common.runs.schemas import ROLLOUT
 from common.runs.shards import OutputWriter
 
@@ -73,13 +74,12 @@ class Job:
         """
         from common.generation.groups import Groups, PromptOrder
         from common.generation.policy import SamplingPolicy
-        from common.generation.shard_work import read_prompts
 
         run, recipe, iteration = context.run, context.recipe, context.iteration
         if iteration > 1:
             require_fresh(run, run.train(iteration - 1))
         policy = SamplingPolicy(open_policy(run, iteration - 1), recipe.prompt)
-        rows = read_prompts(run, "train").to_pylist()
+        rows = read_split(run, "train").to_pylist()
         order = PromptOrder.of(run, recipe, iteration, [row["prompt_id"] for row in rows])
         groups = Groups(policy, rows, order, recipe, iteration)
         groups.draw(recipe.rollout.prompts_per_iteration)

@@ -202,3 +202,11 @@ def at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], Run]
         return Run(runs / "a")
 
     return copied
+
+
+@pytest.fixture
+def seed_file(tmp_path: Path) -> Path:
+    """Forty questions as JSON lines."""
+    from question_files import SEED_ROWS, write_lines
+
+    return write_lines(tmp_path / "seed.jsonl", SEED_ROWS)

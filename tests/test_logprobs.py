@@ -11,6 +11,7 @@ import logprobs_runs
 import numpy as np
 import polars as pl
 import pytest
+from interrupted import killed_at_second_shard
 from logprobs_runs import TEMPERATURE, flat, install, plain, write_rollout
 
 from common.errors import UserError
@@ -158,19 +159,9 @@ def test_what_was_killed_goes_on_at_the_missing_shard(make_run, monkeypatch):
     """The same content as without the kill, one shard computed in the second attempt."""
     whole, cut = make_run("whole"), make_run("cut")
     logprobs.main("whole", 2, quiet=True)
-    written: list[str] = []
+    with killed_at_second_shard() as written:
+        logprobs.main("cut", 2, quiet=True)
     write = OutputWriter.write
-
-    def killed_at_second(self, name, table):
-        if written:
-            raise KeyboardInterrupt
-        written.append(name)
-        write(self, name, table)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(OutputWriter, "write", killed_at_second)
-        with pytest.raises(KeyboardInterrupt):
-            logprobs.main("cut", 2, quiet=True)
     monkeypatch.setattr(
         OutputWriter, "write", lambda self, name, t: (written.append(name), write(self, name, t))
     )

@@ -12,10 +12,10 @@ import torch
 from common.config import ObjectiveConfig
 from common.config.presets import PRESETS
 from common.objective.aggregation import token_weights, tokens_in_loss
-from common.objective.kl import UNWEIGHTED_K1, kl_term
+from common.objective.kl import kl_term
 from common.objective.policy_term import clip_term, clipped_tokens, policy_term
 from common.objective.ratio import policy_ratio, token_ratio
-from common.objective.remarks import remarks
+from common.objective.remarks import UNWEIGHTED_K1, remarks
 from common.objective.top_entropy import entropy_threshold, in_policy_term
 
 

@@ -11,7 +11,7 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 import torch
-from tiny_runs import start_run, write_iteration
+from tiny_runs import UNUSED, start_run, write_iteration
 
 from common.config import PRESETS
 from common.errors import NonFiniteError, UserError
@@ -22,14 +22,9 @@ from common.runs.manifest import read_manifest
 from common.runs.shards import OutputWriter
 from stages.train import main as train
 
-RECIPE = """\
-[model]
-path = "unused"
-
-[data.multiplication]
-kind = "generator"
-generator = "multiplication"
-
+RECIPE = (
+    UNUSED
+    + """\
 [rollout]
 prompts_per_iteration = 6
 
@@ -38,6 +33,7 @@ learning_rate = 1e-3
 prompts_per_step = 2
 tokens_per_pack = 48
 """
+)
 """Three steps an iteration."""
 
 Change = Callable[[pl.DataFrame], pl.DataFrame]

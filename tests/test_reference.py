@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_models import tiny_model
-from tiny_runs import start_run, write_iteration
+from tiny_runs import UNUSED, start_run, write_iteration
 from torch import Tensor
 
 from common.config import Recipe
@@ -24,14 +24,9 @@ from stages.logprobs import main as logprobs
 from stages.train import main as train
 
 ALPHA = 0.25
-RECIPE = f"""\
-[model]
-path = "unused"
-
-[data.multiplication]
-kind = "generator"
-generator = "multiplication"
-
+RECIPE = (
+    UNUSED
+    + f"""\
 [rollout]
 prompts_per_iteration = 6
 
@@ -46,6 +41,7 @@ ema_alpha = {ALPHA}
 learning_rate = 1e-3
 tokens_per_pack = 48
 """
+)
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from interrupted import killed_at_second_shard
 from logprobs_runs import flat
 from tiny_runs import start_run, write_iteration
 from token_runs import TEMPERATURE, make_trained_run
@@ -18,7 +19,7 @@ from common.runs.layout import Run
 from common.runs.manifest import read_manifest
 from common.runs.recipe import recipe_in_force
 from common.runs.schemas import KEY, TOKEN_RECORDS
-from common.runs.shards import OutputWriter, read_output
+from common.runs.shards import read_output
 from stages import show, tokens, train
 
 
@@ -152,24 +153,13 @@ def test_rejected_groups_have_no_records_and_change_none(make_run, capsys):
         show.tokens("a", iteration=1, prompt="p4")
 
 
-def test_what_was_killed_goes_on_at_the_missing_shard(make_run, monkeypatch):
+def test_what_was_killed_goes_on_at_the_missing_shard(make_run):
     run = make_run("a")
     tokens.main("a", 1, quiet=True)
     whole = read_manifest(run.tokens(1)).content_hash
     shutil.rmtree(run.tokens(1).path)
-    written: list[str] = []
-    write = OutputWriter.write
-
-    def killed_at_second(self, name, table):
-        if written:
-            raise KeyboardInterrupt
-        written.append(name)
-        write(self, name, table)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(OutputWriter, "write", killed_at_second)
-        with pytest.raises(KeyboardInterrupt):
-            tokens.main("a", 1, quiet=True)
+    with killed_at_second_shard():
+        tokens.main("a", 1, quiet=True)
     tokens.main("a", 1, shards="2", quiet=True)
     assert not run.tokens(1).path.exists()
     tokens.main("a", 1, quiet=True)

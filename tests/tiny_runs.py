@@ -21,6 +21,16 @@ from common.runs.shards import OutputWriter
 
 Rows = dict[str, list[Any]]
 
+UNUSED = """\
+[model]
+path = "unused"
+
+[data.multiplication]
+kind = "generator"
+generator = "multiplication"
+"""
+"""The part of a recipe that only `prepare` reads."""
+
 
 def start_run(run: Run, policy: Path, recipe: Path, overrides: list[str] | None = None) -> None:
     """The recipe in force and policy 0."""

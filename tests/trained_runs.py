@@ -11,21 +11,16 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from tiny_models import tiny_model
-from tiny_runs import start_run, write_iteration
+from tiny_runs import UNUSED, start_run, write_iteration
 
 from common.parallel.training import Observed
 from common.runs.layout import Output, Run
 from common.runs.manifest import has_manifest, read_manifest
 from common.runs.shards import encode_parquet
 
-RECIPE = """\
-[model]
-path = "unused"
-
-[data.multiplication]
-kind = "generator"
-generator = "multiplication"
-
+RECIPE = (
+    UNUSED
+    + """\
 [rollout]
 prompts_per_iteration = 6
 
@@ -38,6 +33,7 @@ prompts_per_step = 2
 epochs = 2
 tokens_per_pack = 48
 """
+)
 """Six steps an iteration."""
 
 

@@ -1,18 +1,44 @@
-"""Shards of a rollout: what a rank samples, shard after shard."""
+"""Shards that are sampled: divided over ranks, and what a rank makes of those of a rollout."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
 
 import pyarrow as pa
 
 from common.generation.groups import Groups
 from common.generation.sampler import Request, Sampler
-from common.generation.shard_work import sample_shards
 from common.mesh.mesh import Mesh
-from common.reporting.progress import Bar
+from common.mesh.shard_work import make_shards
+from common.reporting.progress import Bar, bar
 from common.runs.schemas import ROLLOUT
 from common.runs.shards import OutputWriter
+
+
+def sample_shards(
+    writer: OutputWriter,
+    mesh: Mesh,
+    make: Callable[[int, Bar], pa.Table],
+    *,
+    chosen: range,
+    label: str,
+    total: int,
+) -> bool:
+    """`make_shards` by ranks, with a bar that counts completions.
+
+    Args:
+        make: shard index → its table; moves the bar by each completion.
+        total: completions of a shard.
+    """
+
+    def each(names: list[str]) -> Iterator[tuple[str, pa.Table]]:
+        with bar(label, len(names) * total) as shown:
+            for name in names:
+                mesh.at(f"{label}, {name}")
+                yield name, make(writer.names.index(name), shown)
+
+    return make_shards(writer, mesh, each, chosen=chosen)
 
 
 class SampledShards:

@@ -19,12 +19,6 @@ from torch import Tensor
 
 from common.config import KlKind
 
-# Said to whoever chooses it.
-UNWEIGHTED_K1 = (
-    "objective.kl_kind = 'k1' without kl_importance_weight: its gradient vanishes in expectation, "
-    "so it adds noise and holds nothing back; use k2 or k3, or kl_importance_weight = true"
-)
-
 
 def kl_term(kind: KlKind, logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
     """The estimate for each token, in the shape of `logprobs`, with gradient to it."""

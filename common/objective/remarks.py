@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from common.config import ObjectiveConfig
-from common.objective.kl import UNWEIGHTED_K1
+
+UNWEIGHTED_K1 = (
+    "objective.kl_kind = 'k1' without kl_importance_weight: its gradient vanishes in expectation, "
+    "so it adds noise and holds nothing back; use k2 or k3, or kl_importance_weight = true"
+)
 
 
 def remarks(config: ObjectiveConfig) -> list[str]:

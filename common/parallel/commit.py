@@ -52,6 +52,19 @@ class TrainOutputs:
     def metrics(self) -> Output:
         return self.run.train(self.iteration)
 
+    @property
+    def policy(self) -> Output:
+        return self.run.policy(self.iteration)
+
+    @property
+    def reference(self) -> Output:
+        """The moving average; made only with `averaged`."""
+        return self.run.reference(self.iteration)
+
+    @property
+    def trainer(self) -> Output:
+        return self.run.trainer(self.iteration)
+
     def writer(self) -> OutputWriter:
         """Of the metrics; its `open` begins or takes up the iteration."""
         return OutputWriter(
@@ -141,8 +154,7 @@ def commit_iteration(
             f"iteration {outputs.iteration}: the optimizer made weights that are not finite; the "
             "policy stays as it was. Lower train.learning_rate"
         )
-    run, number = outputs.run, outputs.iteration
-    policy, reference, trainer = run.policy(number), run.reference(number), run.trainer(number)
+    policy, reference, trainer = outputs.policy, outputs.reference, outputs.trainer
     if mesh.is_main:
         for output in (policy, reference, trainer):
             shutil.rmtree(output.partial, ignore_errors=True)
@@ -168,8 +180,7 @@ def commit_iteration(
 
 
 def _publish(outputs: TrainOutputs, writer: OutputWriter, rows: list[Row]) -> None:
-    run, number = outputs.run, outputs.iteration
-    policy, reference, trainer = run.policy(number), run.reference(number), run.trainer(number)
+    policy, reference, trainer = outputs.policy, outputs.reference, outputs.trainer
     made: dict[str, Any] = {
         "inputs": outputs.inputs,
         "recipe": outputs.recipe,
@@ -190,7 +201,7 @@ def _publish(outputs: TrainOutputs, writer: OutputWriter, rows: list[Row]) -> No
     writer.write(shard_name(0), pa.table(columns, schema=TRAIN))
     clear_progress(outputs.metrics.partial)
     writer.commit(facts, packages=PACKAGES, publish_output=False)
-    recover(run, outputs.metrics)
+    recover(outputs.run, outputs.metrics)
     if outputs.averaged is None:
         # Left by a training that is made again without an average: of another policy.
         shutil.rmtree(reference.path, ignore_errors=True)

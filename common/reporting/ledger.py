@@ -11,7 +11,6 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import polars as pl
-import pyarrow as pa
 
 from common.errors import UserError
 from common.reporting.frames import Table, first_rows, polars_frame
@@ -19,8 +18,9 @@ from common.runs.freshness import status_of
 from common.runs.join import join
 from common.runs.layout import Run
 from common.runs.manifest import has_manifest, read_manifest
+from common.runs.prompts import read_split
 from common.runs.schemas import KEY
-from common.runs.shards import read_output, read_shard
+from common.runs.shards import read_output
 
 NEVER, IN_PART, ALWAYS, NOT_DRAWN = "never", "in_part", "always", "not_drawn"
 STATES = (NEVER, IN_PART, ALWAYS, NOT_DRAWN)
@@ -178,7 +178,7 @@ def read_ledger(run: Run, task: str = "") -> Ledger:
     Raises:
         UserError: the run has no prompts, or no such task.
     """
-    prompts = _train_prompts(run)
+    prompts = polars_frame(read_split(run, "train").select(["prompt_id", "task", "question"]))
     known = prompts["task"].unique(maintain_order=True).to_list()
     if task and task not in known:
         raise UserError(f"--task {task!r}: there is {', '.join(map(repr, known))}")
@@ -215,16 +215,6 @@ def _with_states(prompts: pl.DataFrame, every: pl.DataFrame) -> pl.DataFrame:
         .with_columns(state.alias("state"))
         .select("prompt_id", "task", "question", *counts, "last_pass_rate", "state")
     )
-
-
-def _train_prompts(run: Run) -> pl.DataFrame:
-    output = run.prompts
-    records = [r for r in read_manifest(output).shards if r.name.startswith("train-")]
-    columns = ["prompt_id", "task", "question"]
-    tables = [read_shard(output, record).select(columns) for record in records]
-    if not tables:
-        raise UserError(f"{output.path}: there are no train questions")
-    return polars_frame(pa.concat_tables(tables))
 
 
 def _scored(run: Run) -> list[int]:
