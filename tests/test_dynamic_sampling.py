@@ -14,7 +14,7 @@ from typing import Any
 import polars as pl
 import pytest
 from dynamic_runs import groups_of, shard_bytes, start_run
-from test_shards import table, writer_for
+from written_shards import table, writer_for
 
 from common.errors import MissingToolError, NoLearningSignalError, UserError
 from common.generation.dynamic import GroupJudge

@@ -14,6 +14,7 @@ from pathlib import Path
 import polars as pl
 import pyarrow as pa
 import pytest
+from written_shards import SCHEMA, make, table, writer_for
 
 from common.errors import UserError
 from common.runs.edits import accept_edits
@@ -21,43 +22,7 @@ from common.runs.join import join
 from common.runs.layout import Output, Run, shard_name
 from common.runs.manifest import has_manifest, read_manifest
 from common.runs.publish import publish
-from common.runs.shards import OutputWriter, read_named_shard, read_output, read_partial
-
-SCHEMA = pa.schema(
-    [
-        pa.field("rollout_id", pa.string(), nullable=False),
-        pa.field("values", pa.list_(pa.float32()), nullable=False),
-    ]
-)
-
-
-def table(shard: int, rows: int = 3) -> pa.Table:
-    return pa.table(
-        {
-            "rollout_id": [f"{shard}-{row}" for row in range(rows)],
-            "values": [[float(shard), float(row)] for row in range(rows)],
-        },
-        schema=SCHEMA,
-    )
-
-
-def writer_for(output: Output, **changes: object) -> OutputWriter:
-    arguments = {
-        "inputs": {"prompts": "abc"},
-        "recipe": {"rollout": {"group_size": 2}},
-        "seed": 0,
-        "names": [shard_name(i) for i in range(3)],
-        "schema": SCHEMA,
-    }
-    return OutputWriter(output, **(arguments | changes))  # type: ignore[arg-type]
-
-
-def make(output: Output, **changes: object) -> None:
-    writer = writer_for(output, **changes).open()
-    for index, name in enumerate(writer.names):
-        if name in writer.pending():
-            writer.write(name, table(index))
-    writer.commit({"fact": 1})
+from common.runs.shards import read_named_shard, read_output, read_partial
 
 
 @pytest.fixture
@@ -280,7 +245,7 @@ CHILD = """
 import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-from test_shards import make
+from written_shards import make
 from common.runs.layout import Run
 print("ready", flush=True)
 make(Run(Path({root!r})).score(1))

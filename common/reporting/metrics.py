@@ -27,11 +27,13 @@ def training_steps(run: Run) -> pa.Table:
 
 def rebuild_metrics(run: Run) -> None:
     """Write `metrics.jsonl` anew."""
-    lines = [json.dumps(_finite(row), allow_nan=False) for row in training_steps(run).to_pylist()]
+    lines = [
+        json.dumps(finite_row(row), allow_nan=False) for row in training_steps(run).to_pylist()
+    ]
     write_atomically(run.metrics, "".join(f"{line}\n" for line in lines).encode())
 
 
-def _finite(row: dict[str, Any]) -> dict[str, Any]:
+def finite_row(row: dict[str, Any]) -> dict[str, Any]:
     """`row` with None for numbers that are not finite."""
     return {
         name: None if isinstance(value, float) and not math.isfinite(value) else value

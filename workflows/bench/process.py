@@ -21,8 +21,8 @@ from typing import Any
 import torch
 
 from common.errors import UserError
+from common.runs.layout import REPOSITORY
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 ADDRESS = "STAGED_GRPO_BENCH_SOCKET"
 START_SECONDS = 600.0
 _GO, _END = b"go\n", b"end\n"

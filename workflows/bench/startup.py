@@ -20,9 +20,10 @@ import pyarrow as pa
 from common.config import RewardsConfig
 from common.rewards.judging import Judging
 from common.rewards.scoring import judge_table
+from common.runs.layout import REPOSITORY
 from common.tasks.registry import TASKS
 from workflows.bench.measure import Bench, Measurement, rounds
-from workflows.bench.process import REPOSITORY, environment, run_module
+from workflows.bench.process import environment, run_module
 from workflows.bench.stage import STARTED, WORK
 
 AFTER_IMPORTS_SECONDS = 1.0

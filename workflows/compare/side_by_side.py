@@ -8,6 +8,7 @@ from typing import Any
 
 import polars as pl
 
+from common.reporting.metrics import finite_row
 from common.reporting.terminal import print_table
 from common.runs.child import Frozen
 from common.runs.manifest import write_atomically
@@ -85,4 +86,4 @@ class SideBySide:
         for table in (tables.metrics_table(self.steps), self.policies, self.accuracy):
             whole = whole.join(table, on="variant", how="left") if table.width else whole
         facts = {"run": self.run, "iteration": self.iteration, "baseline": self.baseline}
-        return facts | {"variants": tables.finite(whole)}
+        return facts | {"variants": [finite_row(row) for row in whole.to_dicts()]}

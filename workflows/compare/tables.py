@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -103,17 +102,6 @@ def accuracy_table(children: Mapping[str, Run], iteration: int, baseline: str) -
             }
         rows.append(row)
     return pl.DataFrame(rows, infer_schema_length=None)
-
-
-def finite(frame: pl.DataFrame) -> list[Row]:
-    """Rows for JSON, which has no NaN and no infinity: None in their places."""
-    return [
-        {
-            key: None if isinstance(value, float) and not math.isfinite(value) else value
-            for key, value in row.items()
-        }
-        for row in frame.to_dicts()
-    ]
 
 
 def _paired(before: Run, after: Run, policy: int) -> dict[str, float]:
