@@ -195,8 +195,8 @@ def test_a_stage_is_what_it_would_be_by_hand(compared: Compared) -> None:
 def test_a_process_ends_as_a_shell_would_see_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "killed.py").write_text("import os\n\ndef main(): os.kill(os.getpid(), 9)\n")
-    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "killed.py").write_text("import os\n\nos.kill(os.getpid(), 9)\n")
+    monkeypatch.chdir(tmp_path)
     assert run_module("killed", [], 1) == 137
     assert run_module("stages.score", ["--run", "nowhere", "--iteration", "1"], 1) == 2
     assert "nowhere: no such run" in capfd.readouterr().err

@@ -41,4 +41,13 @@ $(foreach n,$(NUMBERS),\
 	$(eval $(call RULE,evaluate,$(n),train-$(n))))
 $(eval $(call RULE,evaluate,0,prepare))
 
+# In a chain the parent that has imported runs the stages: its client is the shell of their lines,
+# which stay what one would type. A single stage gains nothing.
+ifdef STAGED_GRPO_CHAIN
+ifneq ($(word 2,$(PLAN)),)
+$(PLAN): SHELL := $(PYTHON)
+$(PLAN): .SHELLFLAGS := -IS workflows/chain/client.py
+endif
+endif
+
 .PHONY: iteration prepare
