@@ -22,6 +22,7 @@ import typer
 
 from common.config import Recipe
 from common.errors import UserError
+from common.process import keep_freed_memory, leave_pandas_out
 from common.recipe_file import preset_remark, read_recipe_text
 from common.reporting.progress import clean, say, set_quiet
 from common.runs.edits import accept_edits
@@ -161,6 +162,8 @@ def launch(*commands: Callable[..., None], about: str = "") -> None:
     With several, `about` stands above their list in the help. A `UserError` becomes a message on
     standard error and its exit code.
     """
+    keep_freed_memory()
+    leave_pandas_out()
     app = typer.Typer(
         help=about or None,
         add_completion=False,

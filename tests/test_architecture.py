@@ -14,6 +14,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 # A wing imports only itself and wings above it.
 WINGS = (
     "errors",
+    "process",
     "config",
     "recipe_file",
     "runs",

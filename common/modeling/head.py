@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from common.errors import UserError
+from common.modeling.linear import linear
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Head:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [N, V] of hidden states [N, H], float32 or wider, before any temperature."""
-        raw = torch.nn.functional.linear(hidden, self.weight, self.bias)
+        raw = linear(hidden, self.weight, self.bias)
         return self.transform(raw.to(torch.promote_types(raw.dtype, torch.float32)))
 
     def transform(self, raw: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from safetensors import safe_open
 from torch import nn
 
 from common.errors import UserError
+from common.modeling.linear import use_fast_products
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -266,8 +267,8 @@ def _check_all_planned(part: PreTrainedModel, plan: list[str]) -> None:
 
 
 def _to(model: Any, device: torch.device | str) -> PreTrainedModel:
-    """`model.to`, whose decorated signature no type checker can follow."""
-    return model.to(device)
+    """`model.to`, whose decorated signature no type checker can follow, with fast products."""
+    return use_fast_products(model.to(device))
 
 
 @contextmanager

@@ -20,10 +20,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from common.modeling.head import Head
+from common.modeling.linear import linear
 
 CHUNK_BYTES = {"cpu": 64 << 20, "cuda": 512 << 20}
 """Size of a chunk's logits by device; two of them stand at once. On 2 cores larger chunks were no
 faster (vocabularies of 49,152 and 151,936); a GPU needs more rows to be filled."""
+PRODUCT_BYTES = 1 << 20
+"""Size of a product's rows before they are added to the head's gradient: so few stay in a cache."""
 
 
 def token_logprobs(
@@ -118,7 +121,7 @@ class _TokenLogprobs(torch.autograd.Function):
                 grad_bias += grad.sum(dim=0)
             grad = grad.to(hidden.dtype)
             if grad_hidden is not None:
-                torch.mm(grad, weight, out=grad_hidden[part])
+                grad_hidden[part] = linear(grad, weight.T)
             if grad_weight is not None:
                 _add_product(grad_weight, grad.T, hidden[part])
             del log_p, grad
@@ -131,11 +134,9 @@ class _TokenLogprobs(torch.autograd.Function):
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """total += left · right, without a temporary of its size where the types are the same."""
-    if total.dtype == left.dtype:
-        total.addmm_(left, right)
-    else:
-        total += left @ right
+    """total += left · right, through temporaries of a few rows: one of its size would double it."""
+    for rows in _chunks(len(total), max(1, PRODUCT_BYTES // (4 * total.shape[1]))):
+        total[rows] += linear(left[rows], right.T)
 
 
 def _grad_scaled_logits(

@@ -1,0 +1,96 @@
+"""Products with weight matrices, at the speed that the processor has.
+
+On x86 torch hands float32 products to MKL, which on processors of other makers than Intel runs its
+AVX2 kernels. oneDNN, which comes with torch as well, goes by what the processor can do; `make
+bench` prints both speeds. Inductor calls the same operator for compiled models. Everything that it
+is not made for (other devices and types, a torch without oneDNN) takes torch's own way.
+"""
+
+from __future__ import annotations
+
+import platform
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+Model = TypeVar("Model", bound=nn.Module)
+
+# On ARM torch's own products already come from a library that is made for the processor.
+_AVAILABLE = (
+    platform.machine() in ("x86_64", "AMD64")
+    and torch.backends.mkldnn.is_available()
+    and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+)
+
+
+def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """inputs · weightᵀ + bias, differentiable once.
+
+    Args:
+        inputs: [..., in]
+        weight: [out, in]
+        bias: [out]
+
+    Returns:
+        [..., out]
+    """
+    if not _by_onednn(inputs, weight):
+        return nn.functional.linear(inputs, weight, bias)
+    parts = (inputs, weight, bias)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in parts):
+        return _Linear.apply(inputs, weight, bias)
+    return _product(inputs, weight, bias)
+
+
+def use_fast_products(model: Model) -> Model:
+    """Let the linear layers of a model compute by `linear`; their parameters stay as they are."""
+    for module in model.modules():
+        if type(module) is nn.Linear:
+            module.__class__ = FastLinear
+    return model
+
+
+class FastLinear(nn.Linear):
+    """A linear layer that computes by `linear`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return linear(input, self.weight, self.bias)
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(inputs, weight)
+        return _product(inputs, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        inputs, weight = ctx.saved_tensors
+        to_inputs, to_weight, to_bias = ctx.needs_input_grad
+        rows = grad.flatten(0, -2)  # [N, out]
+        return (
+            _product(grad, weight.T) if to_inputs else None,
+            _product(rows.T, inputs.flatten(0, -2).T) if to_weight else None,
+            rows.sum(dim=0) if to_bias else None,
+        )
+
+
+def _by_onednn(inputs: Tensor, weight: Tensor) -> bool:
+    return bool(
+        _AVAILABLE
+        and inputs.dtype == weight.dtype == torch.float32
+        and inputs.device.type == weight.device.type == "cpu"
+        and inputs.ndim > 1
+        and inputs.numel() > 0
+        and torch.backends.mkldnn.enabled
+    )
+
+
+def _product(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    # With rows or columns left out between, oneDNN falls back to a loop a thousand times slower.
+    if not (weight.is_contiguous() or weight.T.is_contiguous()):
+        weight = weight.contiguous()
+    return torch.ops.mkldnn._linear_pointwise(inputs, weight, bias, "none", [], "")
