@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from common.errors import MissingToolError, UserError
 from common.mesh.mesh import Mesh
+from common.modeling.linear import FastLinear
 from common.modeling.load import load_causal_lm, load_config
 from common.parallel.pipeline import Pipeline
 from workflows.bench import memory as bench_memory
@@ -24,6 +25,7 @@ from workflows.bench import startup as bench_startup
 from workflows.bench.__main__ import chosen_parts, main, run
 from workflows.bench.floor import Machine, Phase, Shape, floor_seconds, triangle
 from workflows.bench.measure import Bench, Measurement, rounds
+from workflows.bench.plain import plain_model
 from workflows.bench.process import Partner
 from workflows.bench.sampler import bare_steps, generate, random_prompts, sample
 from workflows.bench.scale import fit
@@ -50,8 +52,8 @@ def test_parts_in_one_process_fill_table_and_json(
     assert found["pairs"] == 1
     assert found["machine"]["matmul_flops"] > 0
     lines = found["measurements"]
-    # Sampler at one size and the default's: two baselines each. Packs: two works, two baselines.
-    assert [line["part"] for line in lines] == ["sampler"] * 4 + ["packs"] * 4 + ["score"] * 2
+    # Sampler at one size and the default's: three baselines each. Packs: two works, two baselines.
+    assert [line["part"] for line in lines] == ["sampler"] * 6 + ["packs"] * 4 + ["score"] * 2
     for line in lines:
         assert len(line["ours"]) == 1
         if line["against"]:
@@ -91,7 +93,7 @@ def test_counts_equal_a_hand_count(tiny_policy: Path) -> None:
 
 
 def test_counts_equal_torch_s_counter(make_policy: Callable[..., Path]) -> None:
-    model: Any = load_causal_lm(make_policy("llama", layers=3, tied=False), torch.float32)
+    model = plain_model(make_policy("llama", layers=3, tied=False), torch.float32)
     model.config._attn_implementation = "eager"  # whose products the counter sees
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(input_ids=torch.tensor([[3], [4], [5]]), use_cache=False)
@@ -116,7 +118,7 @@ def test_what_a_pack_computes_is_what_is_counted(pipeline: Pipeline) -> None:
 
 
 def test_floor_takes_the_slower_of_operations_and_bytes() -> None:
-    machine = Machine(matmul_flops=100.0, copy_bytes=10.0)
+    machine = Machine(matmul_flops=100.0, torch_flops=90.0, copy_bytes=10.0)
     assert floor_seconds([Phase(100, 10), Phase(50, 30)], machine) == 2.0 + 3.0
     line = Measurement("p", "n", "other", "s", [10.0], [25.0], 2.0, [Phase(100, 10)])
     record = line.record(machine)
@@ -170,20 +172,22 @@ def test_bare_steps_are_one_forward_for_every_token_but_the_first(
     assert shapes == [(4, 6)] + [(4, 1)] * 4
 
 
-def test_packs_and_padded_rows_compute_the_same(pipeline: Pipeline) -> None:
+def test_packs_and_padded_rows_compute_the_same(pipeline: Pipeline, tiny_policy: Path) -> None:
+    plain = plain_model(tiny_policy, torch.float32)
+    assert not any(isinstance(module, FastLinear) for module in plain.modules())
     rows = bench_packs.random_group(pipeline, 6, 3, 7)
     ours = bench_packs.packed_logprobs(pipeline, rows)
     for all_logits in (True, False):
         with torch.no_grad():
-            padded = bench_packs.padded_logprobs(pipeline.part, rows, all_logits=all_logits)
+            padded = bench_packs.padded_logprobs(plain, rows, all_logits=all_logits)
         assert ours.shape == padded.shape == (3, 7)
         torch.testing.assert_close(ours, padded, atol=2e-5, rtol=1e-5)
-    assert bench_packs.largest_gap(pipeline, rows) < 2e-5
+    assert bench_packs.largest_gap(pipeline, plain, rows) < 2e-5
     bench_packs.packed_step(pipeline, rows)
     packed = [p.grad.clone() for p in pipeline.part.parameters() if p.grad is not None]
     for all_logits in (True, False):
-        bench_packs.padded_step(pipeline, rows, all_logits=all_logits)
-        gradients = [p.grad for p in pipeline.part.parameters()]
+        bench_packs.padded_step(plain, rows, all_logits=all_logits)
+        gradients = [p.grad for p in plain.parameters()]
         assert len(packed) == len(gradients)
         for mine, theirs in zip(packed, gradients, strict=True):
             torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-4)

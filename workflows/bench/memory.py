@@ -23,6 +23,7 @@ from torch import Tensor
 
 from common.modeling.head import Head
 from common.modeling.token_logprobs import token_logprobs
+from common.process import keep_freed_memory
 from common.runs.manifest import peak_memory_bytes
 from workflows.bench.measure import Bench, Measurement, rounds
 from workflows.bench.process import result_of
@@ -74,6 +75,7 @@ def run_side(
     side: str, vocabulary: int, tokens: int, hidden_size: int, device: str, target: Path
 ) -> dict[str, float]:
     """Compute one side and save its gradients; bytes at most beyond the inputs, and seconds."""
+    keep_freed_memory()  # as in every stage
     generator = torch.Generator().manual_seed(0)
     kind = torch.bfloat16 if device == "cuda" else torch.float32
     hidden = torch.randn((tokens, hidden_size), generator=generator).to(device, kind)

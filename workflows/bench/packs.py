@@ -2,7 +2,8 @@
 
 Both get the same prompts and completions. A padded row is a prompt and a completion, its logits of
 all positions come out of the model's own forward, and log-softmax is taken of those that predict a
-completion. A second baseline makes logits of the completion only, as TRL does.
+completion. A second baseline makes logits of the completion only, as TRL does. Padded rows go
+through the model as transformers has it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from common.modeling.packing import Completion, PackBatch, gather_to_rows, pack
 from common.parallel.pipeline import Pipeline
 from workflows.bench.floor import Shape
 from workflows.bench.measure import Bench, Measurement, rounds
+from workflows.bench.plain import plain_model
 from workflows.bench.sampler import random_rows
 
 TARGET = 2.0
@@ -37,10 +39,11 @@ def measure(bench: Bench) -> Iterator[Measurement]:
     rows = random_group(pipeline, sizes.prompt_tokens, sizes.group_size, sizes.completion_tokens)
     shape = Shape.of(pipeline.part.config, bench.dtype)
     needed = shape.pack(1, sizes.prompt_tokens, sizes.group_size, sizes.completion_tokens)
-    gap = largest_gap(pipeline, rows)
+    plain = plain_model(bench.model, bench.dtype, bench.device)
+    gap = largest_gap(pipeline, plain, rows)
     for name, work, phase in (
-        ("logprobs", _forward(pipeline, rows), shape.forward(*needed)),
-        ("forward and backward", _step(pipeline, rows), shape.forward_backward(*needed)),
+        ("logprobs", _forward(pipeline, plain, rows), shape.forward(*needed)),
+        ("forward and backward", _step(pipeline, plain, rows), shape.forward_backward(*needed)),
     ):
         taken = rounds({other: bench.clock(does) for other, does in work.items()}, bench.pairs)
         yield from [
@@ -102,10 +105,10 @@ def packed_step(pipeline: Pipeline, rows: list[Completion]) -> None:
     pipeline.run_step(packs, "auto", mean_logprob(packs))
 
 
-def padded_step(pipeline: Pipeline, rows: list[Completion], *, all_logits: bool = True) -> None:
+def padded_step(model: Any, rows: list[Completion], *, all_logits: bool = True) -> None:
     """The same gradients, through padded rows."""
-    pipeline.part.zero_grad()
-    (-padded_logprobs(pipeline.part, rows, all_logits=all_logits).mean()).backward()
+    model.zero_grad()
+    (-padded_logprobs(model, rows, all_logits=all_logits).mean()).backward()
 
 
 def mean_logprob(packs: PackBatch) -> Callable[[Tensor, Tensor], Tensor]:
@@ -119,25 +122,29 @@ def mean_logprob(packs: PackBatch) -> Callable[[Tensor, Tensor], Tensor]:
     return loss
 
 
-def largest_gap(pipeline: Pipeline, rows: list[Completion]) -> float:
+def largest_gap(pipeline: Pipeline, plain: Any, rows: list[Completion]) -> float:
     """Largest difference of the two sides' logprobs, in nats."""
     with torch.no_grad():
-        padded = padded_logprobs(pipeline.part, rows)
+        padded = padded_logprobs(plain, rows)
     return float((packed_logprobs(pipeline, rows) - padded).abs().max())
 
 
-def _forward(pipeline: Pipeline, rows: list[Completion]) -> dict[str, Callable[[], object]]:
+def _forward(
+    pipeline: Pipeline, plain: Any, rows: list[Completion]
+) -> dict[str, Callable[[], object]]:
     padded = torch.no_grad()(padded_logprobs)
     return {
         "packs": lambda: packed_logprobs(pipeline, rows),
-        "padded, full logits": lambda: padded(pipeline.part, rows),
-        "padded, completion logits": lambda: padded(pipeline.part, rows, all_logits=False),
+        "padded, full logits": lambda: padded(plain, rows),
+        "padded, completion logits": lambda: padded(plain, rows, all_logits=False),
     }
 
 
-def _step(pipeline: Pipeline, rows: list[Completion]) -> dict[str, Callable[[], object]]:
+def _step(
+    pipeline: Pipeline, plain: Any, rows: list[Completion]
+) -> dict[str, Callable[[], object]]:
     return {
         "packs": lambda: packed_step(pipeline, rows),
-        "padded, full logits": lambda: padded_step(pipeline, rows),
-        "padded, completion logits": lambda: padded_step(pipeline, rows, all_logits=False),
+        "padded, full logits": lambda: padded_step(plain, rows),
+        "padded, completion logits": lambda: padded_step(plain, rows, all_logits=False),
     }

@@ -3,12 +3,14 @@
 All draw as many tokens from the same prompts: nobody has a stop token. `generate` is given each
 prompt once for each of its samples, as TRL does; ours also notes the logprob of every token, which
 `generate` does not. The bare steps are the model's forward of the same batch over a static cache
-as long, whose prompts are computed before the clock starts: no drawing and no bookkeeping.
+as long, whose prompts are computed before the clock starts: no drawing and no bookkeeping. They are
+measured twice: as transformers has the model, and with its products made as ours are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -19,10 +21,12 @@ from torch import Tensor
 from common.generation.sampler import Request, Sampler
 from common.modeling.load import load_causal_lm
 from workflows.bench.floor import Shape
-from workflows.bench.measure import Bench, Contender, Measurement, rounds
+from workflows.bench.measure import Bench, Measurement, rounds
+from workflows.bench.plain import plain_model
 
 AGAINST_GENERATE = {64: 2.5, 32: 2.0}
 """Least ratio by samples at once."""
+BARE_OURS = "bare steps, products as ours"
 AGAINST_BARE = 0.8
 DEFAULT_AGAINST_GENERATE = 4.0
 
@@ -32,53 +36,77 @@ Prompts = list[list[int]]
 def measure(bench: Bench) -> Iterator[Measurement]:
     """At several numbers of samples at once; then the default recipe's model at its own."""
     sizes = bench.sizes
-    model = load_causal_lm(bench.model, bench.dtype, bench.device)
+    models = Models.load(bench, bench.model)
     for count in sizes.concurrent:
-        prompts = random_prompts(model, max(count // sizes.group_size, 1), sizes.prompt_tokens)
-        targets = {"generate": AGAINST_GENERATE.get(count), "bare steps": AGAINST_BARE}
-        yield from compare(bench, model, "sampler", prompts, count, sizes.sampler_tokens, targets)
+        prompts = random_prompts(
+            models.ours, max(count // sizes.group_size, 1), sizes.prompt_tokens
+        )
+        targets = {BARE_OURS: AGAINST_BARE}
+        if count in AGAINST_GENERATE:
+            targets["generate"] = AGAINST_GENERATE[count]
+        yield from compare(bench, models, "sampler", prompts, count, sizes.sampler_tokens, targets)
     yield from _default(bench)
 
 
 def _default(bench: Bench) -> list[Measurement]:
     sizes = bench.sizes
-    model = load_causal_lm(bench.default_model, bench.dtype, bench.device)
-    prompts = random_prompts(model, max(sizes.default_concurrent // 16, 1), sizes.prompt_tokens)
+    models = Models.load(bench, bench.default_model)
+    prompts = random_prompts(
+        models.ours, max(sizes.default_concurrent // 16, 1), sizes.prompt_tokens
+    )
     return compare(
         bench,
-        model,
+        models,
         f"sampler, {Path(bench.default_model).name}",
         prompts,
         sizes.default_concurrent,
         sizes.default_tokens,
-        {"generate": DEFAULT_AGAINST_GENERATE, "bare steps": None},
+        {"generate": DEFAULT_AGAINST_GENERATE},
     )
+
+
+@dataclass(frozen=True)
+class Models:
+    """The same weights twice."""
+
+    ours: Any
+    plain: Any
+    """As transformers has it."""
+
+    @classmethod
+    def load(cls, bench: Bench, folder: Path) -> Models:
+        """From a Hugging Face directory."""
+        place = folder, bench.dtype, bench.device
+        return cls(load_causal_lm(*place), plain_model(*place))
 
 
 def compare(
     bench: Bench,
-    model: Any,
+    models: Models,
     name: str,
     prompts: Prompts,
     count: int,
     tokens: int,
-    targets: dict[str, float | None],
+    targets: dict[str, float],
 ) -> list[Measurement]:
-    """Ours against each of `targets` (least ratio by name of the other), in the same rounds.
+    """Ours against transformers' `generate` and the model's bare steps, in the same rounds.
 
     Args:
         count: samples at once, the same number of each prompt.
         tokens: of each sample.
+        targets: least ratio by name of the other.
     """
     ids = torch.tensor(prompts, device=bench.device).repeat_interleave(count // len(prompts), 0)
-    ours = bench.clock(lambda: sample(model, prompts, len(ids), tokens))
-    others: dict[str, Contender] = {
-        "generate": bench.clock(lambda: generate(model, ids, tokens)),
-        "bare steps": lambda: bare_steps(bench, model, ids, tokens),
-    }
-    contenders = {"ours": ours} | {other: others[other] for other in targets}
-    taken = rounds(contenders, bench.pairs)
-    phases = Shape.of(model.config, bench.dtype).sample(
+    taken = rounds(
+        {
+            "ours": bench.clock(lambda: sample(models.ours, prompts, len(ids), tokens)),
+            "generate": bench.clock(lambda: generate(models.plain, ids, tokens)),
+            "bare steps": lambda: bare_steps(bench, models.plain, ids, tokens),
+            BARE_OURS: lambda: bare_steps(bench, models.ours, ids, tokens),
+        },
+        bench.pairs,
+    )
+    phases = Shape.of(models.ours.config, bench.dtype).sample(
         len(prompts), len(prompts[0]), len(ids), tokens
     )
     drawn = len(ids) * tokens
@@ -91,11 +119,11 @@ def compare(
             unit="s",
             ours=taken["ours"],
             baseline=taken[other],
-            target=target,
+            target=targets.get(other),
             phases=phases,
             note=f"{rates['ours']:.0f} and {rates[other]:.0f} tokens/s",
         )
-        for other, target in targets.items()
+        for other in list(taken)[1:]
     ]
 
 

@@ -28,7 +28,8 @@ def show(bench: Bench, measurements: Sequence[Measurement], laws: Sequence[Law])
         floors = [floor_row(r) for r in records if r["floor_seconds"]]
         speeds = (
             f"floor: what operations and bytes need at this machine's measured "
-            f"{bench.machine.matmul_flops / 1e9:.0f} GFLOP/s and "
+            f"{bench.machine.matmul_flops / 1e9:.0f} GFLOP/s "
+            f"(torch's own product: {bench.machine.torch_flops / 1e9:.0f}) and "
             f"{bench.machine.copy_bytes / 1e9:.1f} GB/s"
         )
         if floors:

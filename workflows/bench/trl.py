@@ -100,10 +100,10 @@ def _settings(spec: Mapping[str, Any]) -> dict[str, Any]:
 def _model(spec: Mapping[str, Any]) -> Any:
     import torch
 
-    from common.modeling.load import load_causal_lm
+    from workflows.bench.plain import plain_model
 
     # Ours trains float32 masters too; autocast computes in bfloat16 on a GPU.
-    return load_causal_lm(Path(spec["model"]), torch.float32)
+    return plain_model(Path(spec["model"]), torch.float32)
 
 
 def _tokenizer(spec: Mapping[str, Any]) -> Any:
