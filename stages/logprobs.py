@@ -13,6 +13,9 @@ Then `old_logprobs` is compared with what the sampler noted for the same tokens:
 `logprobs.alarm_gap_mean` or `alarm_gap_max` is warned of, above `stop_gap_mean` or `stop_gap_max`
 it stops the iteration, naming the tokens and positions where it sits.
 
+With `logprobs.old_from = "sampler"` what the sampler noted is taken for `old_logprobs`: the policy
+is not loaded, `entropy` is null, and there is nothing to compare.
+
 python -m stages.logprobs --run demo --iteration 3
 torchrun --standalone --nproc-per-node 2 -m -- stages.logprobs --run demo --iteration 3
 """
@@ -49,7 +52,7 @@ from common.reporting.sampler_gap import SamplerGap, sampler_gap
 from common.reporting.token_texts import TokenTexts
 from common.runs.freshness import input_hashes, require_fresh
 from common.runs.layout import Output
-from common.runs.list_columns import without_rejected
+from common.runs.list_columns import flat_values, without_rejected
 from common.runs.manifest import Manifest, read_manifest
 from common.runs.reference import keeps_average, reference_of
 from common.runs.schemas import KEY, LOGPROBS
@@ -76,10 +79,12 @@ class Job:
     """The one that sampled, from the rollout's manifest and not from the recipe."""
     policy: Output
     """The one that sampled."""
+    from_sampler: bool
+    """Whether `old_logprobs` are what the sampler noted."""
     reference: Output | None
     """None: no KL in the objective, so no reference is loaded."""
     same_model: bool
-    """Whether the reference is the policy, so that its numbers are the policy's."""
+    """Whether the reference is the policy, and the policy's numbers are computed."""
 
     @classmethod
     def of(cls, context: Context) -> Job:
@@ -98,25 +103,31 @@ class Job:
                 f"iteration {context.iteration - 1} was trained without a moving average, so it "
                 'begins anew: the reference is policy 0 (reference.update = "ema")'
             )
-        content = read_manifest(policy).content_hash
+        from_sampler = context.recipe.logprobs.old_from == "sampler"
         return cls(
             context=context,
             source=source,
             rollout=rollout,
             temperature=rollout.recipe["rollout"]["temperature"],
             policy=policy,
+            from_sampler=from_sampler,
             reference=reference,
-            same_model=reference is not None and read_manifest(reference).content_hash == content,
+            same_model=reference is not None
+            and not from_sampler
+            and read_manifest(reference).content_hash == read_manifest(policy).content_hash,
         )
 
     def writer(self) -> OutputWriter:
         """The output, described by what decides its numbers."""
         run, recipe = self.context.run, self.context.recipe
-        inputs = [self.source.name, self.policy.name]
+        inputs = [self.source.name] + ([] if self.from_sampler else [self.policy.name])
         sections: dict[str, Any] = {
             "model": {"dtype": recipe.model.dtype},
             "objective": {"kl_coef": recipe.objective.kl_coef},
-            "logprobs": {"tokens_per_pack": recipe.logprobs.tokens_per_pack},
+            "logprobs": {
+                "old_from": recipe.logprobs.old_from,
+                "tokens_per_pack": recipe.logprobs.tokens_per_pack,
+            },
         }
         if self.reference is not None:
             inputs.append(self.reference.name)
@@ -174,44 +185,56 @@ def make(job: Job, mesh: Mesh, shards: str) -> None:
     Raises:
         SamplerGapError: the gap is above the recipe's bounds. The shards are kept, so that another
             bound needs no second computation.
+        UserError: the sampler's numbers are wanted, and it computed otherwise than is done here.
     """
     from common.mesh.shard_work import make_shards
+    from common.modeling.precision import precision, require_precision
 
+    if job.from_sampler:
+        require_precision(job.source, precision(job.context.recipe.model.dtype, mesh.device))
     writer = job.writer()
     chosen = chosen_shards(shards, len(writer.names))
-    if not make_shards(
+    if make_shards(
         writer, mesh, lambda names: compute(job, mesh, names), chosen=chosen, by_replica=True
     ):
-        return
-    pairs = ((job.shard(n), writer.read(n)) for n in writer.names)
-    gap = sampler_gap(pairs)
-    check_gap(job, gap)
+        commit(job, writer)
+
+
+def commit(job: Job, writer: OutputWriter) -> None:
+    """Check the gap, where there is one, write the manifest and say what was made."""
+    recipe = job.context.recipe
     facts: dict[str, Any] = {
-        "gap_mean": gap.mean,
-        "gap_max": gap.max,
-        "gap_by_position": position_table(gap).to_dicts(),
-        "tokens": gap.tokens,
+        "old_from": recipe.logprobs.old_from,
         "temperature": job.temperature,
-        "kl_coef": job.context.recipe.objective.kl_coef,
+        "kl_coef": recipe.objective.kl_coef,
         "policy_version": job.policy.iteration,
         "reference": job.reference and job.reference.name,
     }
-    recorded = {"gap_worst": [asdict(token) for token in gap.worst]}
+    recorded: dict[str, Any] = {}
+    if job.from_sampler:
+        facts["tokens"] = len(flat_values(writer.read_all(["old_logprobs"]), "old_logprobs"))
+        said = "old_logprobs are the sampler's own, so no gap is checked"
+    else:
+        gap = sampler_gap((job.shard(name), writer.read(name)) for name in writer.names)
+        check_gap(job, gap)
+        facts |= {"tokens": gap.tokens, "gap_mean": gap.mean, "gap_max": gap.max}
+        facts["gap_by_position"] = position_table(gap).to_dicts()
+        recorded["gap_worst"] = [asdict(token) for token in gap.worst]
+        said = f"sampler gap mean {gap.mean:.2g}, max {gap.max:.2g} nats"
     writer.commit(facts, recorded, packages=("torch", "transformers"))
     reference = f"reference {job.reference.name}" if job.reference else "no reference"
     job.context.result(
         facts,
-        f"{writer.output.name}: {gap.tokens} tokens of {job.policy.name}, {reference}; "
-        f"sampler gap mean {gap.mean:.2g}, max {gap.max:.2g} nats",
+        f"{writer.output.name}: {facts['tokens']} tokens of {job.policy.name}, {reference}; {said}",
     )
 
 
 def compute(job: Job, mesh: Mesh, names: list[str]) -> Iterator[tuple[str, pa.Table]]:
     """The new columns of each shard, on the last rank of a pipeline; nothing on the others.
 
-    The reference goes over all shards before the policy is loaded.
+    The reference goes over all shards before the policy is loaded, where that is needed at all.
     """
-    from common.modeling.columns import logprobs_table
+    from common.modeling.columns import Numbers, logprobs_table
     from common.modeling.load import compute_dtype
     from common.parallel.forward import forward_shards
 
@@ -235,7 +258,11 @@ def compute(job: Job, mesh: Mesh, names: list[str]) -> Iterator[tuple[str, pa.Ta
         reference = dict(numbers(job.reference, "reference"))
         # A schedule's stage objects may be in reference cycles, and their model with them.
         gc.collect()
-    for name, old in numbers(job.policy, "old policy"):
+    if not job.from_sampler:
+        former = numbers(job.policy, "old policy")
+    else:
+        former = ((n, Numbers.of_sampler(s)) for n, s in shards.items() if mesh.is_last)
+    for name, old in former:
         ref = old if job.same_model else reference.get(name)
         yield name, logprobs_table(shards[name], old, ref)
 

@@ -171,7 +171,7 @@ def make(job: Job, mesh: Mesh, shards: str) -> None:
     complete = work.make(writer, chosen_shards(shards, len(writer.names)))
     speeds = work.speeds()
     if complete:
-        commit(job, writer, speeds)
+        commit(job, mesh, writer, speeds)
 
 
 def make_and_fill(job: Job, mesh: Mesh, judge: GroupJudge, shards: str) -> None:
@@ -201,11 +201,12 @@ def make_and_fill(job: Job, mesh: Mesh, judge: GroupJudge, shards: str) -> None:
         keep(writer, kept)
         facts = cost_facts(outcomes, kept, groups.rounds - 1)
         tell_filled(facts, rollout)
-        commit(job, writer, speeds, facts)
+        commit(job, mesh, writer, speeds, facts)
 
 
 def commit(
     job: Job,
+    mesh: Mesh,
     writer: OutputWriter,
     speeds: list[tuple[int, float]],
     dynamic_sampling: dict[str, Any] | None = None,
@@ -217,6 +218,7 @@ def commit(
         dynamic_sampling: what it did, where it is on.
     """
     from common.generation.prompt_order import cursor_of
+    from common.modeling.precision import precision
 
     made = writer.read_all(["completion_ids", "finish_reason"])
     run, rollout, drawn = job.context.run, job.context.recipe.rollout, job.groups.drawn
@@ -225,6 +227,7 @@ def commit(
         "temperature": rollout.temperature,
         "top_p": rollout.top_p,
         "top_k": rollout.top_k,
+        "precision": precision(job.context.recipe.model.dtype, mesh.device),
         "max_completion_tokens": rollout.max_completion_tokens,
         "group_size": rollout.group_size,
         "cursor_start": cursor_of(run, job.context.iteration),

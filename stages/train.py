@@ -33,8 +33,10 @@ from common.command import (
     launch,
     open_context,
 )
+from common.errors import UserError
 from common.mesh.mesh import Mesh
 from common.modeling.load import compute_dtype
+from common.modeling.precision import precision, require_precision
 from common.objective.remarks import remarks
 from common.parallel.batches import group_samples, plan_minibatches
 from common.parallel.commit import commit_iteration, describe_outputs
@@ -47,6 +49,7 @@ from common.parallel.training import Trainer
 from common.reporting.metrics import rebuild_metrics
 from common.reporting.progress import warn
 from common.runs.folders import open_policy
+from common.runs.manifest import read_manifest
 from common.runs.reference import reference_of
 from common.runs.retention import prune
 from common.runs.schemas import TRAIN
@@ -111,7 +114,13 @@ def train(context: Context, mesh: Mesh, fresh_optimizer: bool) -> None:
         for remark in remarks(objective):
             warn(remark)
     outputs = describe_outputs(run, iteration, recipe, fresh_optimizer=fresh_optimizer)
-    data = read_samples(run, iteration, with_reference=objective.kl_coef != 0)
+    check_old_logprobs(context, mesh)
+    data = read_samples(
+        run,
+        iteration,
+        with_reference=objective.kl_coef != 0,
+        with_entropy=objective.top_entropy_quantile < 1,
+    )
     minibatches = plan_minibatches(
         group_samples(data.samples),
         objective,
@@ -131,6 +140,7 @@ def train(context: Context, mesh: Mesh, fresh_optimizer: bool) -> None:
         temperature=data.temperature,
         schedule=recipe.mesh.pipeline_schedule,
         train=True,
+        activation_checkpointing=recipe.train.activation_checkpointing,
     )
     optimizer = Optimizer(Masters(pipeline.part, mesh), recipe.train)
     before = 0 if fresh_optimizer else iteration - 1
@@ -152,6 +162,25 @@ def train(context: Context, mesh: Mesh, fresh_optimizer: bool) -> None:
     take_steps(trainer, minibatches, outputs.metrics.partial, checkpoint_every=every)
     commit_iteration(outputs, writer, pipeline, optimizer, trainer.rows, source=source)
     report(context, trainer)
+
+
+def check_old_logprobs(context: Context, mesh: Mesh) -> None:
+    """Refuse `old_logprobs` of a sampler that computed otherwise, or that are to be corrected.
+
+    Raises:
+        UserError: the recipe is another than that which made them.
+    """
+    logprobs = context.run.logprobs(context.iteration)
+    if read_manifest(logprobs).facts.get("old_from") != "sampler":
+        return
+    rollout, recipe = context.run.rollout(context.iteration), context.recipe
+    require_precision(rollout, precision(recipe.model.dtype, mesh.device))
+    if recipe.objective.sampler_correction != "none":
+        raise UserError(
+            f'{logprobs.path}: made with logprobs.old_from = "sampler", so that '
+            f"objective.sampler_correction = {recipe.objective.sampler_correction!r} has nothing "
+            f'to correct; set it to "none", or make them again: {logprobs.command}'
+        )
 
 
 def report(context: Context, trainer: Trainer) -> None:

@@ -31,7 +31,7 @@ TEMPERATURE = 0.8
 MAX_TOKENS = 12
 BASE: dict[str, Any] = {"clip_low": 0.15}
 REGULARISED: dict[str, Any] = {"kl_coef": 0.1, "entropy_coef": 0.02, "mask_truncated": True}
-"""With KL and entropy; without, groups of equal rewards are dropped."""
+"""With KL and entropy; without, completions with advantage 0 are left out of the compute."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ class Case:
     microbatches: int | str = 4
     tokens_per_pack: int = 48
     share_prompts: bool = True
+    activation_checkpointing: bool = False
     settings: dict[str, Any] = field(default_factory=lambda: REGULARISED)
     """Of the objective."""
 
@@ -56,8 +57,9 @@ class Case:
 def samples() -> list[Sample]:
     """Five groups of four; the second has equal rewards, some completions are truncated.
 
-    Old and reference logprobs are far enough from any policy that tokens are clipped, the
-    sampler's from the old ones that some weights are beyond their bounds.
+    One completion of another group has advantage 0. Old and reference logprobs are far enough from
+    any policy that tokens are clipped, the sampler's from the old ones that some weights are
+    beyond their bounds.
     """
     random = np.random.default_rng(3)
     found = []
@@ -76,7 +78,7 @@ def samples() -> list[Sample]:
                 entropy=random.uniform(0, 4, length).astype(np.float32),
                 sampler_logprobs=sampler,
                 sampler_full_logprobs=sampler,
-                advantage=0.0 if row.group == 1 else float(random.normal()),
+                advantage=0.0 if row.group == 1 or index == 9 else float(random.normal()),
                 reward=0.5 if row.group == 1 else float(random.normal()),
                 truncated=index % 5 == 2,
             )
@@ -93,6 +95,7 @@ def run_case(case: Case, mesh: Mesh, folder: Path) -> tuple[float, dict[str, Ten
         temperature=TEMPERATURE,
         schedule=case.schedule,
         train=True,
+        activation_checkpointing=case.activation_checkpointing,
     )
     masters = Masters(pipeline.part, mesh)
     train = TrainConfig(

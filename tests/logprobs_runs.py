@@ -60,7 +60,13 @@ def install(run: Run, number: int, policy: Path) -> None:
 
 
 def write_rollout(
-    run: Run, iteration: int, policy: Path, *, noise: float = 0.0, rejected: Container[int] = ()
+    run: Run,
+    iteration: int,
+    policy: Path,
+    *,
+    noise: float = 0.0,
+    rejected: Container[int] = (),
+    precision: str = "float32 on cpu",
 ) -> None:
     """A rollout of random completions with the policy's own logprobs, moved by `noise`.
 
@@ -102,7 +108,7 @@ def write_rollout(
     for index, name in enumerate(writer.names):
         part = rows[index * size : (index + 1) * size]
         writer.write(name, pa.Table.from_pylist(part, schema=ROLLOUT))
-    writer.commit()
+    writer.commit({"precision": precision})
 
 
 def make_run(

@@ -51,6 +51,16 @@ def test_every_recipe_of_the_project_is_valid_and_described(path: Path) -> None:
         ("[train]\nepochs = 'x'", "train.epochs = 'x': input should be a valid integer"),
         ("[objective]\ndual_clip = 1.1", "dual_clip 1.1 must exceed 1 + clip_high"),
         ("[objective]\nkl_kind = 'k4'", "'k1', 'k2' or 'k3'"),
+        (
+            "[logprobs]\nold_from = 'sampler'\n[objective]\ntop_entropy_quantile = 0.2",
+            "objective.top_entropy_quantile = 0.2 ranks tokens by the entropy that only "
+            'logprobs.old_from = "policy" computes',
+        ),
+        (
+            "[logprobs]\nold_from = 'sampler'\n[objective]\nsampler_correction = 'mask'",
+            "objective.sampler_correction = 'mask' weighs by the difference of trainer and "
+            'sampler; with logprobs.old_from = "sampler" there is none',
+        ),
         ("[run]\nkeep_policies = 1", "run.keep_policies"),
         ("[data.a]\npath = 'x'", 'say kind = "generator", kind = "dataset" or'),
         ("[data.a]\nkind = 'dataset'\npath = 'x'\nanswer_patern = 'y'", "'answer_pattern'"),

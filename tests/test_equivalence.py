@@ -50,6 +50,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
         **BOUNDS,
         **REGULARISED,
     },
+    "constant-dropped": {"aggregation": "constant", "mask_truncated": True},
     "gspo": {"ratio_level": "sequence", "aggregation": "sequence_mean"},
     "rloo": {
         "ratio_level": "sequence_sum",
@@ -84,6 +85,7 @@ def divisions(model: str) -> list[Case]:
     def case(name: str, **how) -> Case:
         return Case(f"{name}-{model}", model, **how)
 
+    eight: dict[str, Any] = {"dtype": "float32", "microbatches": 8}
     cases = [
         case("1-one-microbatch", microbatches=1),
         case("1-four", microbatches=4),
@@ -94,15 +96,21 @@ def divisions(model: str) -> list[Case]:
         case("2-padded", microbatches="auto", **PADDED),
         case("2-replicas", dp=2, microbatches=2),
         case("2-replicas-dropped", dp=2, settings={}),
-        case("2-float32", dtype="float32"),
+        case("2-float32", **eight),
         # Five or fewer packs: the rest of the eight are empty.
         case("4-1f1b", microbatches=8, tokens_per_pack=80),
         case("4-gpipe", microbatches=8, schedule="gpipe"),
         case("4-replicas-of-2", dp=2, microbatches=4),
-        case("4-float32", dtype="float32", microbatches=8),
+        case("4-float32", **eight),
+        case("1-float32", **eight),
+        *(
+            case(f"{ranks}-float32-recomputed", activation_checkpointing=True, **eight)
+            for ranks in (1, 2, 4)
+        ),
     ]
     if model == "qwen3":
-        return [c for c in cases if c.name.startswith(("1-four", "2-1f1b", "4-1f1b"))]
+        kept = ("1-four", "2-1f1b", "4-1f1b")
+        return [c for c in cases if c.name.startswith(kept) or "float32" in c.name]
     return cases
 
 
@@ -201,3 +209,15 @@ def test_float32_stays_close(name: str, results: Path, record_property) -> None:
     record_property("float32_gradient_difference", off / largest)
     print(f"{name}: largest gradient difference {off:.2e} of {largest:.2e}")
     assert off < 1e-5 * largest
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_recomputed_layers_give_the_same_bits(ranks: int, model: str, results: Path) -> None:
+    """Activation checkpointing makes the very products of the forward once more."""
+    loss, gradients = read_results(CASES[f"{ranks}-float32-{model}"], results)
+    again, found = read_results(CASES[f"{ranks}-float32-recomputed-{model}"], results)
+    assert loss == again
+    assert gradients.keys() == found.keys()
+    for parameter, gradient in gradients.items():
+        assert torch.equal(gradient, found[parameter]), parameter

@@ -10,7 +10,7 @@ from common.errors import NoLearningSignalError
 from common.parallel.batches import Sample, deal, group_samples, permutation, plan_minibatches
 
 
-def sample(group: int, tokens: int = 3, advantage: float = 1.0) -> Sample:
+def sample(group: int, tokens: int = 3, advantage: float = 1.0, truncated: bool = False) -> Sample:
     values = np.zeros(tokens, np.float32)
     return Sample(
         rollout_id=f"{group}-{tokens}",
@@ -24,7 +24,7 @@ def sample(group: int, tokens: int = 3, advantage: float = 1.0) -> Sample:
         sampler_full_logprobs=values,
         advantage=advantage,
         reward=advantage,
-        truncated=False,
+        truncated=truncated,
     )
 
 
@@ -62,6 +62,35 @@ def test_groups_without_variance_are_dropped_but_counted() -> None:
         groups, ObjectiveConfig(kl_coef=0.1), epochs=1, prompts_per_step=None, seed=0, iteration=1
     )
     assert len(kept.computed) == 2
+
+
+def test_completions_without_gradient_are_left_out_of_their_group() -> None:
+    """Those outside the loss always, those with advantage 0 where nothing else speaks of them."""
+    members = [sample(0, 4, 0.0), sample(0, 2), sample(0, 5, truncated=True), sample(0, 3, -1.0)]
+    groups = group_samples([*members, sample(1, 6, truncated=True), sample(1, 7, 0.0)])
+    how = {"epochs": 1, "prompts_per_step": None, "seed": 0, "iteration": 1}
+
+    def lengths(**settings) -> list[list[int]]:
+        (batch,) = plan_minibatches(groups, ObjectiveConfig(**settings), **how)
+        assert batch.facts()["completions"] == 6
+        tokens = 16 if settings.get("mask_truncated") else 27
+        assert batch.completion_tokens == tokens
+        computed = sorted(batch.computed, key=lambda group: group.samples[0].group)
+        return [[len(s.completion_ids) for s in group.samples] for group in computed]
+
+    assert lengths() == [[2, 5, 3], [6]]
+    assert lengths(mask_truncated=True) == [[2, 3]]
+    assert lengths(mask_truncated=True, entropy_coef=0.1) == [[4, 2, 3], [7]]
+    assert lengths(kl_coef=0.1) == [[4, 2, 5, 3], [6, 7]]
+
+
+def test_a_step_of_which_nothing_is_in_the_loss_is_left_out() -> None:
+    groups = group_samples([sample(0, truncated=True), sample(0, 2, -1.0, truncated=True)])
+    masked = ObjectiveConfig(mask_truncated=True, kl_coef=0.1)
+    (batch,) = plan_minibatches(
+        groups, masked, epochs=1, prompts_per_step=None, seed=0, iteration=1
+    )
+    assert not batch.has_gradient
 
 
 def test_an_iteration_without_signal_can_be_passed_over() -> None:

@@ -69,6 +69,12 @@ def test_training_again_gives_the_same_bits(finished: Path, at) -> None:
     assert made(run, 2) == before
 
 
+def test_recomputed_layers_train_the_same_policy(finished: Path, prepared: Path, at) -> None:
+    run = at(prepared)
+    train("a", 1, overrides=["train.activation_checkpointing=true"])
+    assert made(run)[:2] == made(Run(finished / "a"))[:2]
+
+
 def test_optimizer_state_goes_from_iteration_to_iteration(finished: Path, at) -> None:
     run = at(finished)
     assert read_manifest(run.train(2)).inputs.keys() >= {"trainer/0001", "policies/0001"}

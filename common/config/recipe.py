@@ -75,6 +75,11 @@ class RolloutConfig(Section):
 
 
 class LogprobsConfig(Section):
+    old_from: Literal["policy", "sampler"] = "policy"
+    """Where old_logprobs come from: `policy` computes them by the trainer's own forward; `sampler`
+    takes what was noted while sampling, for the full vocabulary, and saves that forward. The ratio
+    is then of trainer to sampler, no gap is checked and no entropy known; refused where both do
+    not compute in the same type on the same kind of device."""
     tokens_per_pack: Positive = 1024
     """Most tokens of one pack: a shared prompt and completions behind it."""
     alarm_gap_mean: Annotated[float, Field(gt=0)] = 0.02
@@ -118,6 +123,10 @@ class TrainConfig(Section):
     """Compute a prompt once for the completions of its group in a pack."""
     microbatches: Positive | Literal["auto"] = "auto"
     """Microbatches of one optimizer step; `auto`: one for each pack."""
+    activation_checkpointing: bool = False
+    """Keep only the input of each decoder layer for backward, which computes the layer again
+    (arXiv 1604.06174): a fraction of the activation memory for one more forward. Not by default,
+    since `tokens_per_pack` bounds that memory too and costs nothing."""
     on_no_signal: Literal["stop", "keep"] = "stop"
     """What to do when every group of an iteration has equal rewards: `stop` with exit code 4, or
     `keep` the policy as it is and go on (all solved today need not mean all solved tomorrow)."""
@@ -184,6 +193,8 @@ class Recipe(Section):
                 "rollout.top_p / rollout.top_k truncate the distribution that is sampled, while "
                 "the objective's ratio is over the full vocabulary; use top_p = 1, top_k = 0"
             )
+        if self.logprobs.old_from == "sampler":
+            _fits_without_old_policy(self.objective)
         steps, prompts = self.train.prompts_per_step, self.rollout.prompts_per_iteration
         if steps is not None and prompts % steps:
             divisors = [d for d in range(1, prompts + 1) if prompts % d == 0]
@@ -193,3 +204,18 @@ class Recipe(Section):
                 f"= {prompts}; nearest that do: {', '.join(map(str, near))}"
             )
         return self
+
+
+def _fits_without_old_policy(objective: ObjectiveConfig) -> None:
+    """Refuse what old_logprobs taken from the sampler leave nothing for."""
+    if objective.top_entropy_quantile < 1:
+        raise ValueError(
+            f"objective.top_entropy_quantile = {objective.top_entropy_quantile} ranks tokens by "
+            'the entropy that only logprobs.old_from = "policy" computes; a sampler notes none'
+        )
+    if objective.sampler_correction != "none":
+        raise ValueError(
+            f"objective.sampler_correction = {objective.sampler_correction!r} weighs by the "
+            'difference of trainer and sampler; with logprobs.old_from = "sampler" there is none, '
+            'since the ratio itself is of trainer to sampler; set it to "none"'
+        )

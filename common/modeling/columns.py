@@ -9,7 +9,7 @@ import pyarrow as pa
 from torch import Tensor
 
 from common.modeling.packing import Completion, PackBatch, gather_to_rows
-from common.runs.list_columns import list_column, list_lengths
+from common.runs.list_columns import check_lengths, flat_values, list_column, list_lengths
 from common.runs.schemas import KEY, LOGPROBS_OF_TOKENS
 
 
@@ -18,12 +18,23 @@ class Numbers:
     """float32 numbers for a shard's completion tokens, its completions one after another."""
 
     logprobs: np.ndarray
-    entropy: np.ndarray
+    entropy: np.ndarray | None
+    """None where it is not known: a sampler notes no entropy."""
 
     @classmethod
     def none(cls) -> Numbers:
         """Of a shard without completion tokens."""
         return cls(np.zeros(0, np.float32), np.zeros(0, np.float32))
+
+    @classmethod
+    def of_sampler(cls, shard: pa.Table) -> Numbers:
+        """What was noted of a rollout shard's tokens while sampling, for the full vocabulary.
+
+        Raises:
+            UserError: not one number a token.
+        """
+        check_lengths(shard, "sampler_full_logprobs", shard)
+        return cls(flat_values(shard, "sampler_full_logprobs"), None)
 
     @classmethod
     def of(cls, outputs: Tensor, packs: PackBatch, shard: pa.Table) -> Numbers:
@@ -43,18 +54,19 @@ def shard_completions(shard: pa.Table) -> list[Completion]:
 
 
 def logprobs_table(shard: pa.Table, old: Numbers, reference: Numbers | None) -> pa.Table:
-    """The logprobs shard that belongs to a rollout shard; null `ref_logprobs` without reference."""
+    """The logprobs shard that belongs to a rollout shard; null where numbers are not known."""
     lengths = list_lengths(shard, "completion_ids")
 
-    def per_token(values: np.ndarray) -> pa.Array:
+    def per_token(values: np.ndarray | None) -> pa.Array:
+        if values is None:
+            return pa.nulls(len(shard), LOGPROBS_OF_TOKENS)
         return list_column(pa.array(values, pa.float32()), lengths)
 
-    no_reference = pa.nulls(len(shard), LOGPROBS_OF_TOKENS)
     return pa.table(
         {
             KEY: shard[KEY],
             "old_logprobs": per_token(old.logprobs),
-            "ref_logprobs": no_reference if reference is None else per_token(reference.logprobs),
+            "ref_logprobs": per_token(None if reference is None else reference.logprobs),
             "entropy": per_token(old.entropy),
         }
     )

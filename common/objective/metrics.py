@@ -58,7 +58,7 @@ def metrics(sums: Mapping[str, Tensor]) -> dict[str, float]:
     `clip_fraction_low`, `clip_fraction_high`, `ratio_mean` (of the ratio level in use), `approx_kl`
     (mean of r − 1 − log r of the token's ratio), `sampler_gap_mean` (|old − sampler_full|) and
     `sampler_weight_mean`. `loss` and `policy_loss` are aggregated as the recipe says. Tokens of
-    groups that were dropped before compute are in no mean.
+    completions that were left out of the compute, having no gradient, are in no mean.
     """
     tokens = max(float(sums["tokens"]), 1.0)
     totals = {name: float(sums[name]) for name in ("loss", "policy_loss", *sorted(MAXIMA))}

@@ -127,8 +127,8 @@ def grpo_loss(
 def zero_advantage_rows_matter(config: ObjectiveConfig) -> bool:
     """Whether a completion with advantage 0 has a gradient, through KL or entropy.
 
-    If not, groups without variance may be dropped before any compute; `tokens` and `completions`
-    of the aggregation count them all the same, so that dropping changes no gradient.
+    If not, it may be left out before any compute; `tokens` and `completions` of the aggregation
+    count it all the same, so that this changes no gradient.
     """
     return config.kl_coef != 0 or config.entropy_coef != 0
 

@@ -32,8 +32,8 @@ class Sample:
     completion_ids: Sequence[int]
     old_logprobs: np.ndarray
     ref_logprobs: np.ndarray | None
-    entropy: np.ndarray
-    """Of the policy that sampled, by the trainer."""
+    entropy: np.ndarray | None
+    """Of the policy that sampled, by the trainer; None where the sampler gave old_logprobs."""
     sampler_logprobs: np.ndarray
     """As drawn, for the correction."""
     sampler_full_logprobs: np.ndarray
@@ -69,13 +69,16 @@ class Minibatch:
     """Within the iteration, from 0."""
     groups: tuple[Group, ...]
     computed: tuple[Group, ...]
-    """Those that can have a gradient."""
+    """The completions that can have a gradient, see `_with_gradient`; no group is empty."""
     counts: Tensor
     """[completions] int64 tokens in the loss of every completion of `groups`, in order."""
     entropy_threshold: float
     """Least entropy of a token in the policy term; −inf for all of them."""
-    has_gradient: bool
-    """Whether any token of `computed` is in the loss; if none is, the step is left out."""
+
+    @property
+    def has_gradient(self) -> bool:
+        """Whether any token has one; if none has, the step is left out."""
+        return bool(self.computed)
 
     @property
     def samples(self) -> list[Sample]:
@@ -178,10 +181,20 @@ def _no_signal(groups: Sequence[Group], iteration: int) -> NoLearningSignalError
 
 
 def _with_gradient(groups: tuple[Group, ...], objective: ObjectiveConfig) -> tuple[Group, ...]:
-    """The groups that the loss has a gradient for."""
-    if zero_advantage_rows_matter(objective):
-        return groups
-    return tuple(group for group in groups if group.has_variance)
+    """The completions that the loss has a gradient for, in their groups.
+
+    Left out are those that are not in the loss, and with advantage 0 those that KL and entropy say
+    nothing of either. No term reaches from one completion to another but by what is counted over
+    the whole batch, so the gradient is the same without them.
+    """
+    every_advantage = zero_advantage_rows_matter(objective)
+    found = []
+    for group in groups:
+        counts = completion_counts(group.samples, objective).tolist()
+        members = zip(group.samples, counts, strict=True)
+        kept = tuple(s for s, count in members if count and (s.advantage or every_advantage))
+        found += [Group(kept)] if kept else []
+    return tuple(found)
 
 
 def _minibatch(
@@ -192,7 +205,6 @@ def _minibatch(
     step: int,
 ) -> Minibatch:
     samples = [sample for group in groups for sample in group.samples]
-    in_gradient = [sample for group in computed for sample in group.samples]
     counts = completion_counts(samples, objective)
     return Minibatch(
         epoch,
@@ -201,7 +213,6 @@ def _minibatch(
         computed,
         counts,
         _entropy_threshold(samples, counts, objective),
-        has_gradient=bool(completion_counts(in_gradient, objective).sum()),
     )
 
 
@@ -210,16 +221,19 @@ def _entropy_threshold(
 ) -> float:
     if objective.top_entropy_quantile == 1:
         return -np.inf
-    in_loss = [s for s, count in zip(samples, counts.tolist(), strict=True) if count]
-    for sample in in_loss:
+    ranked = [np.zeros(0)]
+    for sample, count in zip(samples, counts.tolist(), strict=True):
+        if not count:
+            continue
+        assert sample.entropy is not None, "read_samples has looked for it"
         if not np.isfinite(sample.entropy).all():
             raise UserError(
                 f"entropy of {sample.rollout_id} in logprobs is not finite, but "
                 f"objective.top_entropy_quantile = {objective.top_entropy_quantile} ranks tokens "
                 "by it; make logprobs again"
             )
-    values = [np.zeros(0), *(sample.entropy for sample in in_loss)]
-    return entropy_threshold(np.concatenate(values), objective.top_entropy_quantile)
+        ranked.append(sample.entropy)
+    return entropy_threshold(np.concatenate(ranked), objective.top_entropy_quantile)
 
 
 def completion_counts(samples: Sequence[Sample], objective: ObjectiveConfig) -> Tensor:

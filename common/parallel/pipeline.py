@@ -20,6 +20,7 @@ from common.mesh.split import split_layers
 from common.modeling.load import load_config, load_part, model_class
 from common.modeling.packing import PackBatch
 from common.parallel.architecture import check_architecture
+from common.parallel.recompute import recompute_layers
 from common.parallel.stage_module import StageModule, stage_arguments
 
 if TYPE_CHECKING:
@@ -46,12 +47,14 @@ class Pipeline:
         temperature: float,
         schedule: ScheduleName = "1f1b",
         train: bool = False,
+        activation_checkpointing: bool = False,
     ) -> None:
         """Load this rank's layers, in eval mode: dropout is off in training too.
 
         Args:
             temperature: of the distribution whose logprobs are computed.
             train: keep what backward needs; otherwise parameters require no gradient.
+            activation_checkpointing: keep less of it, see `recompute_layers`.
 
         Raises:
             UserError: a model that cannot be cut, packed or loaded.
@@ -64,6 +67,8 @@ class Pipeline:
         self._policy_dir = policy_dir
         self.part = self._load(dtype)
         self.part.requires_grad_(train)
+        if activation_checkpointing:
+            recompute_layers(self.part)
         self.module = StageModule(
             self.part, first=mesh.is_first, last=mesh.is_last, temperature=temperature
         )

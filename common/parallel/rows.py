@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,11 +40,14 @@ class IterationRows:
     max_completion_tokens: int
 
 
-def read_samples(run: Run, iteration: int, *, with_reference: bool) -> IterationRows:
+def read_samples(
+    run: Run, iteration: int, *, with_reference: bool, with_entropy: bool
+) -> IterationRows:
     """Every kept completion with its advantage and logprobs, keys and lengths checked.
 
     Args:
         with_reference: `ref_logprobs` are needed.
+        with_entropy: `entropy` is needed; else it may be null.
 
     Raises:
         UserError: rows missing or superfluous in one of the three, or values that do not fit.
@@ -56,7 +60,8 @@ def read_samples(run: Run, iteration: int, *, with_reference: bool) -> Iteration
     by_token |= dict.fromkeys(("old_logprobs", "entropy"), logprobs)
     if with_reference:
         by_token["ref_logprobs"] = logprobs
-    samples = [_sample(row, by_token, with_reference) for row in _rows(table) if row["kept"]]
+    nullable = () if with_entropy else ("entropy",)
+    samples = [_sample(row, by_token, nullable) for row in _rows(table) if row["kept"]]
     sampling = read_manifest(rollout).recipe["rollout"]
     return IterationRows(samples, sampling["temperature"], sampling["max_completion_tokens"])
 
@@ -92,13 +97,21 @@ def _cells(lists: pa.ListArray) -> list[np.ndarray | None]:
     ]
 
 
-def _sample(row: dict[str, Any], by_token: dict[str, Output], with_reference: bool) -> Sample:
+_WANTED_BY = {
+    "ref_logprobs": "objective.kl_coef is not 0",
+    "entropy": "objective.top_entropy_quantile is not 1",
+}
+
+
+def _sample(row: dict[str, Any], by_token: dict[str, Output], nullable: Collection[str]) -> Sample:
     """The row, after a look at its columns with one value a token, each of an output."""
     tokens = len(row["completion_ids"])
     for name, output in by_token.items():
         values = row[name]
+        if values is None and name in nullable:
+            continue
         if values is None:
-            wanted = ", but objective.kl_coef is not 0" if name == "ref_logprobs" else ""
+            wanted = f", but {_WANTED_BY[name]}" if name in _WANTED_BY else ""
             raise UserError(
                 f"{output.path}: {name} of {row[KEY]} is null{wanted}; "
                 f"make it with the recipe in force: {output.command}"
@@ -114,7 +127,7 @@ def _sample(row: dict[str, Any], by_token: dict[str, Output], with_reference: bo
         prompt_ids=row["prompt_ids"].tolist(),
         completion_ids=row["completion_ids"].tolist(),
         old_logprobs=row["old_logprobs"],
-        ref_logprobs=row["ref_logprobs"] if with_reference else None,
+        ref_logprobs=row["ref_logprobs"] if "ref_logprobs" in by_token else None,
         entropy=row["entropy"],
         sampler_logprobs=row["sampler_logprobs"],
         sampler_full_logprobs=row["sampler_full_logprobs"],

@@ -95,14 +95,17 @@ def _token_batch(
         weights: [C] of each such token.
     """
 
+    lengths = [len(sample.completion_ids) for sample in samples]
+
     def by_token(rows: Sequence[np.ndarray]) -> Tensor:
-        return scatter_to_packs([torch.tensor(row, dtype=dtype) for row in rows], packs, 0.0)
+        flat = torch.tensor(np.concatenate([np.zeros(0), *rows]), dtype=dtype)
+        return scatter_to_packs(flat.split(lengths), packs, 0.0)
 
     def by_row(values: Tensor) -> Tensor:
         return spread_to_packs(values.to(dtype), packs, 0.0)
 
     refs = [sample.ref_logprobs for sample in samples if sample.ref_logprobs is not None]
-    kept = [in_policy_term(s.entropy, minibatch.entropy_threshold) for s in samples]
+    kept = [_in_policy_term(sample, minibatch.entropy_threshold) for sample in samples]
     return TokenBatch(
         mask=packs.target_mask & (spread_to_packs(counts, packs, 0) > 0),
         completion=completions_in_pack(packs),
@@ -125,6 +128,12 @@ def completions_in_pack(packs: PackBatch) -> Tensor:
     begins = packs.target_mask.clone()
     begins[:, 1:] &= packs.row[:, 1:] != packs.row[:, :-1]
     return (begins.cumsum(1) - 1).clamp(min=0)
+
+
+def _in_policy_term(sample: Sample, threshold: float) -> np.ndarray:
+    if sample.entropy is None:
+        return np.ones(len(sample.completion_ids), dtype=bool)
+    return in_policy_term(sample.entropy, threshold)
 
 
 def _sampler_weights(samples: Sequence[Sample], objective: ObjectiveConfig) -> list[np.ndarray]:

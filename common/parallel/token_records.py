@@ -125,7 +125,7 @@ def entropy_thresholds(
     """
     if objective.top_entropy_quantile == 1:
         return {}
-    samples = read_samples(run, iteration, with_reference=False).samples
+    samples = read_samples(run, iteration, with_reference=False, with_entropy=True).samples
     batches = plan_minibatches(
         group_samples(samples),
         objective,

@@ -26,9 +26,10 @@ Row = dict[str, Any]
 
 _SKIPS_ALLOWED = 2
 _SAMPLES_NAMED = 8
-_FIRST_RATIO_BOUND = 1e-2
-"""At the first step policy and old policy are the same. In float32 the ratio is 1 to 1e-4; this
-leaves room for bfloat16, whose rounding depends on how rows are packed."""
+_FIRST_BOUND = 1e-2
+"""At the first step policy and old policy are the same. In float32 the mean ratio is 1 to 1e-4,
+approx_kl 0 to 1e-6; this leaves room for bfloat16, whose rounding depends on how rows are packed.
+The mean ratio alone would not do: to another distribution that was sampled from, it is 1 too."""
 
 
 @dataclass
@@ -187,11 +188,13 @@ class Trainer:
             warn(f"{message}; the update was left out")
 
     def _alarm(self, row: Row) -> None:
-        if self.mesh.is_main and abs(row["ratio_mean"] - 1) > _FIRST_RATIO_BOUND:
+        off = max(abs(row["ratio_mean"] - 1), row["approx_kl"])
+        if self.mesh.is_main and off > _FIRST_BOUND:
             warn(
                 f"iteration {self._iteration}: before the first update the mean ratio to the old "
-                f"policy is {row['ratio_mean']:.4f}, not 1: old_logprobs are not of this policy "
-                "as it is computed here (another dtype or machine?); make logprobs again"
+                f"policy is {row['ratio_mean']:.4f}, not 1, approx_kl {row['approx_kl']:.2g}, not "
+                "0: old_logprobs are not of this policy as it is computed here (another dtype or "
+                'machine?); make logprobs again, with logprobs.old_from = "policy"'
             )
 
 

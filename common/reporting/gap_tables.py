@@ -130,7 +130,8 @@ def gap_of_iteration(run: Run, iteration: int, *, worst: int | None) -> SamplerG
         worst: how many of the largest gaps to name; None for all.
 
     Raises:
-        UserError: one of the two is missing, or they are not of the same rollout.
+        UserError: one of the two is missing, they are not of the same rollout, or the sampler's
+            logprobs were taken for the trainer's.
     """
     columns = [KEY, "completion_ids", "sampler_full_logprobs", "kept"]
     rollout = run.rollout(iteration)
@@ -145,7 +146,14 @@ def show_command(rollout: Output) -> str:
 
 
 def _logprobs_shards(logprobs: Output, rollout: Output) -> Iterator[pa.Table]:
-    stopped = None if has_manifest(logprobs) else read_partial(logprobs)
+    complete = has_manifest(logprobs)
+    if complete and read_manifest(logprobs).facts.get("old_from") == "sampler":
+        raise UserError(
+            f'{logprobs.path}: made with logprobs.old_from = "sampler", so there is nothing to '
+            "compare the sampler with; approx_kl of the iteration's first optimizer step tells how "
+            'far the trainer is from it, as does making it again with "policy"'
+        )
+    stopped = None if complete else read_partial(logprobs)
     inputs, shards = stopped or (read_manifest(logprobs).inputs, read_shards(logprobs))
     if inputs.get(rollout.name) != read_manifest(rollout).content_hash:
         raise UserError(

@@ -70,11 +70,20 @@ ROLLOUT = pa.schema(
 LOGPROBS = pa.schema(
     [
         _column(KEY, pa.string(), "as in rollout"),
-        _column("old_logprobs", LOGPROBS_OF_TOKENS, "of the policy that sampled, by the trainer"),
+        _column(
+            "old_logprobs",
+            LOGPROBS_OF_TOKENS,
+            "of the policy that sampled, by the trainer; logprobs.old_from: by the sampler",
+        ),
         _column(
             "ref_logprobs", LOGPROBS_OF_TOKENS, "of the reference; null at kl_coef 0", null=True
         ),
-        _column("entropy", LOGPROBS_OF_TOKENS, "of the policy's distribution at each token, nats"),
+        _column(
+            "entropy",
+            LOGPROBS_OF_TOKENS,
+            "of the policy's distribution, nats; null where the sampler gave old_logprobs",
+            null=True,
+        ),
     ]
 )
 
