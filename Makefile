@@ -11,12 +11,12 @@ PYTHON3 ?= python3
 include workflows/stages.mk
 
 ##@ Run
-iteration: $(READY) ## bring RUN to iteration N, doing only what is missing [RECIPE= SET= NPROC= FROM= CHAIN=]
+iteration: $(READY) ## bring RUN to iteration N, doing only what is missing [RECIPE= SET= NPROC= FROM= CHAIN=0]
 	@+$(CHAINED) $(MAKE) -f workflows/iteration.mk iteration
 
-# One process imports for all stages (workflows/chain); with `CHAIN=` each imports by itself.
+# One process imports for all stages (workflows/chain); with CHAIN=0 each imports by itself.
 CHAIN ?= 1
-CHAINED = $(if $(value CHAIN),$(shell test ! -x $(PYTHON) || echo $(PYTHON) -m workflows.chain))
+CHAINED = $(if $(filter-out 0,$(value CHAIN)),$(shell test ! -x $(PYTHON) || echo $(PYTHON) -m workflows.chain))
 
 prepare: $(READY) ## questions into prompts, policy 0 into the run [RECIPE= SET=]
 	$(call stage,prepare,)

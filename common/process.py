@@ -14,6 +14,8 @@ KEPT_BYTES = (256 << 20, 32 << 20)
 Keeping larger ones gained nothing for a training step of a model of 135 million parameters, and
 these did not raise its peak."""
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # malloc.h
+_SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES", "LD_PRELOAD")
+"""Of the environment; what is preloaded may be an allocator of its own."""
 
 
 def keep_freed_memory() -> bool:
@@ -26,9 +28,7 @@ def keep_freed_memory() -> bool:
     Returns:
         Whether it was told: no other C library is.
     """
-    # Preloaded: perhaps an allocator of its own.
-    own = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "LD_PRELOAD")
-    if not sys.platform.startswith("linux") or any(name in os.environ for name in own):
+    if not sys.platform.startswith("linux") or any(name in os.environ for name in _SETTINGS):
         return False
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt

@@ -7,10 +7,20 @@ import os
 import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 SET_BY_BASH = ("MAKEFLAGS", "OLDPWD", "PS1", "PWD", "SHLVL", "_")
+
+
+def sockets() -> list[str]:
+    """The sockets that a stage holds."""
+    links = []
+    for fd in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):  # the listing's own is closed by now
+            links.append(str(fd.readlink()))
+    return [link for link in links if link.startswith("socket:")]
 
 
 def facts() -> dict[str, Any]:
@@ -24,6 +34,7 @@ def facts() -> dict[str, Any]:
         "path": sys.path[0],
         "environment": {k: v for k, v in os.environ.items() if k not in SET_BY_BASH},
         "stdin": sys.stdin.read(),
+        "sockets": sockets(),
         "line buffered": sys.stdout.line_buffering,
         "signals": [str(signal.getsignal(number)) for number in handled],
         "blocked": [int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, ())],

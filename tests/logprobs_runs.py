@@ -60,13 +60,7 @@ def install(run: Run, number: int, policy: Path) -> None:
 
 
 def write_rollout(
-    run: Run,
-    iteration: int,
-    policy: Path,
-    *,
-    noise: float = 0.0,
-    rejected: Container[int] = (),
-    precision: str = "float32 on cpu",
+    run: Run, iteration: int, policy: Path, *, noise: float = 0.0, rejected: Container[int] = ()
 ) -> None:
     """A rollout of random completions with the policy's own logprobs, moved by `noise`.
 
@@ -108,7 +102,7 @@ def write_rollout(
     for index, name in enumerate(writer.names):
         part = rows[index * size : (index + 1) * size]
         writer.write(name, pa.Table.from_pylist(part, schema=ROLLOUT))
-    writer.commit({"precision": precision})
+    writer.commit()
 
 
 def make_run(

@@ -31,9 +31,11 @@ first second:
 all: first second
 plain:
 	@echo "a $$(echo shell)" | tr a-z A-Z
+ignored:
+	@grep SigIgn /proc/self/status
 outer:
 	@+{python} tests/small_chain.py $(MAKE) -f {makefile} first
-.PHONY: first second plain all
+.PHONY: first second plain ignored all
 """
 
 Family = dict[str, int]
@@ -142,16 +144,24 @@ def test_a_line_of_another_kind_is_for_bash(bench: Bench) -> None:
     assert bench.make("plain") == (0, "A SHELL\n", "")
 
 
+def test_bash_does_not_ignore_what_python_does(bench: Bench) -> None:
+    code, out, err = bench.make("ignored")
+    assert code == 0, err
+    ignored = int(out.split()[1], base=16)
+    assert not any(ignored >> number - 1 & 1 for number in (signal.SIGPIPE, signal.SIGXFSZ))
+
+
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
         ("a/python -m s --set 'x=$(y) z' --set 'it'\\''s'", ["--set", "it's"]),
         ("a/torchrun --standalone --nproc-per-node 2 -m -- s --run r", ["--run", "r"]),
         ("a/torchrun --standalone --nproc-per-node x -m -- s", None),
-        ("X=1 a/python s", None),
+        ("X=1 a/python -m s", None),
         ("a/python -m s > file", None),
         ("a/python -m s $HOME", None),
         ("a/python -m s; ls", None),
+        ("a/python -m s\nls", None),
         ("a/python -m s *", None),
     ],
 )
@@ -184,7 +194,7 @@ def test_the_parent_imports_only_when_asked_and_its_socket_has_no_name() -> None
     inode = link.rpartition("[")[2].rstrip("]")
     (entry,) = (line for line in lines if inode in line.split() and line is not link)
     assert entry.split()[-1] == inode, "a path would follow"
-    assert "libc" in out.stdout and "torch" not in out.stdout
+    assert "libc" in out.stdout and "libtorch" not in out.stdout
 
 
 def children(pid: int) -> list[int]:

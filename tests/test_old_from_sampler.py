@@ -166,7 +166,7 @@ def test_a_sampler_of_another_precision_is_refused(run: Run) -> None:
     logprobs.main("a", 1, overrides=[SAMPLER, WITHOUT_KL], quiet=True)
     said = r"sampled in float32 on cpu and training is in bfloat16 on cpu; set model\.dtype"
     other = ['model.dtype="bfloat16"']
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=said + r".*or make logprobs with .*stages\.logprobs"):
         train.main("a", 1, overrides=other, quiet=True)
     with pytest.raises(UserError, match=said):
         logprobs.main("a", 1, overrides=other, overwrite=True, quiet=True)

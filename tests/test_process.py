@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from common.process import _SETTINGS
 from common.runs.layout import REPOSITORY
 
 PROGRAM = """
@@ -33,7 +34,7 @@ def faults(how: str, **environment: str) -> tuple[str, int]:
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, how],
         cwd=REPOSITORY,
-        env=os.environ | environment,
+        env={k: v for k, v in os.environ.items() if k not in _SETTINGS} | environment,
         capture_output=True,
         text=True,
         check=True,
@@ -50,8 +51,15 @@ def test_large_allocations_reuse_pages() -> None:
     assert kept < 100 < 4 * 1000 < returned
 
 
-def test_settings_of_the_environment_are_left_alone() -> None:
-    assert faults("keep", MALLOC_TRIM_THRESHOLD_="1000000")[0] == "False"
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("MALLOC_TRIM_THRESHOLD_", "1000000"),
+        ("GLIBC_TUNABLES", "glibc.malloc.mmap_threshold=1000000"),
+    ],
+)
+def test_settings_of_the_environment_are_left_alone(name: str, value: str) -> None:
+    assert faults("keep", **{name: value})[0] == "False"
 
 
 PANDAS = """

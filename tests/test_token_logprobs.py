@@ -177,7 +177,7 @@ def test_memory_is_of_a_chunk_and_not_of_all_tokens():
 
     assert _peak_bytes(full) > 3 * whole
     of_chunk, of_weight = chunk * vocabulary * 4, vocabulary * width * 4
-    bound = 2 * of_chunk + 2 * of_weight + 2 * PRODUCT_BYTES
+    bound = 2 * of_chunk + 2 * of_weight + 2 * PRODUCT_BYTES["cpu"]
     assert _peak_bytes(chunked) < bound < whole / 9
 
 

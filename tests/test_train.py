@@ -12,6 +12,7 @@ from tiny_runs import write_iteration
 from trained_runs import made, steps
 
 from common.errors import UserError
+from common.parallel.recompute import recompute_layers
 from common.runs.freshness import status_of
 from common.runs.layout import Run
 from common.runs.manifest import read_manifest
@@ -69,9 +70,19 @@ def test_training_again_gives_the_same_bits(finished: Path, at) -> None:
     assert made(run, 2) == before
 
 
-def test_recomputed_layers_train_the_same_policy(finished: Path, prepared: Path, at) -> None:
+def test_recomputed_layers_train_the_same_policy(
+    finished: Path, prepared: Path, at, monkeypatch
+) -> None:
     run = at(prepared)
+    recomputed = []
+
+    def watched(part) -> None:
+        recomputed.append(part)
+        recompute_layers(part)
+
+    monkeypatch.setattr("common.parallel.pipeline.recompute_layers", watched)
     train("a", 1, overrides=["train.activation_checkpointing=true"])
+    assert len(recomputed) == 1
     assert made(run)[:2] == made(Run(finished / "a"))[:2]
 
 

@@ -211,7 +211,8 @@ def _fits_without_old_policy(objective: ObjectiveConfig) -> None:
     if objective.top_entropy_quantile < 1:
         raise ValueError(
             f"objective.top_entropy_quantile = {objective.top_entropy_quantile} ranks tokens by "
-            'the entropy that only logprobs.old_from = "policy" computes; a sampler notes none'
+            'the entropy that only logprobs.old_from = "policy" computes; a sampler notes none. '
+            "Set it to 1, or take the policy's"
         )
     if objective.sampler_correction != "none":
         raise ValueError(

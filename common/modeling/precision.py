@@ -8,7 +8,7 @@ import torch
 
 from common.errors import UserError
 from common.modeling.load import compute_dtype
-from common.runs.layout import Output
+from common.runs.layout import Output, Run
 from common.runs.manifest import read_manifest
 
 
@@ -27,10 +27,11 @@ def require_precision(rollout: Output, here: str) -> None:
         UserError: its manifest says so, or says nothing.
     """
     sampled = read_manifest(rollout).facts.get("precision")
+    logprobs = Run(rollout.run).logprobs(rollout.iteration)
     if sampled != here:
         raise UserError(
             f'{rollout.path}: logprobs.old_from = "sampler" takes its logprobs for the trainer\'s, '
             f"but they were sampled in {sampled or 'a type that its manifest does not name'} and "
-            f"training is in {here}; set model.dtype and sample again ({rollout.command}), or "
-            'logprobs.old_from = "policy"'
+            f"training is in {here}; set model.dtype and sample again ({rollout.command}), or make "
+            f'logprobs with logprobs.old_from = "policy": {logprobs.command}'
         )

@@ -25,8 +25,9 @@ from common.modeling.linear import linear
 CHUNK_BYTES = {"cpu": 64 << 20, "cuda": 512 << 20}
 """Size of a chunk's logits by device; two of them stand at once. On 2 cores larger chunks were no
 faster (vocabularies of 49,152 and 151,936); a GPU needs more rows to be filled."""
-PRODUCT_BYTES = 1 << 20
-"""Size of a product's rows before they are added to the head's gradient: so few stay in a cache."""
+PRODUCT_BYTES = {"cpu": 1 << 20, "cuda": 128 << 20}
+"""Size of a product's rows before they are added to the head's gradient, by device: so few stay in
+a processor's cache; a GPU needs more rows to be filled."""
 
 
 def token_logprobs(
@@ -63,8 +64,12 @@ def token_logprobs(
 
 
 def _chunk_tokens(vocabulary: int, device: torch.device) -> int:
-    size = CHUNK_BYTES.get(device.type, CHUNK_BYTES["cuda"])
-    return max(1, size // (4 * vocabulary))
+    return _rows_within(CHUNK_BYTES, device, vocabulary)
+
+
+def _rows_within(sizes: dict[str, int], device: torch.device, width: int) -> int:
+    """How many float32 rows of this width fill the device's size, at least one."""
+    return max(1, sizes.get(device.type, sizes["cuda"]) // (4 * width))
 
 
 class _TokenLogprobs(torch.autograd.Function):
@@ -135,7 +140,8 @@ class _TokenLogprobs(torch.autograd.Function):
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
     """total += left · right, through temporaries of a few rows: one of its size would double it."""
-    for rows in _chunks(len(total), max(1, PRODUCT_BYTES // (4 * total.shape[1]))):
+    size = _rows_within(PRODUCT_BYTES, total.device, total.shape[1])
+    for rows in _chunks(len(total), size):
         total[rows] += linear(left[rows], right.T)
 
 

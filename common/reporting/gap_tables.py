@@ -151,7 +151,7 @@ def _logprobs_shards(logprobs: Output, rollout: Output) -> Iterator[pa.Table]:
         raise UserError(
             f'{logprobs.path}: made with logprobs.old_from = "sampler", so there is nothing to '
             "compare the sampler with; approx_kl of the iteration's first optimizer step tells how "
-            'far the trainer is from it, as does making it again with "policy"'
+            f'far the trainer is from it, as does old_from = "policy": {logprobs.command}'
         )
     stopped = None if complete else read_partial(logprobs)
     inputs, shards = stopped or (read_manifest(logprobs).inputs, read_shards(logprobs))

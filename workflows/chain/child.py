@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
-from workflows.chain.client import parse
+from workflows.chain.client import ADDRESS, parse
 
 HELD = (signal.SIGINT, signal.SIGTERM)
 """Signals that are blocked while we fork, until the child has its own handlers."""
@@ -25,7 +25,7 @@ HELD = (signal.SIGINT, signal.SIGTERM)
 _MAY_DIFFER = {
     *("MAKEFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "MAKE_TERMERR", "MAKE_TERMOUT", "MFLAGS"),
     *("CHAIN", "FROM", "N", "NPROC", "PYTHON", "PYTHON3", "RECIPE", "RUN", "SET", "VENV"),
-    *("OLDPWD", "PWD", "SHLVL", "_", "STAGED_GRPO_RUNS"),
+    *("OLDPWD", "PWD", "SHLVL", "_", "STAGED_GRPO_RUNS", ADDRESS),
 }
 """Variables that no library reads when it is loaded."""
 
@@ -61,12 +61,13 @@ def become(client: socket.socket, streams: list[int], imported_in: Mapping[str, 
     if reason := why_not_here(imported_in, command[0]):
         print(f"chain: imports are not taken from the parent: {reason}", file=sys.stderr)
         os.execvp(command[0], command)
-    sys.stdout.reconfigure(line_buffering=os.isatty(1))  # type: ignore[union-attr]
+    if sys.stdout is not None:  # None where make's is closed
+        sys.stdout.reconfigure(line_buffering=os.isatty(1))  # type: ignore[union-attr]
     processes, module, arguments = work
     if processes > 1:
         os.environ.setdefault(THREADS, "1")  # as torchrun
-    wanted = os.environ.get(THREADS)
-    threads = None if wanted == imported_in.get(THREADS) else int(wanted or 0)
+    wanted = os.environ.get(THREADS, "")
+    threads = None if wanted == imported_in.get(THREADS, "") else int(wanted)
     if processes > 1:
         return run_ranks(processes, module, arguments, threads)
     return run_module(module, arguments, threads)
@@ -209,13 +210,15 @@ def as_process(work: Callable[..., object], *arguments: object) -> NoReturn:
     except BaseException:
         sys.excepthook(*sys.exc_info())
     finally:
-        if code is not None and not isinstance(code, int):
-            print(code, file=sys.stderr)
-            code = 1
+        number = code if isinstance(code, int) else int(code is not None)
+        closed = suppress(AttributeError, OSError, ValueError)
+        with closed:
+            if code is not None and not isinstance(code, int):
+                print(code, file=sys.stderr)
         for stream in (sys.stdout, sys.stderr):
-            with suppress(OSError, ValueError):
+            with closed:
                 stream.flush()
-        os._exit(code or 0)
+        os._exit(number)
 
 
 def count_threads() -> int:

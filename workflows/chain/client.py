@@ -33,12 +33,19 @@ def run_line(line: str) -> NoReturn:
         if code is not None:
             os._exit(code)
         signal.signal(signal.SIGINT, before)
-    os.execv("/bin/bash", [*_BASH, line])
+    replace_by("/bin/bash", [*_BASH, line])
+
+
+def replace_by(program: str, arguments: list[str]) -> NoReturn:
+    """Be another program, which does not ignore the signals that Python does."""
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_DFL)
+    os.execvp(program, arguments)
 
 
 def words(line: str) -> list[str] | None:
     """The words of a line that runs a module and in which bash has nothing to expand, else None."""
-    plain = re.fullmatch(r"(?:[\w\s./=:,@%+-]|'[^']*'|\\')*", line, re.ASCII)
+    plain = re.fullmatch(r"(?:[\w \t./=:,@%+-]|'[^']*'|\\')*", line, re.ASCII)
     command = shlex.split(line) if plain else []
     return command if parse(command) else None
 

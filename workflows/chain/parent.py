@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from workflows.chain.child import HELD, as_process, become, count_threads, die_with, exit_code
-from workflows.chain.client import ADDRESS
+from workflows.chain.client import ADDRESS, replace_by
 
 PRELOADED = (
     "torch.distributed.pipelining",
@@ -33,7 +33,7 @@ PRELOADED = (
     "tomlkit",
     "typer",
 )
-"""What stages import and what starts no thread, as polars and pyarrow do; they load quickly."""
+"""What stages import, without polars and pyarrow: they load quickly, and start threads."""
 
 SECONDS_TO_STOP = 5.0
 
@@ -41,7 +41,7 @@ SECONDS_TO_STOP = 5.0
 def run_with_parent(command: list[str]) -> NoReturn:
     """Run a command as our child, and be the parent of the stages that its clients ask for."""
     if not can_serve():
-        os.execvp(command[0], command)
+        replace_by(command[0], command)
     die_with(os.getppid())
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     parent, us = Parent(ours), os.getpid()
@@ -51,7 +51,7 @@ def run_with_parent(command: list[str]) -> NoReturn:
         signal.signal(signal.SIGINT, parent.at_interrupt)
         theirs.set_inheritable(True)
         os.environ[ADDRESS] = str(theirs.fileno())
-        as_process(os.execvp, command[0], command)
+        as_process(replace_by, command[0], command)
     theirs.close()
     parent.serve(until=pid)
     _, status = os.waitpid(pid, 0)
@@ -165,6 +165,9 @@ class Parent:
         signal.pthread_sigmask(signal.SIG_BLOCK, HELD)
         if (pid := os.fork()) == 0:
             die_with(us)
+            # Held by a stage, they would hide from a client that the parent has ended.
+            for held in (self.requests, *(stage.client for stage in self.stages)):
+                held.close()
             signal.signal(signal.SIGINT, self.at_interrupt)
             as_process(become, client, streams, self.environment if forkable else None)
         self.stages.append(Stage(pid, client))
@@ -213,6 +216,6 @@ def why_not_fork() -> str | None:
         return f"{threads} threads are running after the imports"
     for fd in Path("/proc/self/fd").iterdir():
         with suppress(OSError):
-            if str(fd.readlink()).startswith("/dev/nvidia"):
+            if str(fd.readlink()).startswith(("/dev/nvidia", "/dev/kfd")):
                 return "the imports have opened the GPU"
     return None
