@@ -13,7 +13,7 @@ from common.generation.drawing import Sample
 from common.generation.sampler import Request
 from common.generation.seeds import sample_seed
 
-FAMILIES = ["qwen2", "qwen2_sliding", "qwen3", "llama", "mistral", "gemma2"]
+FAMILIES = ["qwen2", "qwen2_sliding", "qwen3", "llama", "mistral", "gemma2", "stablelm"]
 
 
 STOPS = [1, 7, 11, 23]

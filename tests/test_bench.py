@@ -86,10 +86,11 @@ def test_counts_equal_a_hand_count(tiny_policy: Path) -> None:
     counted = shape.forward(3, triangle(3), 1)
     assert counted.multiply_adds == 3 * 2 * per_layer + 2 * (2 * 32 * 6) + head
     assert counted.bytes == 4 * (2 * per_layer + head)
-    # Two rows, prompts of 5: the first step sees 6 positions a row, the second 7.
-    decoded = shape.decode(2, 5, 2)
+    # Two rows behind one prompt of 5: the first step sees 6 positions a row, the second 7, and
+    # reads the prompt's 5 once and 1 or 2 of each row.
+    decoded = shape.decode(1, 2, 5, 2)
     assert decoded.multiply_adds == 4 * (2 * per_layer + head) + 2 * 2 * 32 * 2 * (6 + 7)
-    assert decoded.bytes == 2 * counted.bytes + 4 * 2 * 32 * 2 * (6 + 7)
+    assert decoded.bytes == 2 * counted.bytes + 4 * 2 * 32 * (2 * 5 + 2 * (1 + 2))
 
 
 def test_counts_equal_torch_s_counter(make_policy: Callable[..., Path]) -> None:

@@ -20,8 +20,9 @@ from sampler_requests import (
 from tiny_models import tiny_model
 
 from common.errors import NonFiniteError, UserError
-from common.generation.cache import RowCache, check_cacheable
+from common.generation.cache import KeysValues
 from common.generation.sampler import Request, Sampler, beyond_context
+from common.generation.step_masks import check_cacheable
 from common.modeling.load import load_causal_lm
 
 
@@ -126,9 +127,9 @@ def test_what_memory_held_before_changes_nothing(
     model = tiny_model(family)
     requests = requests_of(prompts_of([3, 40, 8]), 4)
     clean = Sampler(model, STOPS, max_concurrent=5).generate(requests, max_completion_tokens=30)
-    allocate = RowCache._allocate
+    allocate = KeysValues._allocate
     monkeypatch.setattr(
-        RowCache, "_allocate", lambda self, like: allocate(self, like).fill_(float("nan"))
+        KeysValues, "_allocate", lambda self, *shape: allocate(self, *shape).fill_(float("nan"))
     )
     dirty = Sampler(model, STOPS, max_concurrent=5).generate(requests, max_completion_tokens=30)
     assert dirty == clean

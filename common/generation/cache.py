@@ -1,7 +1,9 @@
-"""Keys and values of the rows being decoded: allocated once, each row at its own length.
+"""Keys and values of what is being decoded: prompts once for their group, own tokens by row.
 
-The token at position p of a row stands in slot p of that row, so masks follow from positions. Rows
-in use are always the first ones; a step reads slots up to the longest of them and copies nothing.
+A row's first token after the prompt stands in slot 0 of its own part, the next in slot 1; so masks
+follow from counts. Rows in use, and prompts in use, are always the first ones. All of a part is
+read in every step, so it is kept about as large as what it holds: a product over consecutive
+memory takes half of the time of one that leaves gaps.
 """
 
 from __future__ import annotations
@@ -12,10 +14,10 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from common.errors import UserError
+from common.generation.attention import Grid, NotSharedError, shared_prompt_attention
 
-# A step reads this many slots or a multiple, so that few shapes occur.
-SLOTS = 32
+# Lengths are multiples of this, so that few shapes occur.
+SLOTS = 16
 
 
 class PromptCache(Cache):
@@ -45,134 +47,174 @@ class PromptCache(Cache):
         return query_length, 0
 
 
-class RowCache(Cache):
-    """Keys and values [rows, kv_heads, slots, head_dim] for each layer of a decoder."""
+class KeysValues:
+    """Keys and values [entries, kv_heads, length, head_dim] of every layer; all of them finite."""
 
-    def __init__(self, rows: int, slots: int) -> None:
-        super().__init__(layers=[])
-        self.rows, self.slots = rows, round_up(slots)
+    def __init__(self) -> None:
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
-        self._row_index = torch.empty(0)
-        self._positions = torch.empty(0)
-        self._used = 0
-        self._zeroed = 0
+        self.entries = self.length = 0
 
-    def admit(self, rows: Tensor, prompts: PromptCache, which: Tensor) -> None:
-        """Begin `rows` [n] with the prompts `which` [n] of a prefill, padding and all.
-
-        Slots behind a prompt's end are masked until they are written.
-        """
+    def begin_like(self, prompts: PromptCache) -> None:
+        """Take number, type and heads of the layers from those of a prefill."""
         if not self.keys:
-            self.keys = [self._allocate(source) for source in prompts.keys]
-            self.values = [self._allocate(source) for source in prompts.values]
-        length = prompts.keys[0].shape[2]
-        self._zero_up_to(length)
-        for own, source in zip(self.keys + self.values, prompts.keys + prompts.values, strict=True):
-            own[rows, :, :length] = source[which]
+            self.keys = [source[:0, :, :0] for source in prompts.keys]
+            self.values = [source[:0, :, :0] for source in prompts.values]
 
-    def move(self, sources: Tensor, targets: Tensor, used: int) -> None:
-        """Copy the first `used` slots of rows `sources` [n] over those of `targets` [n]."""
+    def fit(self, entries: int, length: int) -> None:
+        """Make room for `entries` of `length`, or give it back where half of it would do."""
+        enough = entries <= self.entries and length <= self.length
+        if enough and 2 * entries > self.entries and 2 * length > self.length:
+            return
+        if 0 < self.entries < entries:
+            entries = max(entries, self.entries + self.entries // 2)
+        for tensors in (self.keys, self.values):
+            for layer, held in enumerate(tensors):
+                tensors[layer] = self._resized(held, entries, length)
+        self.entries, self.length = entries, length
+
+    def put(self, prompts: PromptCache, which: Tensor, targets: Tensor) -> None:
+        """Copy the prompts `which` [n] of a prefill to entries `targets` [n]."""
+        length = min(prompts.keys[0].shape[2], self.length)  # what is cut off is padding
+        for held, source in zip(
+            self.keys + self.values, prompts.keys + prompts.values, strict=True
+        ):
+            held[targets, :, :length] = source[which, :, :length]
+
+    def move(self, sources: Tensor, targets: Tensor) -> None:
+        """Copy entries `sources` [n] over `targets` [n]."""
         for tensor in (*self.keys, *self.values):
-            tensor[targets, :, :used] = tensor[sources, :, :used]
+            tensor[targets] = tensor[sources]
 
-    def begin_step(self, positions: Tensor, used: int) -> None:
-        """Say where the next forward writes.
+    def _resized(self, held: Tensor, entries: int, length: int) -> Tensor:
+        """`held` in a larger or smaller tensor. The rest is cleared: what memory held could be
+        nan, and a masked slot's weight of 0 times nan is nan."""
+        resized = self._allocate(held, entries, length)
+        kept, slots = min(entries, len(held)), min(length, held.shape[2])
+        resized[:kept, :, :slots] = held[:kept, :, :slots]
+        resized[:kept, :, slots:] = 0
+        resized[kept:] = 0
+        return resized
+
+    def _allocate(self, like: Tensor, entries: int, length: int) -> Tensor:
+        return like.new_empty((entries, like.shape[1], length, like.shape[3]))
+
+
+class RowCache(Cache):
+    """The prompts in use and each row's own tokens, for the forward of one token a row.
+
+    With `shared` the decoder attends through `attend`. Without, it is handed each row's prompt
+    and own tokens in one tensor, made for every layer and step, which any decoder can take.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(layers=[])
+        self.prompts, self.own = KeysValues(), KeysValues()
+        self.shared = True
+        self._grid: Grid | None = None
+        self._counts: Tensor | int = 0
+        self._slots: dict[int, Tensor] = {}
+        self._unattended: int | None = None
+
+    @property
+    def length(self) -> int:
+        """Slots that a step reads: those of a prompt, then a row's own."""
+        return self.prompts.length + self.own.length
+
+    def begin_step(self, grid: Grid, counts: Tensor | int, longest: int) -> None:
+        """Say what the next forward reads and where it writes.
 
         Args:
-            positions: int64 [n], slot of the new token of the first n rows.
-            used: slots to read; all positions are below.
+            grid: which prompt each of the n rows continues.
+            counts: int64 [n], own tokens of each row, the one that is fed included; a number if
+                it is that of all, or of all that have not ended.
+            longest: at least the largest of them.
         """
-        assert used <= self.slots, (used, self.slots)
-        self._zero_up_to(used)
-        self._row_index = torch.arange(len(positions), device=positions.device)
-        self._positions = positions
-        self._used = used
+        self.own.fit(grid.rows, room_for(longest))
+        self._grid, self._counts, self._slots = grid, counts, {}
+        self._unattended = None
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Store a token's keys and values [n, kv_heads, 1, head_dim]; return views of all."""
-        keys, values = self.keys[layer_idx], self.values[layer_idx]
-        keys[self._row_index, :, self._positions] = key_states[:, :, 0]
-        values[self._row_index, :, self._positions] = value_states[:, :, 0]
+        """Store a token's keys and values [n, kv_heads, 1, head_dim] of a layer; all to attend to.
+
+        Raises:
+            NotSharedError: the layer before did not attend through `attend`.
+        """
+        self.check_attended()
         rows = len(key_states)
-        return keys[:rows, :, : self._used], values[:rows, :, : self._used]
+        keys, values = self.own.keys[layer_idx], self.own.values[layer_idx]
+        self._store(keys, key_states)
+        self._store(values, value_states)
+        if self.shared:
+            self._unattended = layer_idx
+            return key_states, value_states
+        assert self._grid is not None
+        of_row = self._grid.prompt_of_row
+        prompts = self.prompts.keys[layer_idx], self.prompts.values[layer_idx]
+        whole = [
+            torch.cat([held[of_row], own[:rows]], dim=2)
+            for held, own in zip(prompts, (keys, values), strict=True)
+        ]
+        return whole[0], whole[1]
+
+    def attend(
+        self, layer: int, query: Tensor, mask: Tensor, scaling: float, softcap: float | None
+    ) -> Tensor:
+        """Attention [n, 1, heads, head_dim] of `query` [n, heads, 1, head_dim] in a layer.
+
+        Raises:
+            NotSharedError: the layer has not stored keys and values of its own.
+        """
+        if self._unattended != layer:
+            raise NotSharedError(f"layer {layer} attends to keys that it has not stored")
+        self._unattended = None
+        assert self._grid is not None
+        prompts, rows = self._grid.prompts, self._grid.rows
+        held, own = self.prompts, self.own
+        return shared_prompt_attention(
+            query,
+            (held.keys[layer][:prompts], held.values[layer][:prompts]),
+            (own.keys[layer][:rows], own.values[layer][:rows]),
+            self._grid,
+            mask,
+            scaling,
+            softcap,
+        )
+
+    def check_attended(self) -> None:
+        """Raises:
+        NotSharedError: a layer has stored keys and attended by a way of its own.
+        """
+        if self._unattended is not None:
+            raise NotSharedError(f"layer {self._unattended} does not attend through the interface")
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        return self._used
+        return self.length
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
-        return self._used, 0
+        return self.length, 0
 
-    def _allocate(self, like: Tensor) -> Tensor:
-        _, heads, _, width = like.shape
-        return like.new_empty((self.rows, heads, self.slots, width))
+    def _store(self, held: Tensor, new: Tensor) -> None:
+        """Put keys or values [n, kv_heads, 1, head_dim] where the new token of each row stands."""
+        rows, heads = new.shape[:2]
+        if isinstance(self._counts, int):
+            held[:rows, :, self._counts - 1] = new[:, :, 0]
+            return
+        if heads not in self._slots:
+            row_heads = torch.arange(rows * heads, device=new.device).view(rows, heads)
+            slots = row_heads * self.own.length + (self._counts - 1)[:, None]
+            self._slots[heads] = slots.flatten()
+        flat = held.view(-1, held.shape[-1])
+        flat.index_copy_(0, self._slots[heads], new.reshape(rows * heads, -1))
 
-    def _zero_up_to(self, slots: int) -> None:
-        """Clear slots before they are first read: what memory held could be nan, and a masked
-        slot's weight of 0 times nan is nan. Slots that are never reached cost no memory on CPU."""
-        if slots > self._zeroed:
-            for tensor in (*self.keys, *self.values):
-                tensor[:, :, self._zeroed : slots] = 0
-            self._zeroed = slots
 
+def room_for(length: int) -> int:
+    """Slots to have for `length`, when one more is needed at every step.
 
-def step_masks(
-    config: Any, positions: Tensor, used: int, dtype: torch.dtype
-) -> Tensor | dict[str, Tensor]:
-    """`attention_mask` of one decoding step over a `RowCache`: of each layer type its own.
-
-    The same rule as for packs (`modeling/masks.py`), with slots for positions.
-
-    Args:
-        config: the decoder's (text) configuration.
-        positions: int64 [n], of the new tokens.
-        used: slots read.
-
-    Returns:
-        [n, 1, 1, used], bool for `sdpa`, additive in `dtype` for `eager`; a dict by layer type
-        where the configuration has `layer_types`.
+    Few slots are read in vain, many are copied seldom: the two cost least together when a length
+    grows by about the square root of twelve times itself.
     """
-    slots = torch.arange(used, device=positions.device)
-    distance = (positions[:, None] - slots)[:, None, None]  # [n, 1, 1, used]
-
-    def mask(kind: str) -> Tensor:
-        seen = distance >= 0
-        if kind == "sliding_attention":
-            seen &= distance < config.sliding_window
-        if config._attn_implementation == "sdpa":
-            return seen
-        return torch.where(seen, 0.0, torch.finfo(dtype).min).to(dtype)
-
-    layer_types = getattr(config, "layer_types", None)
-    if layer_types:
-        return {kind: mask(kind) for kind in dict.fromkeys(layer_types)}
-    sliding = getattr(config, "sliding_window", None) is not None
-    return mask("sliding_attention" if sliding else "full_attention")
-
-
-def check_cacheable(config: Any) -> None:
-    """Refuse decoders whose state is more than keys and values by position.
-
-    Raises:
-        UserError: naming the layer type or the attention implementation.
-    """
-    known = {"full_attention", "sliding_attention"}
-    unknown = sorted(set(getattr(config, "layer_types", None) or []) - known)
-    if unknown or getattr(config, "attention_chunk_size", None) is not None:
-        kind = unknown[0] if unknown else "chunked_attention"
-        raise UserError(
-            f"{config.model_type!r} has layers of type {kind!r}, which the sampler cannot decode; "
-            "use a decoder with full or sliding attention"
-        )
-    if config._attn_implementation not in ("sdpa", "eager"):
-        raise UserError(
-            f"attention implementation {config._attn_implementation!r} takes no mask by row; "
-            "load the model with attn_implementation='sdpa' or 'eager'"
-        )
-
-
-def round_up(length: int) -> int:
-    """The number of slots to read for `length` of them."""
-    return -(-length // SLOTS) * SLOTS
+    step = max(SLOTS, 1 << (length.bit_length() + 4) // 2)
+    return -(-length // step) * step

@@ -8,48 +8,42 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.generation.cache import PromptCache, RowCache, round_up
+from common.generation.attention import Grid
+from common.generation.cache import RowCache
+from common.generation.held_prompts import HeldPrompts, Prefill, moves
 
 
-@dataclass
-class Prefill:
-    """Prompts that have been computed, and their samples (K) that wait for a row."""
+@dataclass(frozen=True)
+class Step:
+    """What the next forward takes, for n rows; int64 [n] each."""
 
-    cache: PromptCache
-    samples: Tensor
-    """int64 [K]"""
-    prompts: Tensor
-    """int64 [K], which prompt of `cache` a sample continues."""
-    lengths: Tensor
-    """int64 [K], tokens of that prompt; on the CPU."""
     tokens: Tensor
-    """int64 [K], the first token of each sample, already drawn."""
-    admitted: int = 0
-
-    @property
-    def waiting(self) -> int:
-        return len(self.samples) - self.admitted
+    counts: Tensor
+    """Tokens of the completion so far, the one that is fed included."""
+    prompt_lengths: Tensor
 
 
 class Rows:
     """At most R rows; after `compact` those in use are the first `active` ones.
 
-    Tensors are on the device. The host keeps which rows are busy and a bound of their lengths, so
-    that no step has to wait for the device.
+    Tensors are on the device. The host keeps which rows are busy, which prompt each continues and
+    a bound of how many tokens it has, so that no step has to wait for the device.
     """
 
-    def __init__(self, size: int, slots: int, nobody: int, device: torch.device) -> None:
+    def __init__(self, size: int, nobody: int, device: torch.device) -> None:
         """Args:
         size: R.
-        slots: most positions of a row.
         nobody: sample index that marks a row as ended.
         """
-        self.cache = RowCache(size, slots)
+        self.cache = RowCache()
+        self._prompts = HeldPrompts(self.cache.prompts)
         self._nobody = nobody
         self._state = torch.zeros((4, size), dtype=torch.int64, device=device)
-        self._tokens, self._positions, self._counts, self._samples = self._state.unbind()
+        self._tokens, self._counts, self._samples, self._prompt_lengths = self._state.unbind()
         self._busy = np.zeros(size, dtype=bool)
-        self._lengths = np.zeros(size, dtype=np.int64)
+        self._entries = np.zeros(size, dtype=np.int64)  # of the prompts in the cache
+        self._longest = np.zeros(size, dtype=np.int64)  # bounds of `_counts`
+        self._grid: Grid | None = None
 
     @property
     def active(self) -> int:
@@ -64,39 +58,47 @@ class Rows:
         rows = np.flatnonzero(~self._busy)[: prefill.waiting]
         taken = slice(prefill.admitted, prefill.admitted + len(rows))
         prefill.admitted += len(rows)
-        where = torch.from_numpy(rows).to(self._state.device)
-        self.cache.admit(where, prefill.cache, prefill.prompts[taken])
-        lengths = prefill.lengths[taken]
-        self._state[:, where] = torch.stack(
+        self.cache.own.begin_like(prefill.cache)
+        self._entries[rows] = self._prompts.hold(prefill, taken, self._entries[self._busy])
+        self._busy[rows] = True
+        self._longest[rows] = 1
+        self._grid = None
+        tokens, lengths = prefill.tokens[taken], torch.from_numpy(prefill.lengths[taken])
+        self._state[:, torch.from_numpy(rows)] = torch.stack(
             [
-                prefill.tokens[taken],
-                lengths.to(self._state.device),
-                torch.ones_like(prefill.tokens[taken]),
+                tokens,
+                torch.ones_like(tokens),
                 prefill.samples[taken],
+                lengths.to(tokens.device),
             ]
         )
-        self._busy[rows] = True
-        self._lengths[rows] = lengths.numpy()
 
     def compact(self) -> None:
-        """Move the last rows into the gaps, so that the rows in use are the first ones."""
-        active = self.active
-        gaps = np.flatnonzero(~self._busy[:active])
-        if not len(gaps):
+        """Move the last rows into the gaps, so that the rows in use are the first ones, and the
+        same with prompts."""
+        if self._grid is not None:
             return
-        last = active + np.flatnonzero(self._busy[active:])
-        targets, sources = (torch.from_numpy(r).to(self._state.device) for r in (gaps, last))
-        self.cache.move(sources, targets, int(self._lengths[last].max()))
-        self._state[:, targets] = self._state[:, sources]
-        self._lengths[gaps] = self._lengths[last]
-        self._busy[:active], self._busy[active:] = True, False
-
-    def begin_step(self) -> tuple[Tensor, Tensor, int]:
-        """Tokens [n] and positions [n] of the next forward, and how many slots it reads."""
+        sources, targets = moves(self._busy)
+        if len(sources):
+            last, gaps = torch.from_numpy(sources), torch.from_numpy(targets)
+            self.cache.own.move(last, gaps)
+            self._state[:, gaps] = self._state[:, last]
+            self._entries[targets] = self._entries[sources]
+            self._longest[targets] = self._longest[sources]
         active = self.active
-        used = min(round_up(int(self._lengths[:active].max()) + 1), self.cache.slots)
-        self.cache.begin_step(self._positions[:active], used)
-        return self._tokens[:active], self._positions[:active], used
+        self._busy[:active], self._busy[active:] = True, False
+        self._entries[:active] = self._prompts.compact(self._entries[:active])
+        self._grid = Grid(self._entries[:active], self._state.device)
+
+    def begin_step(self) -> Step:
+        """What the next forward takes; tells the cache what it reads and writes."""
+        active = self.active
+        assert self._grid is not None
+        counts, bounds = self._counts[:active], self._longest[:active]
+        longest = int(bounds.max())
+        alike = int(bounds.min()) == longest
+        self.cache.begin_step(self._grid, longest if alike else counts, longest)
+        return Step(self._tokens[:active], counts, self._prompt_lengths[:active])
 
     def in_step(self) -> tuple[Tensor, Tensor]:
         """Samples [n] of the rows, and how many tokens they have [n]."""
@@ -106,16 +108,16 @@ class Rows:
     def end_step(self, tokens: Tensor, ended: Tensor) -> None:
         """Take the tokens drawn [n]; rows that have `ended` [n] stay where they are."""
         n = len(tokens)
-        going_on = (~ended).long()
         self._tokens[:n] = tokens
-        self._positions[:n] += going_on
-        self._counts[:n] += going_on
+        self._counts[:n] += (~ended).long()
         self._samples[:n].masked_fill_(ended, self._nobody)
-        self._lengths[:n] += 1
+        self._longest[:n] += 1
 
     def release_ended(self) -> int:
         """Free the rows whose samples have ended; how many."""
         active = self.active
         ended = (self._samples[:active] == self._nobody).cpu().numpy()
         self._busy[:active] &= ~ended
+        if ended.any():
+            self._grid = None
         return int(ended.sum())

@@ -1,8 +1,9 @@
 """The native sampler: many completions at once from a Hugging Face decoder's own forward.
 
-A prompt is computed once for its group. Its keys and values are copied into a row of the cache for
-each sample; a row whose sample ends is taken by the next one waiting, and when none waits, the last
-row moves into the gap, so that a step computes rows in use only.
+A prompt is computed once for its group, and its keys and values stay in one place for all of its
+samples (`attention.py`). A row of the batch has those of its own tokens; one whose sample ends is
+taken by the next one waiting, and when none waits, the last row moves into the gap, so that a step
+computes rows in use only.
 
 Batch shape, admission and cache length follow from the requests of one `generate` call alone. A
 shard is one call, which is why it comes out the same whoever makes it and whatever was made before.
@@ -11,6 +12,7 @@ shard is one call, which is why it comes out the same whoever makes it and whate
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +20,13 @@ import torch
 from torch import Tensor
 
 from common.errors import UserError
-from common.generation.cache import PromptCache, check_cacheable, step_masks
+from common.generation.attention import NotSharedError, scores_dtype, shared_prompts
+from common.generation.cache import PromptCache, RowCache
 from common.generation.drawing import Drawing, Sample
-from common.generation.rows import Prefill, Rows
+from common.generation.held_prompts import Prefill
+from common.generation.rows import Rows, Step
 from common.generation.sampling import Sampling
+from common.generation.step_masks import check_cacheable, step_masks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -67,6 +72,7 @@ class Sampler:
         self._stop_ids = list(stop_ids)
         self._max_concurrent = max_concurrent
         self._prefill_tokens = prefill_tokens
+        self._shared = True
         self._look_every = look_every or (1 if model.device.type == "cpu" else 8)
 
     @torch.inference_mode()
@@ -99,13 +105,8 @@ class Sampler:
             vocabulary=self._model.get_output_embeddings().weight.shape[0],
             device=self._model.device,
         )
-        longest = max((len(request.prompt_ids) for request in requests), default=0)
-        rows = Rows(
-            min(self._max_concurrent, drawing.count),
-            longest + max_completion_tokens,
-            drawing.nobody,
-            self._model.device,
-        )
+        size = min(self._max_concurrent, drawing.count)
+        rows = Rows(size, drawing.nobody, self._model.device)
         self._decode(drawing, rows, self._prefills(requests, drawing, on_ended), on_ended)
         samples = iter(drawing.samples(self._model.name_or_path or "the policy"))
         return [[next(samples) for _ in request.seeds] for request in requests]
@@ -140,25 +141,42 @@ class Sampler:
 
     def _step(self, rows: Rows) -> Tensor:
         """Logits [n, V] behind the newest token of each row."""
-        tokens, positions, used = rows.begin_step()
-        output = self._model(
-            input_ids=tokens[:, None],
-            position_ids=positions[:, None],
-            attention_mask=step_masks(self.config, positions, used, self._model.dtype),
-            past_key_values=rows.cache,
-            use_cache=True,
-        )
+        try:
+            return self._forward(rows.cache, rows.begin_step())
+        except NotSharedError:
+            # Nothing is drawn yet, and keys and values are stored again in the same places.
+            self._shared = False
+            return self._forward(rows.cache, rows.begin_step())
+
+    def _forward(self, cache: RowCache, step: Step) -> Tensor:
+        cache.shared = self._shared
+        if self._shared:
+            form = scores_dtype(self._model.dtype)
+        else:
+            form = torch.bool if self.config._attn_implementation == "sdpa" else self._model.dtype
+        slots = cache.prompts.length, cache.own.length
+        masks = step_masks(self.config, step.prompt_lengths, step.counts, slots, form)
+        with shared_prompts(self.config) if self._shared else nullcontext():
+            output = self._model(
+                input_ids=step.tokens[:, None],
+                position_ids=(step.prompt_lengths + step.counts - 1)[:, None],
+                attention_mask=masks,
+                past_key_values=cache,
+                use_cache=True,
+                **({"decoding": cache} if self._shared else {}),
+            )
+        cache.check_attended()
         return output.logits[:, -1]
 
     def _prefills(
         self, requests: Sequence[Request], drawing: Drawing, on_ended: Callable[[int], object]
     ) -> Iterator[Prefill]:
         """Prefills in the order of the requests, each made when it is asked for."""
-        first = 0
+        first = (0, 0)
         for batch in self._prefill_batches([request for request in requests if request.seeds]):
             counts = [len(request.seeds) for request in batch]
             prefill = self._prefill(batch, counts, first, drawing)
-            first += sum(counts)
+            first = first[0] + len(counts), first[1] + sum(counts)
             on_ended(sum(counts) - prefill.waiting)
             if prefill.waiting:
                 yield prefill
@@ -177,7 +195,7 @@ class Sampler:
             yield batch
 
     def _prefill(
-        self, batch: list[Request], counts: list[int], first: int, drawing: Drawing
+        self, batch: list[Request], counts: list[int], first: tuple[int, int], drawing: Drawing
     ) -> Prefill:
         """Compute prompts, padded behind, and draw the first token of each of their samples.
 
@@ -185,7 +203,7 @@ class Sampler:
 
         Args:
             counts: samples of each prompt.
-            first: index of the first of these samples.
+            first: index of the first of these prompts, and of the first of these samples.
         """
         device = self._model.device
         lengths = torch.tensor([len(request.prompt_ids) for request in batch])  # [B]
@@ -202,14 +220,15 @@ class Sampler:
         )
         logits = output.logits[torch.arange(len(batch)), which_end]  # [B, V]
         prompts = torch.repeat_interleave(torch.tensor(counts))  # [K] prompt of each sample
-        samples = first + torch.arange(len(prompts))  # [K]
+        samples = first[1] + torch.arange(len(prompts))  # [K]
         tokens, ended = self._first_tokens(logits, prompts.to(device), samples.to(device), drawing)
         waiting = (~ended).cpu()
         return Prefill(
             cache=cache,
+            first=first[0],
             samples=samples[waiting].to(device),
-            prompts=prompts[waiting].to(device),
-            lengths=lengths[prompts[waiting]],
+            prompts=prompts[waiting].numpy(),
+            lengths=lengths[prompts[waiting]].numpy(),
             tokens=tokens[~ended],
         )
 

@@ -2,7 +2,7 @@
 
 A draw takes one uniform number per row, so a token depends on its own row alone. The distribution
 function is built in two levels, sums of blocks and then one block, so that the vocabulary is read
-three times (maximum, exponential, sum) and never sorted, normalised or filled with noise.
+by one softmax and one sum, and never sorted or filled with noise.
 """
 
 from __future__ import annotations
@@ -51,23 +51,22 @@ def draw(logits: Tensor, uniforms: Tensor, greedy: Tensor | None, sampling: Samp
     scaled = logits if logits.dtype == torch.float64 else logits.float()
     if sampling.temperature != 1:
         scaled = scaled / sampling.temperature
-    peak = scaled.amax(dim=-1, keepdim=True)  # [R, 1]
-    weights = (scaled - peak).exp_()  # [R, V], the heaviest is 1
-    blocks = _blocks(weights)  # [R, B, S]
-    sums = blocks.sum(-1).double()  # [R, B]
+    # Its own rounding of their sum cancels, since all is divided by sums taken here.
+    probabilities = scaled.softmax(dim=-1)  # [R, V]
+    weights, sums = probabilities, _block_sums(probabilities)  # [R, B]
     total = full_total = sums.sum(-1)  # [R]
     if sampling.truncated:
-        blocks = _blocks(weights.masked_fill(~kept(weights, sampling), 0))
-        sums = blocks.sum(-1).double()
+        weights = probabilities.masked_fill(~kept(probabilities, sampling), 0)
+        sums = _block_sums(weights)
         total = sums.sum(-1)
-    tokens = _invert(blocks, sums, uniforms)
+    tokens = _invert(weights, sums, uniforms)
     if greedy is not None:
         tokens = torch.where(greedy, scaled.argmax(-1), tokens)
-    above = (scaled.gather(-1, tokens[:, None]) - peak).squeeze(-1).double()  # [R]
-    logprobs = above - total.log()
+    chosen = probabilities.gather(-1, tokens[:, None]).squeeze(-1).double().log()  # [R]
+    logprobs = chosen - total.log()
     if greedy is not None:
         logprobs = logprobs.masked_fill(greedy, 0)
-    return Drawn(tokens, logprobs.float(), (above - full_total.log()).float())
+    return Drawn(tokens, logprobs.float(), (chosen - full_total.log()).float())
 
 
 def kept(weights: Tensor, sampling: Sampling) -> Tensor:
@@ -91,34 +90,45 @@ def kept(weights: Tensor, sampling: Sampling) -> Tensor:
     return weights >= heaviest.gather(-1, last)
 
 
-def _blocks(weights: Tensor) -> Tensor:
-    """[R, V] as [R, B, S]: consecutive tokens, zeros behind the last if no size divides V."""
+def _block_size(vocabulary: int) -> int:
+    """Near the root of it, as there are then about as many blocks as tokens in one."""
+    return 256 if vocabulary > 1 << 14 else 64
+
+
+def _block_sums(weights: Tensor) -> Tensor:
+    """[R, V] to float64 [R, B]: sums of consecutive tokens, the last block possibly shorter."""
     vocabulary = weights.shape[-1]
-    size = next((s for s in (256, 128, 64) if vocabulary % s == 0), 256)
-    if missing := -vocabulary % size:
-        weights = torch.nn.functional.pad(weights, (0, missing))
-    return weights.view(len(weights), -1, size)
+    size = _block_size(vocabulary)
+    blocks = vocabulary // size
+    sums = weights[:, : blocks * size].unflatten(-1, (blocks, size)).sum(-1)
+    if vocabulary % size:
+        rest = weights[:, blocks * size :].sum(-1, keepdim=True)
+        sums = torch.cat([sums, rest], dim=-1)
+    return sums.double()
 
 
-def _invert(blocks: Tensor, sums: Tensor, uniforms: Tensor) -> Tensor:
+def _invert(weights: Tensor, sums: Tensor, uniforms: Tensor) -> Tensor:
     """The token at which the distribution function of each row passes its uniform: int64 [R].
 
     A token of weight 0 is never returned, whatever the rounding: the function must exceed the
     target, which stays below its last value, and it does not rise at such a token.
 
     Args:
-        blocks: [R, B, S] weights.
+        weights: [R, V]
         sums: float64 [R, B], of each block.
     """
+    vocabulary = weights.shape[-1]
     ends = sums.cumsum(-1)  # [R, B]
     target = _below(uniforms * ends[:, -1], ends[:, -1])[:, None]  # [R, 1]
     block = (ends <= target).sum(-1, keepdim=True)  # [R, 1]
     inside = sums.gather(-1, block)
     share = ((target - ends.gather(-1, block) + inside) / inside).clamp(0, 1)
-    rows = torch.arange(len(blocks), device=blocks.device)
-    ends = blocks[rows, block.squeeze(-1)].double().cumsum(-1)  # [R, S]
+    size = _block_size(vocabulary)
+    index = block * size + torch.arange(size, device=weights.device)  # [R, S]
+    within = weights.gather(-1, index.clamp(max=vocabulary - 1)).double()
+    ends = within.masked_fill_(index >= vocabulary, 0).cumsum(-1)  # [R, S]
     target = _below(share.squeeze(-1) * ends[:, -1], ends[:, -1])[:, None]
-    return block.squeeze(-1) * blocks.shape[-1] + (ends <= target).sum(-1)
+    return block.squeeze(-1) * size + (ends <= target).sum(-1)
 
 
 def _below(values: Tensor, bounds: Tensor) -> Tensor:

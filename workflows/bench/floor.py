@@ -102,18 +102,22 @@ class Shape:
         """
         return self.forward(tokens, seen, predicted) * 3
 
-    def decode(self, rows: int, prompt: int, steps: int) -> Phase:
-        """`steps` steps of `rows` rows behind prompts of `prompt` tokens, each with logits."""
-        seen = rows * sum(prompt + step + 1 for step in range(steps))
-        forward = self.forward(rows * steps, seen, rows * steps)
-        cache = seen * self.layers * self.cache_width * self.item_bytes
+    def decode(self, prompts: int, rows: int, prompt: int, steps: int) -> Phase:
+        """`steps` steps of `rows` rows behind `prompts` prompts of `prompt` tokens, with logits.
+
+        A prompt's keys and values are read once a step, however many rows stand behind it.
+        """
+        own = rows * triangle(steps)
+        forward = self.forward(rows * steps, rows * steps * prompt + own, rows * steps)
+        read = own + prompts * prompt * steps
+        cache = read * self.layers * self.cache_width * self.item_bytes
         return Phase(forward.multiply_adds, forward.bytes * steps + cache)
 
     def sample(self, prompts: int, prompt: int, rows: int, tokens: int) -> list[Phase]:
         """Completions of `tokens` tokens in `rows` rows: each prompt once, then all but one token,
         since the prompt's last hidden state draws the first one."""
         prefill = self.forward(prompts * prompt, prompts * triangle(prompt), prompts)
-        return [prefill, self.decode(rows, prompt, tokens - 1)]
+        return [prefill, self.decode(prompts, rows, prompt, tokens - 1)]
 
     def pack(self, groups: int, prompt: int, size: int, tokens: int) -> tuple[int, int, int]:
         """Tokens, positions seen and predictions of groups whose prompt is computed once."""
