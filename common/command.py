@@ -22,7 +22,7 @@ import typer
 
 from common.config import Recipe
 from common.errors import UserError
-from common.process import keep_freed_memory, leave_pandas_out
+from common.process import keep_freed_memory, leave_pandas_out, wait_briefly
 from common.recipe_file import preset_remark, read_recipe_text
 from common.reporting.progress import clean, say, set_quiet
 from common.runs.edits import accept_edits
@@ -31,9 +31,7 @@ from common.runs.layout import Output, Run
 from common.runs.manifest import has_manifest
 from common.runs.recipe import recipe_in_force
 
-# Threads that wait for others sleep instead of spinning (read by OpenMP when torch is loaded):
-# spinning ones starve each other as soon as another process wants the same cores.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+wait_briefly(os.environ)  # before torch is loaded
 
 RunName = Annotated[str, typer.Option("--run", help="Name of the run under data/runs.")]
 Iteration = Annotated[int, typer.Option("--iteration", help="Which iteration, from 1.")]

@@ -14,7 +14,7 @@ from tiny_models import (
 )
 
 from common.errors import UserError
-from common.modeling.masks import attention_masks
+from common.modeling.masks import PackMask, attention_masks
 from common.modeling.packing import Completion, gather_to_rows, pack
 
 CASES = [
@@ -139,6 +139,7 @@ def test_the_form_is_the_one_the_forward_takes(family, kinds):
         assert list(masks) == kinds
     packs, length = batch.input_ids.shape
     assert all(m.shape == (packs, 1, length, length) and m.dtype == form for m in found)
+    assert all(isinstance(m, PackMask) == (form == torch.bool) for m in found)
     assert all(
         bool((m != torch.finfo(form).min if m.is_floating_point() else m).any(-1).all())
         for m in found

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from common.process import _SETTINGS
+from common.process import _SETTINGS, WAITING, wait_briefly
 from common.runs.layout import REPOSITORY
 
 PROGRAM = """
@@ -84,3 +84,13 @@ def test_pyarrow_works_without_pandas_and_with_it_afterwards() -> None:
         [sys.executable, "-c", PANDAS], cwd=REPOSITORY, capture_output=True, text=True, check=True
     )
     assert done.stdout.splitlines() == ["False", "True [1, 2]"]
+
+
+def test_a_word_about_waiting_in_the_environment_wins() -> None:
+    silent: dict[str, str] = {}
+    wait_briefly(silent)
+    assert silent == WAITING
+    for name in WAITING:
+        spoken = {name: "0"}
+        wait_briefly(spoken)
+        assert spoken == {name: "0"}

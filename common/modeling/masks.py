@@ -4,6 +4,9 @@ A token sees its own prompt copy and its own completion, up to its own position.
 counted in positions and not in indices: in a pack the two differ, since several completions
 stand behind one prompt. A decoder given a plain 4D mask applies it to every layer as it is, which
 would turn sliding layers into full ones; so each kind of layer gets its own mask here.
+
+A decoder that calls `scaled_dot_product_attention` gets a `PackMask`, which answers that call
+from the layout of the packs; the S × S values are made only if something else asks for them.
 """
 
 from __future__ import annotations
@@ -12,8 +15,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
+from torch.utils._pytree import tree_map_only
 
 from common.errors import UserError
+from common.modeling import pack_attention, pack_flex
+from common.modeling.pack_layout import PackLayout, Reach
 
 AttentionMasks = Tensor | dict[str, Tensor]
 
@@ -35,8 +42,9 @@ def attention_masks(
         dtype: of the hidden states, for the additive form.
 
     Returns:
-        Masks [B, 1, S, S]: bool (True: may see) for `sdpa`, else additive 0 / lowest value of
-        `dtype` for `eager`. Padding sees itself alone, so that no row of a softmax is empty.
+        Masks [B, 1, S, S]: for `sdpa` bool (True: may see), a `PackMask` each; for `eager`
+        additive, 0 or the lowest value of `dtype`. Padding sees itself alone, so that no row of a
+        softmax is empty.
 
     Raises:
         UserError: attention that packs cannot have: a kernel without arbitrary masks, or layers
@@ -48,12 +56,13 @@ def attention_masks(
             f"attention implementation {form!r} of {config.model_type!r} takes no mask of packs; "
             "load the model with attn_implementation='sdpa' or 'eager'"
         )
-    visible = _visible(position_ids, group_ids, completion_ids)
+    layout = PackLayout(position_ids, group_ids, completion_ids)
 
     def mask(kind: str) -> Tensor:
-        seen = (visible & _within(kind, config, position_ids)).unsqueeze(1)
+        reach = _reach(kind, config)
         if form == "sdpa":
-            return seen
+            return PackMask.of(layout, reach)
+        seen = layout.visible(reach)
         # Not -inf: a row that a kernel fills with -inf alone becomes nan.
         additive = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
         return additive.masked_fill_(~seen, torch.finfo(dtype).min)
@@ -68,33 +77,81 @@ def attention_masks(
     return mask("full_attention")
 
 
-def _visible(position_ids: Tensor, group_ids: Tensor, completion_ids: Tensor) -> Tensor:
-    """[B, S, S] bool, query by key: the full attention of packs."""
-
-    def query(ids: Tensor) -> Tensor:
-        return ids[:, :, None]
-
-    def key(ids: Tensor) -> Tensor:
-        return ids[:, None, :]
-
-    same_group = (query(group_ids) == key(group_ids)) & (query(group_ids) >= 0)
-    same_text = (key(completion_ids) == -1) | (query(completion_ids) == key(completion_ids))
-    causal = key(position_ids) <= query(position_ids)
-    itself = torch.eye(group_ids.shape[1], dtype=torch.bool, device=group_ids.device)
-    return (same_group & same_text & causal) | itself
-
-
-def _within(kind: str, config: Any, position_ids: Tensor) -> Tensor:
-    """[B, S, S] or [1, 1, 1] bool: what a layer of this kind sees of a causal text."""
+def _reach(kind: str, config: Any) -> Reach:
+    """What a layer of this kind sees of a causal text."""
     if kind == "full_attention":
-        return position_ids.new_ones((1, 1, 1), dtype=torch.bool)
+        return Reach()
     if kind == "sliding_attention":
-        distance = position_ids[:, :, None] - position_ids[:, None, :]
-        return distance < config.sliding_window
+        return Reach(window=config.sliding_window)
     if kind == "chunked_attention":
-        chunk = position_ids // config.attention_chunk_size
-        return chunk[:, :, None] == chunk[:, None, :]
+        return Reach(chunk=config.attention_chunk_size)
     raise UserError(
         f"{config.model_type!r} has layers of type {kind!r}, which carry a state along the row and "
         "cannot be packed; use a decoder with full, sliding or chunked attention"
     )
+
+
+class PackMask(Tensor):
+    """A bool mask [B, 1, S, S] that is not made before its values are needed.
+
+    `scaled_dot_product_attention` does not need them: on the CPU it becomes `row_attention`, on a
+    GPU `flex_attention` for long packs. To every other function the mask is the plain tensor
+    (`__torch_function__`), so a family that cuts or converts it gets what it would have got.
+    """
+
+    packs: PackLayout
+    reach: Reach
+
+    @classmethod
+    def of(cls, layout: PackLayout, reach: Reach) -> PackMask:
+        count, length = layout.group_ids.shape
+        nothing = torch.zeros((), dtype=torch.bool, device=layout.group_ids.device)
+        mask = nothing.expand(count, 1, length, length).as_subclass(cls)
+        mask.packs, mask.reach = layout, reach
+        return mask
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in _FACTS:
+            return super().__torch_function__(func, types, args, kwargs)
+        if func is functional.scaled_dot_product_attention:
+            found = _attention(*args, **kwargs)
+            if found is not None:
+                return found
+        args, kwargs = tree_map_only(PackMask, PackMask.dense, (args, kwargs))
+        return func(*args, **kwargs)
+
+    def dense(self) -> Tensor:
+        """The plain tensor."""
+        return self.packs.visible(self.reach)
+
+
+_FACTS = frozenset(
+    {Tensor.shape.__get__, Tensor.ndim.__get__, Tensor.dtype.__get__, Tensor.device.__get__}  # type: ignore[attr-defined]
+    | {Tensor.dim, Tensor.size}
+)
+"""Of a tensor, for which its values do not matter."""
+
+
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Any = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor | None:
+    """`scaled_dot_product_attention` [B, H, S, D] with a `PackMask`; None: it needs the values."""
+    plain = query.shape == key.shape == value.shape and not (dropout_p or is_causal or enable_gqa)
+    if not plain or not isinstance(attn_mask, PackMask):
+        return None
+    layout, reach = attn_mask.packs, attn_mask.reach
+    if pack_flex.takes(query):
+        return pack_flex.attention(query, key, value, layout, reach, scale)
+    if pack_attention.takes(query) and reach.chunk is None:
+        rows = layout.rows(reach.window, query.dtype)
+        return pack_attention.row_attention(query, key, value, rows, scale)
+    return None

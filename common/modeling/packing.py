@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -219,31 +220,32 @@ def _fill(
     batch: PackBatch, index: int, blocks: Sequence[Block], completions: Sequence[Completion]
 ) -> None:
     """Write the blocks of pack `index`: each prompt, then its completions, with their targets."""
+    # Views of the same memory: a slice written through torch takes five times as long.
+    to = {f.name: getattr(batch, f.name)[index].numpy() for f in fields(batch)}
     at, target = 0, 0  # next free input and next free target of the pack
     for copy, block in enumerate(blocks):
         prompt = completions[block[0]].prompt_ids
         prompt_length = len(prompt)
         last_of_prompt = at + prompt_length - 1
-        _write(batch, index, at, prompt, first_position=0, group=copy, completion=-1)
+        _write(to, at, prompt, first_position=0, group=copy, completion=-1)
         at += prompt_length
         for row in block:
             tokens = completions[row].completion_ids
             inputs, count = len(tokens) - 1, len(tokens)
-            _write(batch, index, at, tokens[:-1], prompt_length, group=copy, completion=row)
+            _write(to, at, tokens[:-1], prompt_length, group=copy, completion=row)
             span = slice(target, target + count)
-            batch.predict_from[index, target] = last_of_prompt
-            batch.predict_from[index, target + 1 : target + count] = torch.arange(at, at + inputs)
-            batch.target_ids[index, span] = torch.as_tensor(tokens, dtype=torch.int64)
-            batch.target_mask[index, span] = True
-            batch.row[index, span] = row
-            batch.offset[index, span] = torch.arange(count)
+            to["predict_from"][target] = last_of_prompt
+            to["predict_from"][target + 1 : target + count] = np.arange(at, at + inputs)
+            to["target_ids"][span] = tokens
+            to["target_mask"][span] = True
+            to["row"][span] = row
+            to["offset"][span] = np.arange(count)
             at += inputs
             target += count
 
 
 def _write(
-    batch: PackBatch,
-    index: int,
+    to: dict[str, np.ndarray],
     at: int,
     tokens: Sequence[int],
     first_position: int,
@@ -251,10 +253,10 @@ def _write(
     completion: int,
 ) -> None:
     span = slice(at, at + len(tokens))
-    batch.input_ids[index, span] = torch.as_tensor(tokens, dtype=torch.int64)
-    batch.position_ids[index, span] = torch.arange(first_position, first_position + len(tokens))
-    batch.group_ids[index, span] = group
-    batch.completion_ids[index, span] = completion
+    to["input_ids"][span] = tokens
+    to["position_ids"][span] = np.arange(first_position, first_position + len(tokens))
+    to["group_ids"][span] = group
+    to["completion_ids"][span] = completion
 
 
 def _flat_index(batch: PackBatch, lengths: Sequence[int]) -> Tensor:

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from common.errors import UserError
+from common.process import wait_briefly
 from common.runs.layout import REPOSITORY
 
 ADDRESS = "STAGED_GRPO_BENCH_SOCKET"
@@ -31,11 +32,11 @@ _GO, _END = b"go\n", b"end\n"
 def environment(threads: int, device: torch.device) -> dict[str, str]:
     """This process's, with so many threads and with a GPU only if that is measured."""
     chosen = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
-    # As `common.command` has it for ours: on a shared machine spinning threads starve each other.
-    chosen["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")
     if device.type != "cuda":
         chosen["CUDA_VISIBLE_DEVICES"] = ""
-    return dict(os.environ) | chosen
+    found = dict(os.environ) | chosen
+    wait_briefly(found)
+    return found
 
 
 def run_module(

@@ -202,7 +202,9 @@ class Parent:
 
 def preload() -> None:
     """Import what stages need, so that it starts no thread."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as common/command.py
+    importlib.import_module("common.process").wait_briefly(os.environ)
+    for name in ("common.process", "common"):
+        del sys.modules[name]  # a stage imports the project's modules itself, as they are then
     os.environ["OPENBLAS_NUM_THREADS"] = "1"  # or numpy starts threads when it is loaded
     for name in PRELOADED:
         with suppress(Exception):  # a stage that needs it will say what is wrong

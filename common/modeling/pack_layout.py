@@ -1,0 +1,286 @@
+"""Where the texts of packs stand, and which tokens attention has to bring together.
+
+In a pack a prompt stands once and its completions behind it. Each of them is a text that sees
+itself causally; besides, all completions of a prompt see the whole of it. Texts are cut into tiles
+that are causal by themselves, and a later tile sees what stands before it in the text. With a
+prompt p and completions a, b, of which a has two tiles:
+
+    tiles     p   a1   a2   b         queries and keys are the same tokens, causal
+    behind    a1 a2 b → p   a2 → a1   the queries see all of these keys: no mask
+
+A window cuts keys off, and only where it does is there a mask of the pair. For a prompt of P
+tokens and completions of L1, L2 … that makes about P²/2 + ΣL²/2 + P·ΣL scores, where a dense mask
+has (P + ΣL)².
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Made = TypeVar("Made")
+
+TILE = 128
+"""Most tokens of a tile. The kernel spares no score above the diagonal in up to 512 keys, and is
+less efficient in tiles of 64 (3.8 ns a score and head instead of 3.4)."""
+_LANES = 16
+_CALL_SCORES = 2000
+"""Scores that take about as long as one more call of the kernel: tiles are padded to the longest of
+their bucket until that costs more. From 1000 to 8000 nothing differed by more than 5 %."""
+
+
+@dataclass(frozen=True)
+class Reach:
+    """How far back a layer sees; neither given: to the beginning."""
+
+    window: int | None = None
+    """Keys less than so many positions before the query."""
+    chunk: int | None = None
+    """Keys of the same chunk of so many positions."""
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """n tiles padded to L tokens, causal by themselves."""
+
+    where: slice
+    """Their n·L rows among all that are gathered."""
+    shape: tuple[int, int]
+    """(n, L)"""
+    padding: Tensor | None
+    """[n, 1, L] bool, None where there is none."""
+    band: Tensor | None
+    """[1, 1, L, L] additive mask of a window that is shorter than L; None: plainly causal."""
+
+
+@dataclass(frozen=True)
+class Behind:
+    """N tokens that see, besides their own tile, P tokens before it."""
+
+    queries: slice
+    keys: slice
+    mask: Tensor | None
+    """[1, 1, N, P] additive mask of a window that cuts some keys; None: all are seen."""
+
+
+@dataclass(frozen=True)
+class PackRows:
+    """What attention has to compute for packs [B, S], whose tokens are counted through."""
+
+    tiles: list[Tiles]
+    behind: list[Behind]
+    gathered: Tensor
+    """[R] int64 tokens of all `tiles`, end to end; padding names its tile's last one again."""
+    place: Tensor
+    """[B·S] int64 which row each token is; 0 on padding."""
+    padding: Tensor
+    """[padding tokens] int64"""
+
+
+@dataclass(frozen=True)
+class PromptCopy:
+    """A prompt and what stands behind it, in tokens counted through."""
+
+    start: int
+    ends: list[int]
+    """Where the prompt ends, then each completion."""
+
+    def texts(self) -> list[tuple[int, int]]:
+        """What sees itself; a prompt with one completion is one text with it."""
+        if len(self.ends) == 2:
+            return [(self.start, self.ends[1])]
+        return list(zip([self.start, *self.ends[:-1]], self.ends, strict=True))
+
+
+@dataclass(frozen=True, eq=False)
+class PackLayout:
+    """Packs [B, S], and what is made of their layout: each on first use, once for all layers."""
+
+    position_ids: Tensor
+    group_ids: Tensor
+    completion_ids: Tensor
+    _made: dict[object, Any] = field(default_factory=dict)
+
+    def visible(self, reach: Reach) -> Tensor:
+        """[B, 1, S, S] bool, query by key: the dense mask."""
+        return self.once(PackLayout._visible, reach)
+
+    def rows(self, window: int | None, dtype: torch.dtype) -> PackRows:
+        """The same as rows, for queries of this type."""
+        if window is not None and window >= self._longest:
+            window = None
+        return self.once(PackLayout._rows, window, dtype)
+
+    def once(self, make: Callable[..., Made], *how: Any) -> Made:
+        """make(self, *how), remembered."""
+        if (make, how) not in self._made:
+            self._made[make, how] = make(self, *how)
+        return self._made[make, how]
+
+    def _rows(self, window: int | None, dtype: torch.dtype) -> PackRows:
+        return plan_rows(self._copies, self.position_ids.flatten().numpy(), window, dtype)
+
+    def _visible(self, reach: Reach) -> Tensor:
+        def pairs(ids: Tensor) -> tuple[Tensor, Tensor]:
+            return ids[:, :, None], ids[:, None, :]  # of query, of key
+
+        (query, key), (own, other) = pairs(self.position_ids), pairs(self.completion_ids)
+        group, same = pairs(self.group_ids)
+        seen = (group == same) & (group >= 0) & ((other == -1) | (own == other)) & (key <= query)
+        if reach.window is not None:
+            seen &= query - key < reach.window
+        if reach.chunk is not None:
+            seen &= query // reach.chunk == key // reach.chunk
+        itself = torch.eye(seen.shape[-1], dtype=torch.bool, device=seen.device)
+        return (seen | itself)[:, None]
+
+    @cached_property
+    def _copies(self) -> list[PromptCopy]:
+        return find_copies(self.group_ids, self.completion_ids)
+
+    @cached_property
+    def _longest(self) -> int:
+        """Positions of the longest text, its prompt counted."""
+        return int(self.position_ids.max()) + 1
+
+
+def find_copies(group_ids: Tensor, completion_ids: Tensor) -> list[PromptCopy]:
+    """The prompt copies of packs [B, S] in order.
+
+    They must lie as `packing.pack` lays them: each prompt first, its completions directly behind.
+    """
+    groups, completions = group_ids.numpy(), completion_ids.numpy()
+    begins = np.ones(groups.shape, dtype=bool)
+    begins[:, 1:] = (np.diff(groups) != 0) | (np.diff(completions) != 0)
+    starts = np.flatnonzero(begins)
+    ends = [*starts[1:].tolist(), groups.size]
+    copies: list[PromptCopy] = []
+    for start, end, group, completion in zip(
+        starts.tolist(),
+        ends,
+        groups.ravel()[starts].tolist(),
+        completions.ravel()[starts].tolist(),
+        strict=True,
+    ):
+        if group >= 0 and completion < 0:
+            copies.append(PromptCopy(start, [end]))
+        elif group >= 0:
+            assert copies and copies[-1].ends[-1] == start, (start, "does not follow its prompt")
+            copies[-1].ends.append(end)
+    return copies
+
+
+def plan_rows(
+    copies: Sequence[PromptCopy], positions: np.ndarray, window: int | None, dtype: torch.dtype
+) -> PackRows:
+    """How to compute the attention of these copies.
+
+    Args:
+        positions: [B·S] in the text that the model sees.
+        window: as in `Reach`.
+        dtype: of the additive masks, that of queries and keys.
+    """
+    window = window or len(positions) + 1
+    texts = [text for copy in copies for text in copy.texts()]
+    spans = [span for text in texts for span in _cut(text)]
+    tiles, indices, base = [], [], 0
+    place = np.full(len(positions), -1)
+    # Where all is padding, its first token is a tile.
+    for bucket in _buckets(spans or [(0, 1)]):
+        index, kept = _padded(bucket)
+        place[index[kept]] = base + np.flatnonzero(kept)
+        tiles.append(_tiles(base, kept, window, dtype))
+        indices.append(index.ravel())
+        base += index.size
+    behind = [
+        _behind(queries, keys, positions, window, dtype)
+        for queries, keys in _pairs(copies, texts, window)
+    ]
+    padding = np.flatnonzero(place < 0)
+    place[padding] = 0
+    arrays = (np.concatenate(indices), place, padding)
+    return PackRows(tiles, behind, *map(torch.from_numpy, arrays))
+
+
+def _cut(text: tuple[int, int]) -> list[tuple[int, int]]:
+    """Tiles of a text: equally long up to the kernel's lanes, but for the last."""
+    start, end = text
+    count = -(-(end - start) // TILE)
+    size = _round_up(-(-(end - start) // count))
+    return [(at, min(at + size, end)) for at in range(start, end, size)]
+
+
+def _pairs(
+    copies: Sequence[PromptCopy], texts: Sequence[tuple[int, int]], window: int
+) -> Iterator[tuple[slice, slice]]:
+    """Queries, and keys before them that the window of the first lets it see."""
+    seen = [(copy.start, copy.ends[0], copy.ends[-1]) for copy in copies if len(copy.ends) > 2]
+    seen += [(text[0], *tile) for text in texts for tile in _cut(text)[1:]]
+    for start, end, last in seen:
+        start = max(start, end - window + 1)
+        if start < end:
+            yield slice(end, last), slice(start, end)
+
+
+def _buckets(spans: list[tuple[int, int]]) -> list[list[tuple[int, int]]]:
+    """Tiles to be padded together, the longest first."""
+    buckets: list[list[tuple[int, int]]] = []
+    wasted, longest = 0, 0
+    for start, end in sorted(spans, key=lambda span: span[0] - span[1]):
+        length = _filled(end - start)
+        wasted += longest * longest - length * length
+        if not buckets or wasted > _CALL_SCORES:
+            buckets.append([])
+            wasted, longest = 0, length
+        buckets[-1].append((start, end))
+    return buckets
+
+
+def _padded(spans: list[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
+    """[n, L] tokens of the tiles, and which of them are no padding."""
+    starts, ends = np.array(spans).T[:, :, None]
+    index = starts + np.arange(_filled(int((ends - starts).max())))
+    return np.minimum(index, ends - 1), index < ends
+
+
+def _tiles(base: int, kept: np.ndarray, window: int, dtype: torch.dtype) -> Tiles:
+    count, length = kept.shape
+    padding = None if kept.all() else torch.from_numpy(~kept[:, None])
+    band = None
+    if length > window:
+        steps = np.arange(length)
+        distance = steps[:, None] - steps
+        band = _additive((distance >= 0) & (distance < window), dtype)
+    return Tiles(slice(base, base + kept.size), (count, length), padding, band)
+
+
+def _behind(
+    queries: slice, keys: slice, positions: np.ndarray, window: int, dtype: torch.dtype
+) -> Behind:
+    first, last = positions[keys.start], positions[queries].max()
+    if last - first < window:
+        return Behind(queries, keys, None)
+    distance = positions[queries, None] - positions[keys]
+    return Behind(queries, keys, _additive(distance < window, dtype))
+
+
+def _additive(seen: np.ndarray, dtype: torch.dtype) -> Tensor:
+    """[N, M] bool as [1, 1, N, M]: 0 or the lowest value, since -inf alone in a row makes nan."""
+    mask = torch.zeros(seen.shape, dtype=dtype)
+    return mask.masked_fill_(torch.from_numpy(~seen), torch.finfo(dtype).min)[None, None]
+
+
+def _filled(length: int) -> int:
+    """Just short of full lanes the kernel takes a quarter longer than with full ones."""
+    full = _round_up(length)
+    return full if full - length <= _LANES // 4 else length
+
+
+def _round_up(length: int) -> int:
+    return -(-length // _LANES) * _LANES
