@@ -22,9 +22,9 @@ from torch.autograd.function import once_differentiable
 from common.modeling.head import Head
 from common.modeling.linear import linear
 
-CHUNK_BYTES = {"cpu": 64 << 20, "cuda": 512 << 20}
-"""Size of a chunk's logits by device; two of them stand at once. On 2 cores larger chunks were no
-faster (vocabularies of 49,152 and 151,936); a GPU needs more rows to be filled."""
+CHUNK_BYTES = {"cpu": 48 << 20, "cuda": 512 << 20}
+"""Size of a chunk's logits by device. On 2 cores larger chunks gained a tenth at a vocabulary of
+151,936 and passed a fifth of the full logits' memory; a GPU needs more rows to be filled."""
 PRODUCT_BYTES = {"cpu": 1 << 20, "cuda": 128 << 20}
 """Size of a product's rows before they are added to the head's gradient, by device: so few stay in
 a processor's cache; a GPU needs more rows to be filled."""
@@ -46,8 +46,8 @@ def token_logprobs(
         target_ids: [N] int64
         temperature: the one that sampled.
         chunk_tokens: tokens whose logits exist at once; so many as fill `CHUNK_BYTES` when not
-            given. The peak is about two float32 buffers of chunk_tokens × V; four where the family
-            has a softcap.
+            given. The peak is about one float32 buffer of chunk_tokens × V; two with a gradient to
+            the entropy, and two more where the family has a softcap.
 
     Returns:
         logprobs [N] and entropy [N] in nats, float32 (float64 for float64), both with gradients
@@ -88,11 +88,15 @@ class _TokenLogprobs(torch.autograd.Function):
         wide = torch.promote_types(hidden.dtype, torch.float32)
         logprobs = hidden.new_empty(count, dtype=wide)
         entropy = hidden.new_empty(count, dtype=wide)
-        for part in _chunks(count, chunk_tokens):
-            log_p = _log_softmax(head.logits(hidden[part]), temperature)
-            logprobs[part] = log_p.gather(1, target_ids[part, None]).squeeze(1)
-            entropy[part] = log_p.exp().mul_(log_p).sum(dim=-1).neg_()
-            del log_p  # or it would stand beside the next chunk's
+        # Two buffers of a chunk stand here, in backward one, unless the entropy has a gradient.
+        for part in _chunks(count, max(1, chunk_tokens // 2)):
+            below_max = _below_max(head.logits(hidden[part]), temperature)
+            powers = below_max.exp()
+            total = powers.sum(dim=-1)
+            logprobs[part] = below_max.gather(1, target_ids[part, None]).squeeze(1) - total.log()
+            # Both terms are positive: nothing cancels.
+            entropy[part] = total.log() - torch.linalg.vecdot(powers, below_max) / total
+            del below_max, powers  # or they would stand beside the next chunk's
         ctx.save_for_backward(hidden, weight, bias, target_ids, entropy)
         ctx.transform = {"scale": head.scale, "softcap": head.softcap}
         ctx.temperature, ctx.chunk_tokens = temperature, chunk_tokens
@@ -112,10 +116,8 @@ class _TokenLogprobs(torch.autograd.Function):
         for part in _chunks(len(hidden), ctx.chunk_tokens):
             logits = head.logits(hidden[part])
             slope = head.transform_slope(logits)
-            log_p = _log_softmax(logits, ctx.temperature)
-            del logits
             grad = _grad_scaled_logits(
-                log_p,
+                _below_max(logits, ctx.temperature),
                 target_ids[part],
                 entropy[part],
                 None if grad_logprobs is None else grad_logprobs[part],
@@ -129,7 +131,7 @@ class _TokenLogprobs(torch.autograd.Function):
                 grad_hidden[part] = linear(grad, weight.T)
             if grad_weight is not None:
                 _add_product(grad_weight, grad.T, hidden[part])
-            del log_p, grad
+            del logits, grad
         return (
             grad_hidden,
             None if grad_weight is None else grad_weight.to(weight.dtype),
@@ -146,28 +148,35 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
 
 
 def _grad_scaled_logits(
-    log_p: Tensor,
+    below_max: Tensor,
     target_ids: Tensor,
     entropy: Tensor,
     grad_logprobs: Tensor | None,
     grad_entropy: Tensor | None,
 ) -> Tensor:
-    """[C, V] gradient to logits / temperature by the formulas above; uses up `log_p`."""
-    p = log_p.exp()
+    """[C, V] gradient to logits / temperature by the formulas above; uses up `below_max`."""
     if grad_logprobs is None:
         grad_logprobs = torch.zeros_like(entropy)
     if grad_entropy is None:
-        grad = p.mul_(-grad_logprobs[:, None])
+        powers = below_max.exp_()
+        grad = powers.mul_((-grad_logprobs / powers.sum(dim=-1))[:, None])
     else:
-        factor = log_p.add_(entropy[:, None]).mul_(grad_entropy[:, None])
-        grad = p.mul_(factor.add_(grad_logprobs[:, None])).neg_()
+        powers = below_max.exp()
+        total = powers.sum(dim=-1)
+        factor = below_max.add_((entropy - total.log())[:, None]).mul_(grad_entropy[:, None])
+        grad = factor.add_(grad_logprobs[:, None]).mul_(powers).div_(-total[:, None])
     return grad.scatter_add_(1, target_ids[:, None], grad_logprobs[:, None])
 
 
-def _log_softmax(logits: Tensor, temperature: float) -> Tensor:
-    """[C, V]; uses up `logits`. It subtracts the largest logit before anything is summed, which a
-    difference of logits and logsumexp would not: that rounds at the scale of the logits."""
-    return torch.log_softmax(logits.div_(temperature), dim=-1)
+def _below_max(logits: Tensor, temperature: float) -> Tensor:
+    """[C, V] logits / temperature, minus the largest of each row; uses up `logits`.
+
+    It is subtracted before anything is summed: a difference of logits and their logsumexp would
+    round at the scale of the logits.
+    """
+    if temperature != 1:
+        logits.div_(temperature)
+    return logits.sub_(logits.amax(dim=-1, keepdim=True))
 
 
 def _chunks(count: int, size: int) -> Iterator[slice]:
