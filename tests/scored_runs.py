@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import polars as pl
 import pyarrow as pa
 
 from common.runs.layout import Run, shard_name
 from common.runs.schemas import KEY, ROLLOUT
-from common.runs.shards import OutputWriter
+from common.runs.shards import OutputWriter, read_output
 
 RECIPE = """\
 [model]
@@ -81,3 +82,10 @@ def start_scored_run(recipe: str = RECIPE) -> Run:
     place.recipe.write_text(recipe)
     write_rollout(place, ROWS)
     return place
+
+
+def scores(run: Run) -> pl.DataFrame:
+    """The scores of its iteration 1."""
+    frame = pl.from_arrow(read_output(run.score(1)))
+    assert isinstance(frame, pl.DataFrame)
+    return frame

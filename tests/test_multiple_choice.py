@@ -1,10 +1,6 @@
 """MULTIPLE_CHOICE, case by case: what chooses a letter, and what does not."""
 
-import time
-
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from common.rewards.multiple_choice import judge, read_gold
 from common.rewards.verdict import GoldError
@@ -250,62 +246,3 @@ def test_gold_is_one_letter(gold: str) -> None:
 def test_unreadable_gold_is_an_error(gold: str) -> None:
     with pytest.raises(GoldError):
         judge("B", {"answer": gold})
-
-
-LETTERS = st.sampled_from("ABCDE")
-
-
-@given(LETTERS, LETTERS, LETTERS)
-def test_one_marked_letter_decides_and_two_never_do(one: str, other: str, gold: str) -> None:
-    for marked in (rf"\boxed{{{one}}}", f"({one})", f"The answer is {one}.", f"**{one}**"):
-        assert judge(f"{other} was near. {marked}", {"answer": gold}).reward == (one == gold)
-        both = judge(f"({other}) {marked}", {"answer": gold})
-        assert both.reward == (one == other == gold)
-
-
-MARKS = ["**", r"\boxed{", "}", "<answer>", "</answer>", "answer is", "Answer:", "not ", "option "]
-PIECES = st.sampled_from([*"AABbI()$ \n.'é是\ud800\x00", *MARKS, " or ", ", ", " and ", "</think>"])
-TEXTS = st.one_of(st.text(), st.lists(PIECES, max_size=40).map("".join))
-
-
-@given(TEXTS)
-def test_no_text_breaks_the_rule(text: str) -> None:
-    verdict = judge(text, {"answer": "B"})
-    assert verdict.verdict in ("correct", "wrong", "no_answer")
-    assert verdict.reward == (verdict.verdict == "correct")
-
-
-LONG = ["(A", "(A)", "A ", "A) ", "**B", "**", "answer is ", "answer: ((", "answer is A or "]
-LONG += ["not (B) ", "A and ", r"\boxed{", r"\boxed{A and ", r"\boxed{A}", r"\boxed{{}", "{}"]
-LONG += [
-    "answer is A. Wait, ",
-    "answer: A B ",
-    "answer: A\n",
-    "not A or ",
-    "not the ",
-    "answer is A, ",
-]
-LONG += [
-    "A is wrong ",
-    "A is ",
-    "A nor B, nor ",
-    "except for ",
-    "wait, it is ",
-    r"\boxed{A'",
-    "'",
-    "rather than ",
-    "A + ",
-]
-LONG += ["<answer>", "<answer>A</answer>", "<answer>A ", " ", "\n", "'A", "answer", "a.", "not "]
-
-
-@pytest.mark.parametrize("piece", LONG)
-def test_100_kb_take_less_than_50_ms(piece: str) -> None:
-    """Quadratic scanners need seconds here. The best of three, as the machine may be busy."""
-    text = piece * (100_000 // len(piece.encode()))
-    seconds = []
-    for _ in range(3):
-        began = time.thread_time()
-        judge(text, {"answer": "B"})
-        seconds.append(time.thread_time() - began)
-    assert min(seconds) < 0.05

@@ -1,14 +1,8 @@
 """The reward rules, case by case: what a completion says, what the gold is, what it is worth."""
 
-from typing import get_args
-
 import pytest
 
-from common.config import RewardsConfig, VerifyType
-from common.errors import UserError
-from common.rewards import format
-from common.rewards.registry import EXTRAS, VERIFY, check_gold, judge
-from common.rewards.verdict import OUTCOMES
+from common.rewards.registry import judge
 
 # completion, gold, reward
 LAST_NUMBER = [
@@ -256,66 +250,3 @@ def test_outcome_says_whether_there_was_an_answer(
     assert verdict.verdict == outcome
     assert (extracted or "") in (verdict.extracted or "")
     assert (verdict.extracted is None) == (extracted is None)
-
-
-FORMAT = [
-    ("<think>a</think><answer>b</answer>", 1),
-    ("<think>a</think>\n<answer>b</answer>\n", 1),
-    (" <think>\na\n</think>\n\n<answer> b </answer>", 1),
-    ("<think></think><answer>b</answer>", 1),
-    ("a</think><answer>b</answer>", 0),
-    ("<think>a</think><answer>b", 0),
-    ("<think>a</think><answer>b</answer> and more", 0),
-    ("So: <think>a</think><answer>b</answer>", 0),
-    ("<think>a</think> so <answer>b</answer>", 0),
-    ("<think>a</think><answer>b</answer><answer>c</answer>", 0),
-    ("<think><think>a</think><answer>b</answer>", 0),
-    ("<think>a</think></think><answer>b</answer>", 0),
-    ("<think>a<answer>b</answer></think>", 0),
-    ("<answer>b</answer><think>a</think>", 0),
-    ("<think>a</answer></think><answer>b", 0),
-    ("", 0),
-]
-
-
-@pytest.mark.parametrize(("text", "reward"), FORMAT)
-def test_format_is_whole_and_once(text: str, reward: float) -> None:
-    assert format.reward(text, {}) == reward
-
-
-@pytest.mark.parametrize(
-    ("verify_type", "gold"),
-    [
-        ("LAST_NUMBER", "nan"),
-        ("LAST_NUMBER", "inf"),
-        ("LAST_NUMBER", ""),
-        ("LAST_NUMBER", "14 days"),
-        ("LAST_NUMBER", "1,23"),
-        ("LAST_NUMBER", "1/2"),
-        ("LAST_NUMBER", "1e10001"),
-        ("LAST_NUMBER", "9" * 4097),
-        ("BOXED_NUMERICAL", "x"),
-        ("BOXED_NUMERICAL", r"\frac{1}{2}"),
-        ("BOXED_NUMERICAL", "$5"),
-        ("ANSWER_TAG", " "),
-        ("ANSWER_TAG", "<answer>14</answer>"),
-        ("EXACT", "\n"),
-        ("LAST_NUMBERS", "14"),
-        ("last_number", "14"),
-    ],
-)
-def test_unreadable_gold_is_an_error_and_no_reward(verify_type: str, gold: str) -> None:
-    with pytest.raises(UserError, match=verify_type):
-        check_gold(verify_type, gold)
-    with pytest.raises(UserError, match=verify_type):
-        judge("14", {"answer": gold, "verify_type": verify_type})
-
-
-def test_recipe_and_registries_name_the_same_rules() -> None:
-    assert list(get_args(VerifyType)) == list(VERIFY)
-    weights = {name: {"weight": 1.0} for name in EXTRAS}
-    assert list(RewardsConfig.model_validate(weights).extras()) == list(EXTRAS)
-
-
-def test_outcomes_are_named_as_documented() -> None:
-    assert OUTCOMES == ("correct", "wrong", "no_answer", "timeout", "infra_error")

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from common.errors import UserError
+from common.modeling.masks import AttentionMasks, by_layer_type
 
 
 def step_masks(
     config: Any, prompts: Tensor, counts: Tensor, slots: tuple[int, int], dtype: torch.dtype
-) -> Tensor | dict[str, Tensor]:
+) -> AttentionMasks:
     """`attention_mask` of one decoding step: of each layer type its own.
 
     The same rule as for packs (`modeling/masks.py`): distance is counted in positions.
@@ -44,11 +45,7 @@ def step_masks(
         lowest = torch.zeros(within.shape, dtype=dtype, device=within.device)
         return lowest.masked_fill_(~within, torch.finfo(dtype).min)
 
-    layer_types = getattr(config, "layer_types", None)
-    if layer_types:
-        return {kind: mask(kind) for kind in dict.fromkeys(layer_types)}
-    sliding = getattr(config, "sliding_window", None) is not None
-    return mask("sliding_attention" if sliding else "full_attention")
+    return by_layer_type(config, mask)
 
 
 def check_cacheable(config: Any) -> None:

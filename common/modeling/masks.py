@@ -11,6 +11,7 @@ from the layout of the packs; the S × S values are made only if something else 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -67,6 +68,15 @@ def attention_masks(
         additive = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
         return additive.masked_fill_(~seen, torch.finfo(dtype).min)
 
+    return by_layer_type(config, mask)
+
+
+def by_layer_type(config: Any, mask: Callable[[str], Tensor]) -> AttentionMasks:
+    """The mask of each type of layer that a decoder has; one alone where it names no types.
+
+    Args:
+        mask: makes that of a type, such as `sliding_attention`.
+    """
     layer_types = getattr(config, "layer_types", None)
     if layer_types:
         return {kind: mask(kind) for kind in dict.fromkeys(layer_types)}

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from common.mesh.mesh import Mesh
+from common.modeling.linear import use_fast_products
 from common.modeling.load import load_causal_lm, load_config, model_class
 from common.parallel.pipeline import Pipeline
 from workflows.bench.measure import Bench, rounds
@@ -124,4 +125,4 @@ def _with_layers(bench: Bench, layers: int) -> Any:
     config._attn_implementation = "sdpa"
     torch.manual_seed(0)
     model: Any = model_class(config)(config)
-    return model.to(bench.device, bench.dtype).eval()
+    return use_fast_products(model.to(bench.device, bench.dtype).eval())
