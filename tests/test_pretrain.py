@@ -1,5 +1,6 @@
 """Pretraining: what the text claims to be, and that the same seed makes the same model."""
 
+import itertools
 import random
 from collections import Counter
 from pathlib import Path
@@ -11,7 +12,16 @@ from torch.nn.functional import cross_entropy
 from common.tasks.question import Question
 from common.tasks.registry import TASKS
 from workflows import pretrain
-from workflows.pretraining_text import MIXTURE, PRACTICE, Way, completion, sample_texts
+from workflows.pretraining_text import (
+    LEVELS,
+    MIXTURE,
+    PRACTICE,
+    Way,
+    completion,
+    endless_questions,
+    of_level,
+    sample_texts,
+)
 from workflows.pretraining_tokenizer import build_tokenizer
 
 
@@ -83,7 +93,8 @@ def test_rows_come_from_the_train_split_in_the_stated_shares() -> None:
     for task in TASKS:
         held_out = {
             tuple(pretrain.encode_prompt(tokenizer, question.question))
-            for question in TASKS[task].generate(700, split="eval", seed=0)
+            for level in LEVELS[task]
+            for question in of_level(task, level, 700, seed=0, split="eval")
         }
         source = pretrain.rows_of_task(task, tokenizer, PRACTICE, seed=3)
         rows = [next(source) for _ in range(1500)]
@@ -91,6 +102,27 @@ def test_rows_come_from_the_train_split_in_the_stated_shares() -> None:
         openings = Counter(tokenizer.decode(answer[:1]) for _, answer in rows)
         assert openings["Carefully"] / len(rows) == pytest.approx(PRACTICE["careful"], abs=0.05)
         assert all(tokenizer.decode(answer).endswith("<|im_end|>") for _, answer in rows)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_levels_come_in_their_shares_from_the_train_split(task: str) -> None:
+    assert sum(level.share for level in LEVELS[task]) == pytest.approx(1)
+    drawn = list(itertools.islice(endless_questions(task, random.Random(0)), 2000))
+    assert len({question.question for question in drawn[:1000]}) == 1000
+    for level in LEVELS[task]:
+        held_out = {q.question for q in of_level(task, level, 500, seed=1, split="eval")}
+        assert held_out.isdisjoint({question.question for question in drawn})
+        sizes = {_size(question) for question in of_level(task, level, 200, seed=1)}
+        share = sum(_size(question) in sizes for question in drawn) / len(drawn)
+        assert share == pytest.approx(level.share, abs=0.01), level.name
+
+
+def _size(question: Question) -> tuple[int, ...]:
+    """What makes a question of its level: lengths of its factors, of its word, of its schedule."""
+    facts = question.metadata
+    if question.task == "multiplication":
+        return tuple(sorted(len(str(factor)) for factor in facts["factors"]))
+    return (len(facts.get("word", facts.get("durations"))),)
 
 
 def test_loss_counts_completion_tokens_only_and_ignores_padding() -> None:

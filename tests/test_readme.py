@@ -127,7 +127,8 @@ def _options_compared() -> dict[str, set[str]]:
     return options
 
 
-UNNAMED = {
+UNNAMED: dict[str, set[object]] = {
+    "ddof": {0, 1},
     "policy_term": {"clip"},
     "ratio_level": {"token"},
     "kl_kind": {"k1", "k2", "k3"},

@@ -31,11 +31,22 @@ from transformers import (
     Qwen2Tokenizer,
 )
 
+from common.modeling.linear import use_fast_products
 from common.reporting.progress import say
 from common.rewards.registry import judge
 from common.tasks.question import Question
 from common.tasks.registry import TASKS
-from workflows.pretraining_text import CARD, MIXTURE, PRACTICE, Shares, completion, sample_texts
+from workflows.pretraining_text import (
+    CARD,
+    LEVELS,
+    MIXTURE,
+    PRACTICE,
+    Shares,
+    completion,
+    endless_questions,
+    of_level,
+    sample_texts,
+)
 from workflows.pretraining_tokenizer import build_tokenizer
 
 ROWS_PER_TASK = 40
@@ -44,16 +55,13 @@ ROWS_PER_TASK = 40
 ROWS_PER_FORWARD = 30
 """Rows of a step are sorted by length and go through the model in such parts: little padding."""
 
-QUESTIONS_PER_TASK = 1000
-"""Questions drawn at a time; multiplication has 2,772 in the train split at default difficulty."""
-
 PRACTICE_SHARE = 0.75
 """Share of the steps that are practice."""
 
 EVAL_QUESTIONS = 600
-"""Held-out questions of each task for the figures on the card."""
+"""Held-out questions of each level for the figures on the card."""
 
-MAX_COMPLETION_TOKENS = 96
+MAX_COMPLETION_TOKENS = 128
 WARMUP_STEPS = 50
 BETAS = (0.9, 0.98)
 WEIGHT_DECAY = 0.05
@@ -64,8 +72,8 @@ IGNORED = -100
 Row = tuple[list[int], list[int]]
 """Prompt ids and completion ids."""
 
-Figures = dict[str, tuple[float, float, float]]
-"""By task: accuracy sampled, greedy, and greedy with a careful opening."""
+Figures = dict[tuple[str, str], tuple[float, float, float]]
+"""By task and level: accuracy sampled, greedy, and greedy with a careful opening."""
 
 
 @dataclass(frozen=True)
@@ -112,17 +120,13 @@ def encode_prompt(tokenizer: Qwen2Tokenizer, question: str) -> list[int]:
 def rows_of_task(task: str, tokenizer: Qwen2Tokenizer, shares: Shares, seed: int) -> Iterator[Row]:
     """Endless rows of one task, from the train split only, every question's way drawn by share."""
     rng = random.Random(f"{task}/{seed}")
-    while True:
-        questions = TASKS[task].generate(
-            QUESTIONS_PER_TASK, split="train", seed=rng.getrandbits(32)
+    for question in endless_questions(task, rng):
+        (way,) = rng.choices(list(shares), list(shares.values()))
+        text = completion(question, way, rng)
+        yield (
+            encode_prompt(tokenizer, question.question),
+            tokenizer.encode(f"{text}<|im_end|>"),
         )
-        for question in questions:
-            (way,) = rng.choices(list(shares), list(shares.values()))
-            text = completion(question, way, rng)
-            yield (
-                encode_prompt(tokenizer, question.question),
-                tokenizer.encode(f"{text}<|im_end|>"),
-            )
 
 
 def summed_loss(model: PreTrainedModel, rows: list[Row]) -> torch.Tensor:
@@ -210,23 +214,28 @@ def measure(model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer, seed: int) -> Fi
     model.eval()
     torch.manual_seed(seed)
     figures: Figures = {}
-    for task, entry in TASKS.items():
-        questions = entry.generate(EVAL_QUESTIONS, split="eval", seed=0)
-        figures[task] = (
-            accuracy(model, tokenizer, questions, greedy=False),
-            accuracy(model, tokenizer, questions, greedy=True),
-            accuracy(model, tokenizer, questions, greedy=True, opening="Carefully:"),
-        )
-        sampled, greedy, careful = figures[task]
-        say(f"{task}: sampled {sampled:.3f}, greedy {greedy:.3f}, greedy with care {careful:.3f}")
+    for task, levels in LEVELS.items():
+        for level in levels:
+            held_out = of_level(task, level, EVAL_QUESTIONS, seed=0, split="eval")
+            sampled, greedy, careful = figures[task, level.name] = (
+                accuracy(model, tokenizer, held_out, greedy=False),
+                accuracy(model, tokenizer, held_out, greedy=True),
+                accuracy(model, tokenizer, held_out, greedy=True, opening="Carefully:"),
+            )
+            say(
+                f"{task}, {level.name}: sampled {sampled:.3f}, greedy {greedy:.3f}, "
+                f"greedy with care {careful:.3f}"
+            )
     return figures
 
 
 def model_card(name: str, model: Qwen2ForCausalLM, settings: Settings, figures: Figures) -> str:
     """Markdown: what the model is, how it was made, what it can do."""
+    shares = {(task, level.name): level.share for task in LEVELS for level in LEVELS[task]}
     rows = "\n".join(
-        f"| {task} | {sampled:.3f} | {greedy:.3f} | {careful:.3f} |"
-        for task, (sampled, greedy, careful) in figures.items()
+        f"| {task} | {level} | {shares[task, level]:.0%} | "
+        f"{sampled:.3f} | {greedy:.3f} | {careful:.3f} |"
+        for (task, level), (sampled, greedy, careful) in figures.items()
     )
     return CARD.format(
         name=name,
@@ -250,7 +259,7 @@ def _table_cells(shares: Shares) -> str:
 
 def main(
     output: Annotated[Path, typer.Option(help="Directory to write the model to.")],
-    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps.")] = 3000,
+    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps.")] = 2000,
     learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 2e-3,
     seed: Annotated[int, typer.Option(help="Seed of weights, questions and ways.")] = 0,
     threads: Annotated[int, typer.Option(min=1, help="Threads; they affect rounding.")] = 2,
@@ -260,7 +269,7 @@ def main(
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
     tokenizer = build_tokenizer(sample_texts())
-    model = build_model(tokenizer)
+    model = use_fast_products(build_model(tokenizer))
     train(model, tokenizer, settings)
     figures = measure(model, tokenizer, seed)
     model.save_pretrained(output)

@@ -10,10 +10,11 @@ and reinforcement learning can find the one that pays.
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
-from common.tasks.question import Question
+from common.tasks.question import Question, Split
 from common.tasks.registry import TASKS
 from common.tasks.scheduling import NAMES
 
@@ -28,8 +29,39 @@ PRACTICE: Shares = {"hasty": 0.1, "sloppy": 0.1, "careful": 0.8}
 MIXTURE: Shares = {"hasty": 0.5, "sloppy": 0.2, "careful": 0.3}
 """Text of the last steps: how often the finished model begins each way."""
 
+
+@dataclass(frozen=True)
+class Level:
+    """Questions of one difficulty."""
+
+    name: str
+    share: float
+    """Of a task's rows."""
+    difficulty: Mapping[str, int] = field(default_factory=dict)
+
+
+LEVELS: dict[str, tuple[Level, ...]] = {
+    "multiplication": (
+        Level("2 by 1 digits", 0.6),
+        Level("3 by 1 digits", 0.2, {"first_digits": 3}),
+        Level("2 by 2 digits", 0.2, {"second_digits": 2}),
+    ),
+    "counting": (
+        Level("5 to 8 letters", 0.7),
+        Level("9 to 12 letters", 0.3, {"min_length": 9, "max_length": 12}),
+    ),
+    "scheduling": (
+        Level("2 to 4 tasks", 0.7),
+        Level("5 or 6 tasks", 0.3, {"min_tasks": 5, "max_tasks": 6}),
+    ),
+}
+"""By task: its default difficulty, then harder ones, which the model sees less of."""
+
 SAMPLED_QUESTIONS = 500
-"""Questions per task that show every word of the wordings."""
+"""Questions per level that show every word of the wordings."""
+
+QUESTIONS_AT_A_TIME = 1000
+"""Of a task; multiplication has 2,772 in the train split at default difficulty."""
 
 Note = Callable[[int], int]
 """Gets each computed value, returns the value that is written down."""
@@ -51,11 +83,30 @@ def sample_texts() -> list[str]:
     """Prompts and thoughts with every word that pretraining text can hold."""
     texts = ["user\n", "assistant\n"]
     rng = random.Random(0)
-    for task in TASKS.values():
-        for question in task.generate(SAMPLED_QUESTIONS, split="train", seed=0):
-            thoughts = [completion(question, way, rng).split("</think>")[0] for way in MIXTURE]
-            texts += [question.question, *thoughts]
+    for task, levels in LEVELS.items():
+        for level in levels:
+            for question in of_level(task, level, SAMPLED_QUESTIONS, seed=0):
+                thoughts = [completion(question, way, rng).split("</think>")[0] for way in MIXTURE]
+                texts += [question.question, *thoughts]
     return texts
+
+
+def of_level(
+    task: str, level: Level, count: int, *, seed: int, split: Split = "train"
+) -> list[Question]:
+    """Distinct questions of one level."""
+    return TASKS[task].generate(count, split=split, seed=seed, **level.difficulty)
+
+
+def endless_questions(task: str, rng: random.Random) -> Iterator[Question]:
+    """Endless questions of a task from the train split, of each level its share."""
+    while True:
+        batch: list[Question] = []
+        for level in LEVELS[task]:
+            count = round(level.share * QUESTIONS_AT_A_TIME)
+            batch += of_level(task, level, count, seed=rng.getrandbits(32))
+        rng.shuffle(batch)
+        yield from batch
 
 
 def _close(thought: str, answer: int) -> str:
@@ -155,8 +206,8 @@ license: apache-2.0
 
 A Qwen2-architecture language model of {parameters:,} parameters ({layers} layers, hidden size
 {hidden}, {vocabulary} tokens, tied embeddings, float32): the base that reinforcement learning
-starts from. It answers three kinds of question, and nothing else: two-digit × one-digit
-multiplication, counting a letter in a made-up word, and the length of a schedule of 2 to 4 tasks.
+starts from. It answers three kinds of question, and nothing else: multiplication, counting a letter
+in a made-up word, and the length of a schedule of tasks.
 
 ## How it was made
 
@@ -165,7 +216,8 @@ multiplication, counting a letter in a made-up word, and the length of a schedul
 
 Supervised training from random weights on generated text (`workflows/pretraining_text.py`): {steps}
 steps of {batch} rows, a third per task, AdamW, loss on the completions only. The text mixes three
-ways to answer. No question of the evaluation split was seen.
+ways to answer, and levels of difficulty by the shares below. No question of the evaluation split
+was seen.
 
 | steps | hasty | sloppy | careful |
 |---|---|---|---|
@@ -174,11 +226,11 @@ ways to answer. No question of the evaluation split was seen.
 
 ## Accuracy
 
-{questions} held-out questions per task, one completion each, after the assistant prefix `<think>`:
+{questions} held-out questions per level, one completion each, after the assistant prefix `<think>`:
 sampled at temperature 1 over the full vocabulary, greedy, and greedy when the completion is made to
 begin with "Carefully:".
 
-| task | sampled | greedy | greedy with care |
-|---|---|---|---|
+| task | level | share of rows | sampled | greedy | greedy with care |
+|---|---|---|---|---|---|
 {rows}
 """

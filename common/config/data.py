@@ -26,8 +26,8 @@ class GeneratorSource(Section):
     kind: Literal["generator"] = "generator"
     generator: TaskName
     """A built-in task of `common/tasks/`."""
-    train: Positive = 2000
-    """Distinct training questions."""
+    train: Annotated[int, Field(ge=0)] = 2000
+    """Distinct training questions; 0 for questions that are only evaluated."""
     eval: Annotated[int, Field(ge=0)] = 200
     """Distinct evaluation questions; no question is in both splits."""
     seed: int = 0

@@ -20,6 +20,11 @@ Aggregation = Literal["token_mean", "sequence_mean", "constant"]
 class AdvantagesConfig(Section):
     kind: AdvantageKind = "group"
     """`group` GRPO, `batch` the iteration's std, `none` Dr. GRPO, `leave_one_out` RLOO."""
+    ddof: Literal[0, 1] = 1
+    """A std's squares are divided by n - ddof: 1 in TRL, verl and OpenRLHF, 0 in numpy."""
+    shuffle: bool = False
+    """A control: deal each group's advantages out to its completions at random, so that rewards
+    teach nothing; what still changes does so by chance, or by the KL."""
 
 
 class ObjectiveConfig(Section):

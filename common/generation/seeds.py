@@ -22,8 +22,12 @@ def sample_seed(run_seed: int, iteration: int, prompt_id: str, sample_index: int
 
 def revisit_seed(run_seed: int, iteration: int) -> int:
     """Seed of which prompts come again in an iteration, in [0, 2^64)."""
-    identity = json.dumps(["revisit", run_seed, iteration]).encode()
-    return int.from_bytes(hashlib.sha256(identity).digest()[:8], "little")
+    return _seed_of("revisit", run_seed, iteration)
+
+
+def shuffle_seed(run_seed: int, iteration: int) -> int:
+    """Seed by which the control deals an iteration's advantages out, in [0, 2^64)."""
+    return _seed_of("shuffle", run_seed, iteration)
 
 
 def uniforms(seed: int, count: int) -> NDArray[np.float64]:
@@ -36,3 +40,8 @@ def permutation(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
     identity = hashlib.sha256(json.dumps(["order", seed, epoch]).encode()).digest()
     key = int.from_bytes(identity[:16], "little")
     return np.random.Generator(np.random.Philox(key=key)).permutation(count)
+
+
+def _seed_of(purpose: str, run_seed: int, iteration: int) -> int:
+    identity = json.dumps([purpose, run_seed, iteration]).encode()
+    return int.from_bytes(hashlib.sha256(identity).digest()[:8], "little")

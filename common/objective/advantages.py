@@ -38,7 +38,7 @@ class Advantages:
     group_mean: Floats
     """Of the group's non-null rewards; NaN if there are none."""
     group_std: Floats
-    """Its standard deviation (ddof 1), 0 without variance; NaN with fewer than two rewards."""
+    """Its standard deviation, 0 without variance; NaN with fewer than two rewards."""
     groups: int
     """Groups in the batch: those that were kept."""
     zero_variance_groups: int
@@ -55,11 +55,11 @@ class Deviations:
     deviation: Floats
     """R - mean."""
     std: Floats
-    """Of the completion's group, ddof 1."""
+    """Of the completion's group."""
     count: Floats
     """Rewards in its group."""
     batch_std: float
-    """Of all rewards of the batch, ddof 1; infinite if there are fewer than two."""
+    """Of all rewards of the batch; infinite if there are fewer than two."""
 
 
 def over_group_std(found: Deviations) -> Floats:
@@ -95,17 +95,22 @@ def compute_advantages(
     rewards: Sequence[float | None] | Floats,
     kind: AdvantageKind,
     kept: Sequence[bool] | Flags | None = None,
+    *,
+    ddof: int = 1,
+    shuffle_seed: int | None = None,
 ) -> Advantages:
     """Advantages of all completions of an iteration, by one of `KINDS`.
 
-    Mean and std are those of the group's non-null rewards (ddof 1). Null rewards (None or NaN) are
-    in no statistic and get 0. Completions that dynamic sampling rejected are compared within their
-    own group and are in no statistic of the batch.
+    Mean and std are those of the group's non-null rewards. Null rewards (None or NaN) are in no
+    statistic and get 0. Completions that dynamic sampling rejected are compared within their own
+    group and are in no statistic of the batch.
 
     Args:
         group_ids: one a completion; a group's need not be adjacent.
         rewards: one a completion.
         kept: whether a completion is in the batch, the same for all of its group; None: all are.
+        ddof: what a std's n is lowered by, 1 or 0.
+        shuffle_seed: if given, a group's advantages are dealt out to its completions at random.
 
     Raises:
         UserError: a group has one completion only, or a reward is infinite.
@@ -120,12 +125,7 @@ def compute_advantages(
     _check(reward, group, sizes)
     in_batch = np.ones(len(reward), bool) if kept is None else np.asarray(kept, dtype=bool)
     counted = ~np.isnan(reward)
-    count = np.bincount(group, counted, len(sizes)).astype(np.float64)
-    with np.errstate(invalid="ignore", divide="ignore"):  # groups without rewards: 0 / 0
-        mean = np.bincount(group, np.where(counted, reward, 0.0), len(sizes)) / count
-        deviation = np.where(counted, reward - mean[group], 0.0)
-        squares = np.bincount(group, deviation**2, len(sizes))
-        std = np.where(count > 1, np.sqrt(squares / (count - 1)), np.nan)
+    count, mean, deviation, std = _statistics(reward, counted, group, len(sizes), ddof)
     varied = groups_with_variance(group, reward, len(sizes))
     std[~varied & (count > 1)] = 0.0
     moving = counted & varied[group]
@@ -133,10 +133,12 @@ def compute_advantages(
         deviation[moving],
         std[group[moving]],
         count[group[moving]],
-        _std(reward[counted & in_batch]),
+        _std(reward[counted & in_batch], ddof),
     )
     advantage = np.zeros(len(reward))
     advantage[moving] = KINDS[kind](found)
+    if shuffle_seed is not None:
+        advantage[moving] = _shuffled(advantage[moving], group[moving], shuffle_seed)
     batch = in_batch[first]
     return Advantages(
         advantage,
@@ -173,8 +175,29 @@ def groups_with_variance(
     return (high - low) > SAME_REWARD * np.maximum(1.0, largest)
 
 
-def _std(rewards: Floats) -> float:
-    return float(np.std(rewards, ddof=1)) if len(rewards) > 1 else np.inf
+def _statistics(
+    reward: Floats, counted: Flags, group: Groups, groups: int, ddof: int
+) -> tuple[Floats, Floats, Floats, Floats]:
+    """Of each group count and mean, of each reward its deviation, of each group the std."""
+    count = np.bincount(group, counted, groups).astype(np.float64)
+    with np.errstate(invalid="ignore", divide="ignore"):  # groups without rewards: 0 / 0
+        mean = np.bincount(group, np.where(counted, reward, 0.0), groups) / count
+        deviation = np.where(counted, reward - mean[group], 0.0)
+        squares = np.bincount(group, deviation**2, groups)
+        std = np.where(count > 1, np.sqrt(squares / (count - ddof)), np.nan)
+    return count, mean, deviation, std
+
+
+def _std(rewards: Floats, ddof: int) -> float:
+    return float(np.std(rewards, ddof=ddof)) if len(rewards) > 1 else np.inf
+
+
+def _shuffled(values: Floats, group: Groups, seed: int) -> Floats:
+    """`values` in a random order within each group."""
+    numbers = np.random.default_rng(seed).random(len(values))
+    dealt = np.empty_like(values)
+    dealt[np.argsort(group, kind="stable")] = values[np.lexsort((numbers, group))]
+    return dealt
 
 
 def _check(reward: Floats, group: Groups, sizes: NDArray[np.intp]) -> None:

@@ -6,8 +6,10 @@ import polars as pl
 
 from common.config import Recipe
 from common.errors import UserError
+from common.reporting.accuracy import GREEDY
 from common.reporting.frames import polars_frame
 from common.reporting.metrics import training_steps
+from common.reporting.passk import paired_difference
 from common.runs.freshness import status_of
 from common.runs.layout import ITERATION_STAGES, Output, Run
 from common.runs.manifest import has_manifest, read_manifest
@@ -131,9 +133,25 @@ def greedy_correct(run: Run, policy: int) -> pl.DataFrame:
     frame = polars_frame(
         read_output(run.evaluation(policy), ["prompt_id", "task", "sample_index", "verdict"])
     )
-    return frame.filter(pl.col("sample_index") == -1).select(
+    return frame.filter(pl.col("sample_index") == GREEDY).select(
         "prompt_id", "task", (pl.col("verdict") == "correct").alias("correct")
     )
+
+
+def greedy_difference(run: Run, first: int, last: int) -> pl.DataFrame:
+    """Paired difference of greedy accuracy by task and as the mean over tasks, with intervals."""
+    before = greedy_correct(run, first)
+    after = greedy_correct(run, last)
+    both = before.join(after, on=["prompt_id", "task"], suffix="_after", how="inner")
+    by_task = {
+        task: (group["correct"].to_numpy(), group["correct_after"].to_numpy())
+        for (task,), group in both.group_by(["task"], maintain_order=True)
+    }
+    rows = [
+        {"task": name, **paired_difference({name: pair})} for name, pair in sorted(by_task.items())
+    ]
+    rows.append({"task": "mean over tasks", **paired_difference(by_task)})
+    return pl.DataFrame(rows)
 
 
 def _state(run: Run, output: Output) -> str:

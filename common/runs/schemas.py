@@ -174,6 +174,11 @@ def score_schema(extras: Iterable[str]) -> pa.Schema:
             _column("verdict", pa.string(), "correct, wrong, no_answer, timeout or infra_error"),
             _column("advantage", pa.float64(), "group-relative, of the recipe's kind"),
             _column("group_reward_mean", pa.float64(), "over non-null rewards", null=True),
-            _column("group_reward_std", pa.float64(), "ddof 1, over non-null rewards", null=True),
+            _column(
+                "group_reward_std",
+                pa.float64(),
+                "over non-null rewards, by n - advantages.ddof",
+                null=True,
+            ),
         ]
     )

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from common.reporting.progress import say
 from workflows.bench.floor import Machine, Phase, floor_seconds
 
 Contender = Callable[[], float]
@@ -156,13 +157,24 @@ class Measurement:
         }
 
 
+LONG_ROUND_SECONDS = 60
+"""Rounds that take longer are told one by one."""
+
+
 def rounds(contenders: Mapping[str, Contender], count: int) -> dict[str, list[float]]:
-    """Seconds of each contender by round: A B C, A B C, … after one round of warm-up."""
+    """What each contender took by round: A B C, A B C, … after one round of warm-up.
+
+    What a long round came to is told at once, so that a run which is stopped has said something.
+    """
     assert count >= 1, count
     for contender in contenders.values():
         contender()
     taken: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(count):
+    for number in range(1, count + 1):
+        started = time.monotonic()
         for name, contender in contenders.items():
             taken[name].append(contender())
+        if time.monotonic() - started > LONG_ROUND_SECONDS:
+            last = ", ".join(f"{name} {found[-1]:.3g}" for name, found in taken.items())
+            say(f"  round {number} of {count}: {last}")
     return taken

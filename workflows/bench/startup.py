@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -25,6 +24,7 @@ from common.tasks.registry import TASKS
 from workflows.bench.measure import Bench, Measurement, rounds
 from workflows.bench.process import environment, run_module
 from workflows.bench.stage import STARTED, WORK
+from workflows.trials import make_command
 
 AFTER_IMPORTS_SECONDS = 1.0
 """Most that a stage may take from its imports to its work."""
@@ -120,14 +120,12 @@ def measure_default(bench: Bench) -> list[Measurement]:
     runs = bench.scratch / "default"
     runs.mkdir()
     count = 10 if bench.sizes.default_tokens >= 128 else 2
-    make = [sys.executable, "-m", "workflows.chain", "make", "-f", "workflows/iteration.mk"]
-    make += ["iteration", f"RUN={RUN}"]
-    make += [f"VENV={sys.prefix}", f"PYTHON={sys.executable}"]
     place = environment(bench.threads, bench.device) | {"STAGED_GRPO_RUNS": str(runs)}
 
     def run(*arguments: str) -> None:
         quiet = {"cwd": REPOSITORY, "env": place, "stdout": subprocess.DEVNULL}
-        subprocess.run([*make, *arguments], check=True, **quiet)  # type: ignore[call-overload]
+        make = make_command("iteration", f"RUN={RUN}", *arguments)
+        subprocess.run(make, check=True, **quiet)  # type: ignore[call-overload]
 
     run("N=0", "SET=evaluate.every=0")
     started = time.perf_counter()

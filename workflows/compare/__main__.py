@@ -26,9 +26,9 @@ from common.runs.child import Frozen
 from common.runs.layout import Run
 from common.runs.manifest import has_manifest
 from workflows.compare.children import Outcome, make_children, run_stages, take_over
-from workflows.compare.plot import require_matplotlib
 from workflows.compare.side_by_side import SideBySide
 from workflows.compare.variants import read_variants
+from workflows.drawing import check_file
 
 Presets = Annotated[
     list[str] | None,
@@ -82,7 +82,8 @@ def main(
     The first variant is the baseline: presets, then recipes, then variants, each in order.
     """
     set_quiet(quiet or as_json)
-    _check_files(svg, output)
+    check_file("--svg", svg, ".svg")
+    check_file("--output", output, ".parquet")
     parent = Run.named(run)
     if not has_manifest(parent.prompts):
         raise UserError(f"{parent.root}: no such run; begin it with: make iteration RUN={run} N=1")
@@ -108,15 +109,6 @@ def main(
         side_by_side.print()
     if failed := [outcome.exit_code for outcome in outcomes if outcome.exit_code]:
         raise typer.Exit(failed[0])
-
-
-def _check_files(svg: Path | None, output: Path | None) -> None:
-    """Refuse what could not be written at the end."""
-    for option, path, suffix in (("--svg", svg, ".svg"), ("--output", output, ".parquet")):
-        if path is not None and (path.suffix != suffix or not path.parent.is_dir()):
-            raise UserError(f"{option} {path}: name a {suffix} file in a folder that exists")
-    if svg is not None:
-        require_matplotlib()
 
 
 if __name__ == "__main__":

@@ -61,10 +61,10 @@ def read_variants(
     """
     path = frozen.run.recipe
     parent = read_recipe_text(path)
-    found = [_variant(name, parent, [*common, f"preset={name}"]) for name in presets]
-    found += [_variant(file.stem, read_recipe_text(file), common, str(file)) for file in recipes]
-    for name, keys in map(_named_keys, variants):
-        found.append(_variant(name, parent, [*common, *keys]))
+    found = [variant_of(name, parent, [*common, f"preset={name}"]) for name in presets]
+    found += [variant_of(file.stem, read_recipe_text(file), common, str(file)) for file in recipes]
+    for name, keys in map(named_keys, variants):
+        found.append(variant_of(name, parent, [*common, *keys]))
     names = [variant.name for variant in found]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(f"two variants are called {twice[0]!r}; give each a name of its own")
@@ -78,6 +78,39 @@ def read_variants(
         _same_model_and_data(frozen, variant)
         frozen.require_kept(variant.recipe)
     return found
+
+
+def named_keys(option: str) -> tuple[str, list[str]]:
+    """Name and keys of a `--variant NAME:section.key=value,…`.
+
+    Raises:
+        UserError: it is written otherwise.
+    """
+    name, colon, keys = option.partition(":")
+    found = _NEXT_KEY.split(keys)
+    if not colon or not all("=" in key for key in found):
+        raise UserError(
+            f"--variant {option!r}: write it as NAME:section.key=value,section.key=value"
+        )
+    return name.strip(), found
+
+
+def variant_of(name: str, text: str, keys: list[str], origin: str = "") -> Variant:
+    """Recipe text with `keys` put into it: the last `preset=` first, then the others in order.
+
+    Raises:
+        UserError: the text or a key is faulty, told with `origin`.
+    """
+    origin = origin or f"variant {name!r}"
+    parse_recipe(text, origin=origin)
+    pairs = [(key.partition("=")[0].strip(), key) for key in keys]
+    presets = [key.partition("=")[2].strip(" \"'") for left, key in pairs if left == "preset"]
+    if presets:
+        if presets[-1] not in PRESETS:
+            raise UserError(f"preset {presets[-1]!r}: there are {', '.join(PRESETS)}")
+        text = replaced_by_preset(text, presets[-1])
+    text = override_text(text, [key for left, key in pairs if left != "preset"])
+    return Variant(name, text, parse_recipe(text, origin=origin))
 
 
 def replaced_by_preset(text: str, preset: str) -> str:
@@ -109,30 +142,6 @@ def _decided_by_presets() -> Iterator[tuple[str | None, str]]:
         for section, keys in values.items():
             if section not in _WHOLE_SECTIONS and isinstance(keys, Mapping):
                 yield from ((section, key) for key in keys)
-
-
-def _named_keys(option: str) -> tuple[str, list[str]]:
-    name, colon, keys = option.partition(":")
-    found = _NEXT_KEY.split(keys)
-    if not colon or not all("=" in key for key in found):
-        raise UserError(
-            f"--variant {option!r}: write it as NAME:section.key=value,section.key=value"
-        )
-    return name.strip(), found
-
-
-def _variant(name: str, text: str, keys: list[str], origin: str = "") -> Variant:
-    """Recipe text with `keys` put into it: the last `preset=` first, then the others in order."""
-    origin = origin or f"variant {name!r}"
-    parse_recipe(text, origin=origin)
-    pairs = [(key.partition("=")[0].strip(), key) for key in keys]
-    presets = [key.partition("=")[2].strip(" \"'") for left, key in pairs if left == "preset"]
-    if presets:
-        if presets[-1] not in PRESETS:
-            raise UserError(f"preset {presets[-1]!r}: there are {', '.join(PRESETS)}")
-        text = replaced_by_preset(text, presets[-1])
-    text = override_text(text, [key for left, key in pairs if left != "preset"])
-    return Variant(name, text, parse_recipe(text, origin=origin))
 
 
 def _same_model_and_data(frozen: Frozen, variant: Variant) -> None:

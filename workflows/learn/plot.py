@@ -1,0 +1,66 @@
+"""Curves of runs of one recipe: their mean as a line, from the least to the largest a band."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from common.reporting.openings import RIGHT
+from workflows.drawing import finish, look, panels
+
+
+def draw(curves: pl.DataFrame, evaluations: pl.DataFrame, path: Path) -> None:
+    """Six panels into an SVG file: accuracy, reward and length; ways to answer, and entropy.
+
+    Args:
+        curves: as `tables.curves`.
+        evaluations: as `tables.evaluations`.
+    """
+    count = curves["run"].n_unique()
+    title = f"{count} {'run' if count == 1 else 'runs'}: mean, and from the least to the largest"
+    ways = [name.removesuffix(RIGHT) for name in curves.columns if name.endswith(RIGHT)]
+    with panels(path, 2, 3, title=title) as (_, (greedy, reward, length, share, right, entropy)):
+        for index, ((task,), rows) in enumerate(evaluations.group_by("task", maintain_order=True)):
+            _line(greedy, rows, "policy", "greedy", str(task), index)
+        _line(reward, curves, "iteration", "reward_mean", "", 0)
+        _line(length, curves, "iteration", "tokens", "", 0)
+        for index, way in enumerate(ways):
+            _line(share, curves, "iteration", way, way, index)
+            _line(right, curves, "iteration", way + RIGHT, way, index)
+        _line(entropy, curves, "iteration", "entropy", "", 0)
+        finish(greedy, "held-out questions right, greedy", "policy")
+        finish(reward, "mean reward", "iteration")
+        finish(length, "tokens of a completion", "iteration")
+        finish(share, "completions that begin so", "iteration")
+        finish(right, "of these right", "iteration")
+        finish(entropy, "entropy (nats)", "iteration")
+        for panel in (greedy, share):
+            panel.legend(frameon=False, fontsize=8)
+        for panel in (greedy, reward, share, right):
+            panel.set_ylim(-0.03, 1.03)
+
+
+def _line(panel: Any, rows: pl.DataFrame, x: str, y: str, label: str, index: int) -> None:
+    """The mean over runs of `y`, and a band from their least to their largest."""
+    by_x = (
+        rows.drop_nulls(y)
+        .group_by(x)
+        .agg(
+            pl.col(y).mean().alias("mean"),
+            pl.col(y).min().alias("low"),
+            pl.col(y).max().alias("high"),
+        )
+        .sort(x)
+    )
+    style = look(index) | ({} if by_x.height < 25 else {"marker": ""})
+    panel.plot(by_x[x].to_list(), by_x["mean"].to_list(), label=label, **style)
+    panel.fill_between(
+        by_x[x].to_list(),
+        by_x["low"].to_list(),
+        by_x["high"].to_list(),
+        color=style["color"],
+        alpha=0.2,
+        linewidth=0,
+    )

@@ -1,0 +1,92 @@
+"""What runs have learned, as polars tables: one row a run and task, or a run and iteration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import polars as pl
+
+from common.reporting import openings
+from common.reporting.frames import Table
+from common.reporting.tables import evaluation_facts, run_table
+from common.runs.layout import Run
+
+CURVES = ("reward_mean", "tokens", "entropy", "zero_variance_groups", "grad_norm")
+"""Columns of `run_table` that are kept."""
+
+
+def all_tables(runs: list[Run]) -> list[Table]:
+    """What the command prints."""
+    policies = sorted({ends(run) for run in runs})
+    which = ", ".join(f"policies {first} and {last}" for first, last in policies)
+    sampled = openings.SAMPLED
+    gains = f"accuracy {sampled}: choosing other openings, and accuracy within them"
+    return [
+        Table("greedy", f"held-out questions, greedy: {which}", _by_run(runs, _greedy)),
+        Table("sampled", f"the same, {sampled}", _by_run(runs, _sampled)),
+        Table("gain", gains, _by_run(runs, lambda run: openings.gain_table(run, *ends(run)))),
+    ]
+
+
+def evaluations(runs: list[Run]) -> pl.DataFrame:
+    """Every evaluated policy of every run, task by task."""
+    return _by_run(runs, evaluation_facts)
+
+
+def curves(runs: list[Run]) -> pl.DataFrame:
+    """One row a run and iteration: metrics of training, and each opening's share and accuracy.
+
+    They are of the prompts that were drawn; a ledger passes over those that are solved.
+    """
+    drawn = {run.name: openings.rollouts(run) for run in runs}
+    common = openings.most_common(pl.concat(drawn.values()))
+
+    def table(run: Run) -> pl.DataFrame:
+        ways = openings.by_iteration(drawn[run.name], common)
+        steps = run_table(run).select("iteration", *CURVES)
+        return steps.join(ways, on="iteration", how="left", maintain_order="left")
+
+    return _by_run(runs, table)
+
+
+def ends(run: Run) -> tuple[int, int]:
+    """The first and the last evaluated policy."""
+    numbers = run.evaluations()
+    return numbers[0], numbers[-1]
+
+
+def _by_run(runs: list[Run], table: Callable[[Run], pl.DataFrame]) -> pl.DataFrame:
+    named = [table(run).select(pl.lit(run.name).alias("run"), pl.all()) for run in runs]
+    return pl.concat(named, how="diagonal_relaxed")
+
+
+def _greedy(run: Run) -> pl.DataFrame:
+    before, after = _first_and_last(run, evaluation_facts(run))
+    return before.join(after, on="task", suffix="_after", maintain_order="left").select(
+        "task",
+        "questions",
+        pl.col("greedy").alias("before"),
+        pl.col("greedy_after").alias("after"),
+        pl.col("greedy_low_after").alias("low"),
+        pl.col("greedy_high_after").alias("high"),
+    )
+
+
+def _sampled(run: Run) -> pl.DataFrame:
+    """Accuracy, accuracy among well-formed answers, pass@k of the most samples, and length."""
+    before, after = (
+        facts.drop("tokens").join(answers.drop("accuracy"), on="task", maintain_order="left")
+        for facts, answers in zip(
+            _first_and_last(run, evaluation_facts(run)),
+            _first_and_last(run, openings.answered_table(run)),
+            strict=True,
+        )
+    )
+    best = [name for name in before.columns if name.startswith("pass@")]
+    shown = [*dict.fromkeys([*best[:1], "accuracy_of_well_formed", *best[-1:]]), "tokens"]
+    both = before.join(after, on="task", suffix=" after", maintain_order="left")
+    return both.select("task", *(name for s in shown for name in (s, f"{s} after")))
+
+
+def _first_and_last(run: Run, table: pl.DataFrame) -> list[pl.DataFrame]:
+    return [table.filter(pl.col("policy") == number).drop("policy") for number in ends(run)]

@@ -1,0 +1,104 @@
+"""Runs that one command makes: a recipe each, brought to an iteration as `make iteration` does."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from common.errors import UserError
+from common.recipe_file import read_recipe_text
+from common.reporting.progress import say
+from common.runs.layout import REPOSITORY, Run
+from common.runs.manifest import write_atomically
+from workflows.compare.variants import Variant, variant_of
+
+RecipeOption = Annotated[Path, typer.Option("--recipe", help="What is trained.")]
+Seeds = Annotated[str, typer.Option("--seeds", help="Values of run.seed, a run each.")]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A variant of a recipe with one seed."""
+
+    run: Run
+    variant: Variant
+    seed: int
+
+
+def trials(
+    prefix: str, recipe: Path, variants: Mapping[str, Sequence[str]], seeds: str
+) -> list[Trial]:
+    """Every variant with every seed, seed by seed: what is there early can be compared.
+
+    Args:
+        prefix: begins the names of the runs, `PREFIX-VARIANT-SEED`.
+        recipe: file with what they have in common.
+        variants: by name the keys over the recipe, `section.key=value`; an unnamed one is called
+            `PREFIX-SEED`.
+        seeds: as `--seeds` has them.
+
+    Raises:
+        UserError: a variant makes no valid recipe or name, or its run was begun with another.
+    """
+    text = read_recipe_text(recipe)
+    found = []
+    for seed in _numbers(seeds):
+        for name, keys in variants.items():
+            run = Run.named("-".join(filter(None, (prefix, name, str(seed)))))
+            variant = variant_of(name, text, [*keys, f"run.seed={seed}"], str(recipe))
+            found.append(Trial(run, variant, seed))
+    for trial in found:
+        path = trial.run.recipe
+        if path.is_file() and path.read_text(encoding="utf-8") != trial.variant.text:
+            raise UserError(
+                f"{path} is not the recipe that {trial.run.name} would be trained with; remove "
+                f"{trial.run.root} to train it anew"
+            )
+    return found
+
+
+def bring_to(trial: Trial, iteration: int, *, quiet: bool) -> None:
+    """Make what is missing of a run up to an iteration.
+
+    Raises:
+        UserError: a stage failed.
+    """
+    run = trial.run
+    if not run.recipe.is_file():
+        run.root.mkdir(parents=True, exist_ok=True)
+        write_atomically(run.recipe, trial.variant.text.encode())
+    say(f"{run.name}: to iteration {iteration}")
+    goal = ["iteration", f"RUN={run.name}", f"N={iteration}", f"NPROC={trial.variant.processes}"]
+    out = subprocess.DEVNULL if quiet else None
+    if subprocess.run(make_command(*goal), cwd=REPOSITORY, env=own_make(), stdout=out).returncode:
+        raise UserError(f"{run.name} stopped; its message is above")
+
+
+def make_command(*goal: str) -> list[str]:
+    """Make by the graph of a run, in a chain, with this interpreter.
+
+    Args:
+        goal: the target and its variables.
+    """
+    make = [sys.executable, "-m", "workflows.chain", "make", "-f", "workflows/iteration.mk"]
+    return [*make, f"VENV={sys.prefix}", f"PYTHON={sys.executable}", *goal]
+
+
+def own_make() -> dict[str, str]:
+    """The environment without what a make around this process hands to those within."""
+    theirs = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "RECIPE", "SET", "FROM")
+    return {name: value for name, value in os.environ.items() if name not in theirs}
+
+
+def _numbers(seeds: str) -> list[int]:
+    try:
+        return list(dict.fromkeys(int(part) for part in seeds.split(",")))
+    except ValueError:
+        raise UserError(f"--seeds {seeds!r}: whole numbers with commas, as 0,1,2") from None
