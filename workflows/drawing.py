@@ -79,4 +79,4 @@ def finish(panel: Any, name: str, x_label: str) -> None:
 def legend_below(figure: Any, panel: Any) -> None:
     """One legend for all panels, with what this one shows."""
     handles, labels = panel.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=8, frameon=False)
+    figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False)

@@ -54,7 +54,8 @@ def comparison(steps: pl.DataFrame, accuracy: pl.DataFrame) -> pl.DataFrame:
 def title(steps: pl.DataFrame) -> str:
     """What the table is of."""
     seeds, iterations = steps["seed"].n_unique(), steps["iteration"].max()
-    return f"{iterations!s} iterations, {seeds} {'seed' if seeds == 1 else 'seeds'}"
+    count = f"{iterations!s} iterations, {seeds} {'seed' if seeds == 1 else 'seeds'}"
+    return f"{count}; differences to {steps['variant'][0]}"
 
 
 def interval(values: Sequence[float]) -> tuple[float, float, float]:

@@ -110,7 +110,7 @@ def opened(name: str) -> Run:
     if len(run.evaluations()) < 2:
         raise UserError(
             f"{run.root}: {len(run.evaluations())} of its policies are evaluated, and a comparison "
-            f"needs two: make evaluate N=0 RUN={name}; make evaluate N={run.last_policy()} "
+            f"needs two, such as 0 and {run.last_policy()}: make evaluate N={run.last_policy()} "
             f"RUN={name}"
         )
     return run

@@ -8,37 +8,44 @@ from typing import Any
 import polars as pl
 
 from common.reporting.openings import RIGHT
-from workflows.drawing import finish, look, panels
+from workflows.drawing import finish, legend_below, look, panels
+
+SELDOM = 0.02
+"""Share of completions below which an opening's accuracy is that of a few, and not drawn."""
 
 
 def draw(curves: pl.DataFrame, evaluations: pl.DataFrame, path: Path) -> None:
-    """Six panels into an SVG file: accuracy, reward and length; ways to answer, and entropy.
+    """Six panels into an SVG file: accuracy and length; ways to answer; entropy.
 
     Args:
         curves: as `tables.curves`.
         evaluations: as `tables.evaluations`.
     """
-    count = curves["run"].n_unique()
-    title = f"{count} {'run' if count == 1 else 'runs'}: mean, and from the least to the largest"
+    runs = curves["run"].unique(maintain_order=True).to_list()
+    title = runs[0] if len(runs) == 1 else f"{', '.join(runs)}: mean, least and largest"
     ways = [name.removesuffix(RIGHT) for name in curves.columns if name.endswith(RIGHT)]
-    with panels(path, 2, 3, title=title) as (_, (greedy, reward, length, share, right, entropy)):
+    with panels(path, 2, 3, title=title) as (
+        figure,
+        (greedy, sampled, length, share, right, entropy),
+    ):
         for index, ((task,), rows) in enumerate(evaluations.group_by("task", maintain_order=True)):
             _line(greedy, rows, "policy", "greedy", str(task), index)
-        _line(reward, curves, "iteration", "reward_mean", "", 0)
+        _line(sampled, curves, "iteration", "correct", "", 0)
         _line(length, curves, "iteration", "tokens", "", 0)
         for index, way in enumerate(ways):
             _line(share, curves, "iteration", way, way, index)
-            _line(right, curves, "iteration", way + RIGHT, way, index)
+            often = curves.filter(pl.col(way) >= SELDOM)
+            _line(right, often, "iteration", way + RIGHT, way, index)
         _line(entropy, curves, "iteration", "entropy", "", 0)
         finish(greedy, "held-out questions right, greedy", "policy")
-        finish(reward, "mean reward", "iteration")
+        finish(sampled, "training questions right, sampled", "iteration")
         finish(length, "tokens of a completion", "iteration")
         finish(share, "completions that begin so", "iteration")
         finish(right, "of these right", "iteration")
         finish(entropy, "entropy (nats)", "iteration")
-        for panel in (greedy, share):
-            panel.legend(frameon=False, fontsize=8)
-        for panel in (greedy, reward, share, right):
+        right.legend(frameon=False, fontsize=8)
+        legend_below(figure, greedy)
+        for panel in (greedy, sampled, share, right):
             panel.set_ylim(-0.03, 1.03)
 
 

@@ -11,7 +11,7 @@ from common.reporting.frames import Table
 from common.reporting.tables import evaluation_facts, run_table
 from common.runs.layout import Run
 
-CURVES = ("reward_mean", "tokens", "entropy", "zero_variance_groups", "grad_norm")
+CURVES = ("entropy", "kl", "zero_variance_groups", "grad_norm")
 """Columns of `run_table` that are kept."""
 
 
@@ -34,17 +34,22 @@ def evaluations(runs: list[Run]) -> pl.DataFrame:
 
 
 def curves(runs: list[Run]) -> pl.DataFrame:
-    """One row a run and iteration: metrics of training, and each opening's share and accuracy.
+    """One row a run and iteration: what was drawn and what training said of it.
 
-    They are of the prompts that were drawn; a ledger passes over those that are solved.
+    `correct` and `tokens` are means over all completions drawn, also of groups that dynamic
+    sampling left out of the batch; then each opening's share and accuracy. A ledger passes over
+    prompts that are solved, so with one `correct` is lower than it would be.
     """
     drawn = {run.name: openings.rollouts(run) for run in runs}
     common = openings.most_common(pl.concat(drawn.values()))
 
     def table(run: Run) -> pl.DataFrame:
+        answers = drawn[run.name].group_by("iteration", maintain_order=True)
+        means = answers.agg(pl.col("correct", "tokens").mean())
         ways = openings.by_iteration(drawn[run.name], common)
-        steps = run_table(run).select("iteration", *CURVES)
-        return steps.join(ways, on="iteration", how="left", maintain_order="left")
+        for other in (run_table(run).select("iteration", *CURVES), ways):
+            means = means.join(other, on="iteration", how="inner", maintain_order="left")
+        return means
 
     return _by_run(runs, table)
 
