@@ -108,7 +108,7 @@ def test_learn_and_ablation_refuse_what_belongs_to_a_single_run(make) -> None:  
         assert line.endswith(f"-m workflows.{target} '--seeds' '0' '--recipe' 'a.toml'")
         for given in ("N=3", "FROM=2", "RECIPE=a.toml", "SET=run.seed=1"):
             refusal = f"{target} takes no {given.partition('=')[0]}=: see make {target} ARGS=--help"
-            assert refusal in make(target, given, expect=2)
+            assert refusal in make("-n", target, given, expect=2)
 
 
 def test_tokens_takes_no_recipe_since_it_records_what_has_trained(make) -> None:  # type: ignore[no-untyped-def]
