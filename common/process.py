@@ -1,5 +1,5 @@
 """What a process changes about libraries before it works: memory it keeps, imports it spares, and
-how its threads wait."""
+how its threads wait. And how many cores it has for them."""
 
 from __future__ import annotations
 
@@ -25,6 +25,13 @@ these did not raise its peak."""
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # malloc.h
 _SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES", "LD_PRELOAD")
 """Of the environment; what is preloaded may be an allocator of its own."""
+
+
+def usable_cores() -> int:
+    """Cores that this process may use; a container or `taskset` leaves it fewer than there are."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def wait_briefly(environment: MutableMapping[str, str]) -> None:

@@ -8,6 +8,7 @@ import tomllib
 from typing import Any
 
 import pytest
+from question_files import unreadable_golds
 
 from common.config import GymSource, RewardsConfig
 from common.errors import MissingToolError, UserError
@@ -24,17 +25,22 @@ def texts(prompts: list[Prompt]) -> list[str]:
     return [prompt.question for prompt in prompts]
 
 
+def read(task: str, source: GymSource) -> tuple[list[Prompt], list[Prompt], list[str]]:
+    notices: list[str] = []
+    train, held_out = read_gym(task, source, unreadable_golds, notices)
+    return train, held_out, notices
+
+
 def test_questions_are_distinct_and_apart_and_the_same_each_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # This data set goes through a set of strings, whose order is another in each process.
     source = GymSource(dataset="isomorphic_strings", train=60, eval=20, seed=3)
-    notices: list[str] = []
-    train, held_out = read_gym("strings", source, notices)
+    train, held_out, notices = read("strings", source)
     assert (len(train), len(held_out), notices) == (60, 20, [])
     assert len({*texts(train), *texts(held_out)}) == 80
     monkeypatch.setenv("PYTHONHASHSEED", "77")
-    fewer, same = read_gym("strings", source.model_copy(update={"train": 10}), [])
+    fewer, same, _ = read("strings", source.model_copy(update={"train": 10}))
     assert [prompt.prompt_id for prompt in same] == [prompt.prompt_id for prompt in held_out]
     assert texts(fewer) == texts(train[:10])
     first = train[0]
@@ -66,7 +72,7 @@ def test_a_data_set_without_enough_questions_says_how_many_it_has() -> None:
     assert end["faulty"] == 0 and end["drawn"] < 4000
     source = GymSource(dataset="chain_sum", train=190, eval=20, config=EASY)
     with pytest.raises(UserError, match=r"train = 190 and eval = 20.* gave 200 distinct") as said:
-        read_gym("sums", source, [])
+        read("sums", source)
     assert "data.sums.config" in str(said.value)
 
 
@@ -78,14 +84,13 @@ def test_a_data_set_that_makes_all_entries_at_once_is_made_anew() -> None:
 
 
 def test_entries_that_cannot_tell_right_from_wrong_are_left_out() -> None:
-    notices: list[str] = []
     source = GymSource(dataset="intermediate_integration", train=18, eval=2, seed=123)
-    train, held_out = read_gym("integrals", source, notices)
+    train, held_out, notices = read("integrals", source)
     assert len(train + held_out) == 20
     assert not any("Integral" in json.loads(p.answer)["answer"] for p in train + held_out)
     assert notices and "left out" in notices[0] and "scores its own answer 0" in notices[0]
     with pytest.raises(UserError, match=r"scores any answer 1 .*; take another data set"):
-        read_gym("life", GymSource(dataset="game_of_life_halting", train=5, eval=0), [])
+        read("life", GymSource(dataset="game_of_life_halting", train=5, eval=0))
 
 
 @pytest.mark.parametrize(
@@ -109,14 +114,14 @@ def test_impossible_sources(dataset: str, config: dict[str, Any], says: str) -> 
 
 def test_an_error_in_the_drawing_process_reaches_the_user() -> None:
     with pytest.raises(UserError, match="did you mean 'min_terms'"):
-        read_gym("sums", GymSource(dataset="chain_sum", config={"min_term": 2}), [])
+        read("sums", GymSource(dataset="chain_sum", config={"min_term": 2}))
 
 
 def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "reasoning_gym", None)
     hint = "make extras"
     with pytest.raises(MissingToolError, match=hint):
-        read_gym("sums", GymSource(dataset="chain_sum"), [])
+        read("sums", GymSource(dataset="chain_sum"))
     with pytest.raises(MissingToolError, match=hint):
         gym_answer.require(RewardsConfig())
 
@@ -132,10 +137,26 @@ def test_neither_rule_nor_source_imports_the_package_before_it_is_needed() -> No
     assert subprocess.run([sys.executable, "-c", code], env=environment).returncode == 0
 
 
-def test_the_recipe_draws() -> None:
-    path = REPOSITORY / "workflows" / "recipes" / "reasoning-gym.toml"
+def test_another_rule_judges_by_the_answer_that_the_data_set_gives() -> None:
+    source = GymSource(dataset="chain_sum", train=8, eval=2, config=EASY, verify_type="LAST_NUMBER")
+    train, held_out, _ = read("sums", source)
+    for prompt in train + held_out:
+        first, sign, second = prompt.question.split(": ")[1].removesuffix(" =").split()
+        result = int(first) + int(second) * (1 if sign == "+" else -1)
+        assert (prompt.verify_type, prompt.answer) == ("LAST_NUMBER", str(result))
+
+
+@pytest.mark.parametrize("dataset", ["spell_backward", "knight_swap"])
+def test_an_answer_that_the_other_rule_cannot_read(dataset: str) -> None:
+    source = GymSource(dataset=dataset, train=4, eval=0, verify_type="LAST_NUMBER")
+    with pytest.raises(UserError, match=rf"verify_type = 'LAST_NUMBER': the answer .*{dataset} at"):
+        read("words", source)
+
+
+@pytest.mark.parametrize("name", ["reasoning-gym.toml", "sums-smollm2.toml"])
+def test_the_recipes_draw(name: str) -> None:
+    path = REPOSITORY / "workflows" / "recipes" / name
     for task, source in tomllib.loads(path.read_text(encoding="utf-8"))["data"].items():
         asked = GymSource.model_validate(source)
-        notices: list[str] = []
-        train, held_out = read_gym(task, asked, notices)
+        train, held_out, notices = read(task, asked)
         assert (len(train), len(held_out), notices) == (asked.train, asked.eval, [])

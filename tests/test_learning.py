@@ -68,7 +68,8 @@ def ablation(tmp_path_factory: pytest.TempPathFactory) -> Ablation:
     output = folder / "ablation.parquet"
     options = ["--recipe", str(recipe), "--only", "default", "--seeds", "3"]
     options += ["--variant", "shuffled:advantages.shuffle=true"]
-    options += ["--iterations", str(ITERATIONS), "--output", str(output), "--json"]
+    options += ["--iterations", str(ITERATIONS), "--jobs", "2"]
+    options += ["--output", str(output), "--json"]
     table = json.loads(run("workflows.ablation", *options).stdout)
     return Ablation(run, recipe, output, table, folder)
 
@@ -152,7 +153,13 @@ def test_runs_are_put_side_by_side(ablation: Ablation) -> None:
     files = ("--svg", str(svg), "--output", str(curves))
     printed = ablation.run("workflows.learn", *runs, *files, "--json").stdout
     tables = json.loads(printed)
-    assert [row["run"] for row in tables["greedy"]] == [runs[1]] * 3 + [runs[3]] * 3
+    assert [row["run"] for row in tables["greedy"]] == [runs[1]] * 4 + [runs[3]] * 4
+    *tasks, mean = tables["greedy"][:4]
+    assert (mean["task"], mean["after_low"]) == ("mean over tasks", None)
+    for row in tasks:
+        assert row["after_low"] <= row["after"] <= row["after_high"]
+        assert row["difference"] == pytest.approx(row["after"] - row["before"])
+        assert row["difference_low"] <= row["difference"] <= row["difference_high"]
     assert {"pass@1", "pass@2 after", "tokens"} <= tables["sampled"][0].keys()
     assert svg.read_text().startswith("<?xml")
     assert pl.read_parquet(curves)["iteration"].to_list() == [1, 2, 1, 2]
@@ -160,6 +167,26 @@ def test_runs_are_put_side_by_side(ablation: Ablation) -> None:
     assert "choosing other openings" in alone.stdout
     nobody = ablation.run("workflows.learn", "--run", "nobody", expect=2)
     assert "no such run; make iteration" in nobody.stderr
+
+
+def test_a_recipe_is_learned_in_runs_of_its_name(ablation: Ablation) -> None:
+    recipe = ablation.folder / "tiny.toml"
+    recipe.write_text(ablation.recipe.read_text().replace("every = 10", "every = 1"))
+    options = ("--recipe", str(recipe), "--seeds", "5")
+    done = ablation.run("workflows.learn", *options, "--iterations", "1", "--json")
+    assert {row["run"] for row in json.loads(done.stdout)["greedy"]} == {"tiny-5"}
+    assert Run(ablation.folder / "tiny-5").evaluations() == [0, 1]
+    recipe.write_text(recipe.read_text().replace("every = 1", "every = 2"))
+    odd = ablation.run("workflows.learn", *options, "--iterations", "1", expect=2)
+    assert "policy 1 would not be evaluated" in odd.stderr
+
+
+def test_a_run_that_stops_is_told_and_the_others_are_made(ablation: Ablation) -> None:
+    options = ["--recipe", str(ablation.recipe), "--only", "default", "--seeds", "3"]
+    options += ["--iterations", str(ITERATIONS), "--variant", "lost:model.path=nowhere"]
+    done = ablation.run("workflows.ablation", *options, "--json", expect=2)
+    assert [row["variant"] for row in json.loads(done.stdout)] == ["default"]
+    assert "ablation-lost-3 stopped; its message is above" in done.stderr
 
 
 @st.composite

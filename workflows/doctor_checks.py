@@ -64,8 +64,10 @@ def check_python() -> Finding:
 
 
 def check_machine() -> Finding:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return Finding("ok", f"{platform.platform()}, {cores} cores, {_gib(_memory())} of memory")
+    from common.process import usable_cores
+
+    cores, memory = usable_cores(), _gib(_memory())
+    return Finding("ok", f"{platform.platform()}, {cores} cores, {memory} of memory")
 
 
 def check_packages() -> Finding:

@@ -6,13 +6,16 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from common.errors import UserError
+from common.process import usable_cores
 from common.recipe_file import read_recipe_text
 from common.reporting.progress import say
 from common.runs.layout import REPOSITORY, Run
@@ -21,6 +24,9 @@ from workflows.compare.variants import Variant, variant_of
 
 RecipeOption = Annotated[Path, typer.Option("--recipe", help="What is trained.")]
 Seeds = Annotated[str, typer.Option("--seeds", help="Values of run.seed, a run each.")]
+Jobs = Annotated[
+    int, typer.Option("--jobs", min=1, help="Runs at a time, each with its share of the cores.")
+]
 
 
 @dataclass(frozen=True)
@@ -64,12 +70,25 @@ def trials(
     return found
 
 
-def bring_to(trial: Trial, iteration: int, *, quiet: bool) -> None:
-    """Make what is missing of a run up to an iteration.
+def bring_to(chosen: Sequence[Trial], iteration: int, *, jobs: int, quiet: bool) -> list[str]:
+    """Make what is missing of runs up to an iteration.
 
-    Raises:
-        UserError: a stage failed.
+    Args:
+        jobs: how many runs go on at a time, each with its share of the cores.
+
+    Returns:
+        Of each trial what stopped it, empty if nothing did.
     """
+    with ThreadPoolExecutor(jobs) as pool:
+        try:
+            bring = partial(_bring_one, iteration=iteration, jobs=jobs, quiet=quiet)
+            return list(pool.map(bring, chosen))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _bring_one(trial: Trial, iteration: int, jobs: int, quiet: bool) -> str:
     run = trial.run
     if not run.recipe.is_file():
         run.root.mkdir(parents=True, exist_ok=True)
@@ -77,8 +96,10 @@ def bring_to(trial: Trial, iteration: int, *, quiet: bool) -> None:
     say(f"{run.name}: to iteration {iteration}")
     goal = ["iteration", f"RUN={run.name}", f"N={iteration}", f"NPROC={trial.variant.processes}"]
     out = subprocess.DEVNULL if quiet else None
-    if subprocess.run(make_command(*goal), cwd=REPOSITORY, env=own_make(), stdout=out).returncode:
-        raise UserError(f"{run.name} stopped; its message is above")
+    share = {} if jobs == 1 else {"OMP_NUM_THREADS": str(max(1, usable_cores() // jobs))}
+    environment = own_make() | share
+    made = subprocess.run(make_command(*goal), cwd=REPOSITORY, env=environment, stdout=out)
+    return f"{run.name} stopped; its message is above" if made.returncode else ""
 
 
 def make_command(*goal: str) -> list[str]:

@@ -90,6 +90,9 @@ class GymSource(Section):
     """Which of the data set's questions are drawn."""
     config: dict[str, Any] = Field(default_factory=dict)
     """The data set's own keys, checked by reasoning-gym."""
+    verify_type: VerifyType = "REASONING_GYM"
+    """The rule that judges: by default the data set itself scores what is between answer tags;
+    any other compares with the answer that the data set gives."""
 
 
 Source = Annotated[GeneratorSource | DatasetSource | GymSource, Field(discriminator="kind")]

@@ -12,6 +12,7 @@ from types import TracebackType
 
 from common.config import RewardsConfig
 from common.errors import UserError
+from common.process import usable_cores
 from common.rewards.pool import Job, Pool
 from common.rewards.registry import (
     check_gold,
@@ -244,9 +245,4 @@ def needed_columns(rewards: RewardsConfig) -> dict[str, str]:
 
 def default_workers() -> int:
     """One process for each core that is ours, shared with the other ranks of torchrun."""
-    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    if hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0))
-    else:
-        cores = os.cpu_count() or 1
-    return max(1, cores // ranks)
+    return max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))

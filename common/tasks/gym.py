@@ -1,7 +1,8 @@
 """Questions of reasoning-gym's data sets (https://github.com/open-thought/reasoning-gym).
 
 Each question's answer is the whole entry, which the verify type REASONING_GYM lets the data set
-score. The package is not imported here: a process of its own draws (`gym_draw.py`).
+score; under another verify type it is the answer that the entry gives. The package is not imported
+here: a process of its own draws (`gym_draw.py`).
 """
 
 from __future__ import annotations
@@ -21,14 +22,15 @@ from common.config import GymSource
 from common.errors import MissingToolError, UserError
 from common.reporting.progress import bar, say
 from common.runs.layout import REPOSITORY
-from common.tasks.prompts import Prompt
+from common.tasks.prompts import Prompt, UnreadableGolds
 
-VERIFY_TYPE = "REASONING_GYM"
 SAMPLE_SECONDS, LONG_SECONDS = 3.0, 30.0
 """A draw that by its first seconds will take longer than the second number is announced."""
 
 
-def read_gym(task: str, source: GymSource, notices: list[str]) -> tuple[list[Prompt], list[Prompt]]:
+def read_gym(
+    task: str, source: GymSource, unreadable_golds: UnreadableGolds, notices: list[str]
+) -> tuple[list[Prompt], list[Prompt]]:
     """Distinct questions for training and for evaluation.
 
     The evaluation questions are the first ones, so that asking for more training questions leaves
@@ -37,8 +39,8 @@ def read_gym(task: str, source: GymSource, notices: list[str]) -> tuple[list[Pro
 
     Raises:
         MissingToolError: reasoning-gym is not installed.
-        UserError: the data set does not exist, refuses its config, fails, or has too few distinct
-            questions.
+        UserError: the data set does not exist, refuses its config, fails, has too few distinct
+            questions, or answers that the verify type cannot read.
     """
     if find_spec("reasoning_gym") is None:
         raise MissingToolError(f"data.{task} needs the package reasoning-gym: `make extras`")
@@ -52,7 +54,8 @@ def read_gym(task: str, source: GymSource, notices: list[str]) -> tuple[list[Pro
         )
     if len(lines) < count:
         raise UserError(_too_few(task, source, len(lines), end))
-    prompts = [_prompt(task, source.dataset, line) for line in lines]
+    prompts = [_prompt(task, source, line) for line in lines]
+    _check_golds(task, source, prompts, unreadable_golds)
     return prompts[source.eval :], prompts[: source.eval]
 
 
@@ -113,18 +116,37 @@ def _drawing(request: dict[str, Any], complaints: IO[bytes]) -> Iterator[subproc
             process.kill()
 
 
-def _prompt(task: str, dataset: str, line: dict[str, Any]) -> Prompt:
-    metadata = {"dataset": dataset, "index": line["index"]}
+def _prompt(task: str, source: GymSource, line: dict[str, Any]) -> Prompt:
+    metadata = {"dataset": source.dataset, "index": line["index"]}
     if line["difficulty"] is not None:
         metadata["difficulty"] = line["difficulty"]
     return Prompt(
         task=task,
         messages=[{"role": "user", "content": line["question"]}],
-        answer=line["answer"],
-        verify_type=VERIFY_TYPE,
+        answer=line["entry"] if _scores_itself(source) else line["answer"] or "",
+        verify_type=source.verify_type,
         metadata=metadata,
         where=f"data.{task}",
     )
+
+
+def _scores_itself(source: GymSource) -> bool:
+    return source.verify_type == "REASONING_GYM"
+
+
+def _check_golds(
+    task: str, source: GymSource, prompts: list[Prompt], unreadable_golds: UnreadableGolds
+) -> None:
+    if _scores_itself(source):
+        return  # the drawing process left out what cannot be scored
+    wrong = unreadable_golds([(prompt.verify_type, prompt.answer) for prompt in prompts])
+    for prompt, reason in zip(prompts, wrong, strict=True):
+        if reason:
+            raise UserError(
+                f"data.{task}.verify_type = {source.verify_type!r}: the answer {prompt.answer!r} "
+                f"of {source.dataset} at index {prompt.metadata['index']} {reason}; take another "
+                "rule, or leave it out to let the data set score"
+            )
 
 
 def _too_few(task: str, source: GymSource, found: int, end: dict[str, Any]) -> str:

@@ -4,9 +4,10 @@ It is a process of its own because some data sets print, and because some draw i
 set, which only a process with a fixed `PYTHONHASHSEED` repeats. It reads one JSON request from
 standard input, {"task", "dataset", "config", "seed", "count"}, and writes JSON lines:
 
-    {"question", "answer", "index", "difficulty"}   a question and its gold
-    {"drawn", "faulty", "fault"}                    at the end: entries looked at and left out, why
-    {"error"}                                       instead, if the recipe asks for the impossible
+    {"question", "entry", "answer", "index", "difficulty"}
+                                 a question, the entry that scores it, its answer if it gives one
+    {"drawn", "faulty", "fault"} at the end: entries looked at and left out, why
+    {"error"}                    instead, if the recipe asks for the impossible
 """
 
 from __future__ import annotations
@@ -79,7 +80,8 @@ def draw(
 def _line(entry: Entry, index: int) -> dict[str, Any]:
     return {
         "question": entry.values["question"],
-        "answer": entry.write(),
+        "entry": entry.write(),
+        "answer": entry.own_answer(),
         "index": index,
         "difficulty": entry.values["metadata"].get("difficulty"),
     }

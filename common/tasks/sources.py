@@ -51,7 +51,7 @@ def read_sources(data: Mapping[str, Source], unreadable_golds: UnreadableGolds) 
             if isinstance(source, GeneratorSource):
                 _generate(task, source, prompts)
             elif isinstance(source, GymSource):
-                train, held_out = read_gym(task, source, prompts.notices)
+                train, held_out = read_gym(task, source, unreadable_golds, prompts.notices)
                 prompts.train += train
                 prompts.eval += held_out
             else:

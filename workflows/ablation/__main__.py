@@ -8,7 +8,7 @@ Every run is an ordinary one, brought to its iteration by `make iteration`: kill
 it goes on. Policies 0 and N are evaluated.
 
     python -m workflows.ablation --output data/results/ablation.parquet
-    python -m workflows.ablation --only default,gspo --seeds 0 --iterations 10
+    python -m workflows.ablation --only default,gspo --seeds 0 --iterations 10 --jobs 2
     python -m workflows.ablation --only default --variant faster:train.learning_rate=4e-4
     python -m workflows.ablation --read data/results/ablation.parquet     # its table again
 """
@@ -34,7 +34,7 @@ from workflows.ablation import tables
 from workflows.ablation.factors import FACTORS
 from workflows.compare.variants import named_keys
 from workflows.drawing import check_file
-from workflows.trials import RecipeOption, Seeds, Trial, bring_to, trials
+from workflows.trials import Jobs, RecipeOption, Seeds, Trial, bring_to, trials
 
 Only = Annotated[str, typer.Option("--only", help=f"Of {', '.join(FACTORS)}.")]
 Variants = Annotated[
@@ -54,6 +54,7 @@ def main(
     variant: Variants = None,
     seeds: Seeds = "0,1,2",
     iterations: Iterations = 40,
+    jobs: Jobs = 1,
     output: OutputPath = None,
     read: ReadPath = None,
     quiet: Quiet = False,
@@ -72,7 +73,7 @@ def main(
             name: [*common, *keys] for name, keys in variants_of(only, variant or []).items()
         }
         chosen = trials("ablation", recipe, variants, seeds)
-        made, failed = train(chosen, iterations, quiet=quiet or as_json)
+        made, failed = train(chosen, iterations, jobs=jobs, quiet=quiet or as_json)
         steps, accuracy = collect(made, iterations)
         if output is not None:
             write_atomically(output, encode_parquet(steps.to_arrow()))
@@ -86,20 +87,17 @@ def main(
         raise UserError("\n".join(failed))
 
 
-def train(chosen: list[Trial], iterations: int, *, quiet: bool) -> tuple[list[Trial], list[str]]:
+def train(
+    chosen: list[Trial], iterations: int, *, jobs: int, quiet: bool
+) -> tuple[list[Trial], list[str]]:
     """Bring all trials to the last iteration: those that were, and what stopped the others.
 
     Raises:
         UserError: none was.
     """
-    made: list[Trial] = []
-    failed: list[str] = []
-    for trial in chosen:
-        try:
-            bring_to(trial, iterations, quiet=quiet)
-            made.append(trial)
-        except UserError as error:
-            failed.append(str(error))
+    stops = bring_to(chosen, iterations, jobs=jobs, quiet=quiet)
+    made = [trial for trial, stop in zip(chosen, stops, strict=True) if not stop]
+    failed = [stop for stop in stops if stop]
     if not made:
         raise UserError("\n".join(failed))
     return made, failed

@@ -1,8 +1,8 @@
 """learn: a recipe trained with several seeds, and what was learned, as tables and one picture.
 
 Reads   a recipe
-Writes  data/runs/learn-SEED; --svg the picture, --output what it is drawn from: a Parquet row a
-        run and iteration
+Writes  data/runs/NAME-SEED by the recipe's name; --svg the picture, --output what it is drawn
+        from: a Parquet row a run and iteration
 
 Accuracy on held-out questions before and after, how much of the gain is another choice among the
 ways to answer and how much is accuracy within them, and how all of it moved from iteration to
@@ -10,6 +10,7 @@ iteration. Every run is an ordinary one, brought to its iteration as `make itera
 and called again it goes on.
 
     python -m workflows.learn --svg learn.svg
+    python -m workflows.learn --recipe workflows/recipes/sums-smollm2.toml --seeds 0
     python -m workflows.learn --run demo            # look at runs that are there; train nothing
 """
 
@@ -32,7 +33,7 @@ from common.runs.shards import encode_parquet
 from workflows.drawing import check_file
 from workflows.learn import tables
 from workflows.learn.plot import draw
-from workflows.trials import RecipeOption, Seeds, bring_to, trials
+from workflows.trials import Jobs, RecipeOption, Seeds, bring_to, trials
 
 RECIPE = DEFAULT_RECIPE.with_name("learn.toml")
 
@@ -52,6 +53,7 @@ def main(
     recipe: RecipeOption = RECIPE,
     seeds: Seeds = "0,1,2",
     iterations: Iterations = None,
+    jobs: Jobs = 1,
     run: Runs = None,
     svg: Svg = None,
     output: OutputPath = None,
@@ -63,7 +65,7 @@ def main(
     set_quiet(quiet or as_json)
     check_file("--svg", svg, ".svg")
     check_file("--output", output, ".parquet")
-    names = list(dict.fromkeys(run or trained(recipe, seeds, iterations, quiet or as_json)))
+    names = list(dict.fromkeys(run or trained(recipe, seeds, iterations, jobs, quiet or as_json)))
     runs = [opened(name) for name in names]
     found = tables.all_tables(runs)
     if output is not None or svg is not None:
@@ -79,7 +81,7 @@ def main(
             print_table(table.frame, title=table.title)
 
 
-def trained(recipe: Path, seeds: str, iterations: int | None, quiet: bool) -> list[str]:
+def trained(recipe: Path, seeds: str, iterations: int | None, jobs: int, quiet: bool) -> list[str]:
     """Bring a run of each seed to its last iteration; their names.
 
     Raises:
@@ -92,9 +94,9 @@ def trained(recipe: Path, seeds: str, iterations: int | None, quiet: bool) -> li
             f"{recipe}: evaluate.every = {every}, so policy {last} would not be evaluated; let "
             "--iterations be a multiple of it"
         )
-    chosen = trials("learn", recipe, {"": ()}, seeds)
-    for trial in chosen:
-        bring_to(trial, last, quiet=quiet)
+    chosen = trials(recipe.stem, recipe, {"": ()}, seeds)
+    if stops := [stop for stop in bring_to(chosen, last, jobs=jobs, quiet=quiet) if stop]:
+        raise UserError("\n".join(stops))
     return [trial.run.name for trial in chosen]
 
 

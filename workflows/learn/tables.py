@@ -8,7 +8,7 @@ import polars as pl
 
 from common.reporting import openings
 from common.reporting.frames import Table
-from common.reporting.tables import evaluation_facts, run_table
+from common.reporting.tables import evaluation_facts, greedy_difference, run_table
 from common.runs.layout import Run
 
 CURVES = ("entropy", "kl", "zero_variance_groups", "grad_norm")
@@ -66,14 +66,16 @@ def _by_run(runs: list[Run], table: Callable[[Run], pl.DataFrame]) -> pl.DataFra
 
 
 def _greedy(run: Run) -> pl.DataFrame:
-    before, after = _first_and_last(run, evaluation_facts(run))
-    return before.join(after, on="task", suffix="_after", maintain_order="left").select(
-        "task",
-        "questions",
-        pl.col("greedy").alias("before"),
-        pl.col("greedy_after").alias("after"),
-        pl.col("greedy_low_after").alias("low"),
-        pl.col("greedy_high_after").alias("high"),
+    """Accuracy after with its interval, and the difference, question by question, with its own."""
+    first, last = ends(run)
+    after = evaluation_facts(run).filter(pl.col("policy") == last)
+    of_after = after.select(
+        "task", pl.col("greedy_low").alias("after_low"), pl.col("greedy_high").alias("after_high")
+    )
+    difference = greedy_difference(run, first, last)
+    return difference.join(of_after, on="task", how="left", maintain_order="left").select(
+        *("task", "questions", "before", "after", "after_low", "after_high"),
+        *("difference", pl.col("low", "high").name.prefix("difference_")),
     )
 
 
