@@ -8,6 +8,7 @@ python -m stages.show rewards --run demo --iteration 3
 python -m stages.show rewards --run demo --iteration 3 --against rescored.parquet
 python -m stages.show ledger --run demo
 python -m stages.show openings --run demo
+python -m stages.show answers --run demo --change gained
 python -m stages.show gap --run demo --iteration 3
 python -m stages.show tokens --run demo --iteration 3
 """
@@ -25,6 +26,8 @@ from common.command import Context, Debug, Iteration, Json, RunName, launch, ope
 from common.errors import UserError
 from common.reporting import reward_changes, tables
 from common.reporting import rewards as reward_tables
+from common.reporting.accuracy import GREEDY
+from common.reporting.answers import answers_table, selected
 from common.reporting.frames import Table, first_rows, shortened
 from common.reporting.gap_tables import gap_of_iteration, gap_tables, hints
 from common.reporting.ledger import read_ledger
@@ -36,6 +39,7 @@ from common.reporting.token_tables import for_terminal, token_summary, token_tab
 from common.reporting.token_texts import TokenTexts
 
 Svg = Annotated[Path | None, typer.Option("--svg", help="Also draw the table into this file.")]
+Task = Annotated[str, typer.Option("--task", help="Only this source of questions.")]
 Limit = Annotated[int, typer.Option("--limit", min=0, help="Rows of each table; 0 for all.")]
 
 
@@ -67,7 +71,7 @@ def completions(
     iteration: Iteration,
     best: Annotated[int, typer.Option("--best", min=0, help="How many of the best.")] = 0,
     worst: Annotated[int, typer.Option("--worst", min=0, help="How many of the worst.")] = 0,
-    task: Annotated[str, typer.Option("--task", help="Only this source of questions.")] = "",
+    task: Task = "",
     debug: Debug = False,
 ) -> None:
     """The best and the worst completions of an iteration, as they were written."""
@@ -95,7 +99,7 @@ def rewards(
     against: Annotated[
         Path | None, typer.Option("--against", help="Another scoring of these completions.")
     ] = None,
-    task: Annotated[str, typer.Option("--task", help="Only this source of questions.")] = "",
+    task: Task = "",
     limit: Annotated[
         int, typer.Option("--limit", min=0, help="Completions of each kind to list; 0 for all.")
     ] = 10,
@@ -128,7 +132,7 @@ def rewards(
 
 def openings(
     run: RunName = "demo",
-    task: Annotated[str, typer.Option("--task", help="Only this source of questions.")] = "",
+    task: Task = "",
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -180,7 +184,7 @@ def tokens(
 
 def ledger(
     run: RunName = "demo",
-    task: Annotated[str, typer.Option("--task", help="Only this source of questions.")] = "",
+    task: Task = "",
     limit: Limit = 20,
     as_json: Json = False,
     debug: Debug = False,
@@ -214,6 +218,28 @@ def evaluations(run: RunName = "demo", as_json: Json = False, debug: Debug = Fal
         first, last = numbers[0], numbers[-1]
         difference = tables.greedy_difference(context.run, first, last)
         print_table(difference, title=f"greedy accuracy, policy {last} minus policy {first}")
+
+
+def answers(
+    run: RunName = "demo",
+    task: Task = "",
+    change: Annotated[
+        str, typer.Option("--change", help="Only gained, lost, kept or missed.")
+    ] = "",
+    sample: Annotated[
+        int, typer.Option("--sample", min=GREEDY, help="Which sampled answer; -1: the greedy one.")
+    ] = GREEDY,
+    limit: Limit = 20,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Held-out questions, and what the first and the last evaluated policy answered."""
+    place = _open(run).run
+    first, last = tables.first_and_last(place)
+    found = selected(answers_table(place, first, last, sample), task, change)
+    title = f"policy {first} before, policy {last} after"
+    table = first_rows(Table("", title, found), None if as_json else limit or None)
+    _print(found if as_json else shortened(table.frame), table.title, as_json)
 
 
 def disk(run: RunName = "demo", as_json: Json = False, debug: Debug = False) -> None:
@@ -269,6 +295,6 @@ def _finite(frame: pl.DataFrame) -> pl.DataFrame:
 if __name__ == "__main__":
     launch(
         *(run, iteration, completions, rewards, ledger, openings, gap, tokens),
-        *(status, evaluations, disk, recipe),
+        *(status, evaluations, answers, disk, recipe),
         about="A run in tables: what was drawn, judged and trained, and what lies on the disk.",
     )

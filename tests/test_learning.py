@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.reporting import openings
-from common.reporting.tables import scored_completions
+from common.reporting.tables import greedy_difference, scored_completions
 from common.runs.layout import DEFAULT_RECIPE, Run
 from workflows.ablation.tables import interval
 
@@ -145,6 +146,32 @@ def test_openings_are_shown(ablation: Ablation) -> None:
     assert {row["task"] for row in json.loads(only)["gain"]} == {"counting"}
     unknown = ablation.run("stages.show", "openings", *run, "--task", "x", expect=2)
     assert "--task 'x': there is" in unknown.stderr
+
+
+def test_answers_before_and_after_are_shown(ablation: Ablation) -> None:
+    run = ("--run", "ablation-default-3")
+    greedy = json.loads(ablation.run("stages.show", "answers", *run, "--json").stdout)
+    assert len(greedy) == 18
+    difference = greedy_difference(ablation.trained("default"), 0, ITERATIONS).tail(1)
+    counts = Counter(row["change"] for row in greedy)
+    change = counts["gained"] - counts["lost"]
+    assert change / len(greedy) == pytest.approx(difference["difference"].item())
+    sampled = ("stages.show", "answers", *run, "--sample", "1", "--task", "counting")
+    (rows, missed) = (
+        json.loads(ablation.run(*sampled, *more, "--json").stdout)
+        for more in ([], ["--change", "missed"])
+    )
+    assert len(rows) == 6 and {row["task"] for row in rows} == {"counting"}
+    assert missed == [row for row in rows if row["change"] == "missed"]
+    evaluated = pl.read_parquet(ablation.trained("default").evaluation(0).path / "*.parquet")
+    written = evaluated.filter(task="counting", sample_index=1)["completion_text"]
+    assert [row["before"] for row in rows] == written.to_list()
+    for options, message in (
+        (("--change", "x"), "--change 'x': one of gained, lost, kept, missed"),
+        (("--sample", "9"), "evaluated with 2 sampled completions a question"),
+        (("--task", "x"), "--task 'x': there is"),
+    ):
+        assert message in ablation.run("stages.show", "answers", *run, *options, expect=2).stderr
 
 
 def test_runs_are_put_side_by_side(ablation: Ablation) -> None:

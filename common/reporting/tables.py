@@ -128,6 +128,22 @@ def evaluation_facts(run: Run) -> pl.DataFrame:
     return pl.DataFrame(rows, infer_schema_length=None)
 
 
+def first_and_last(run: Run) -> tuple[int, int]:
+    """The policies that were evaluated first and last.
+
+    Raises:
+        UserError: not two of them were.
+    """
+    numbers = run.evaluations()
+    if len(numbers) < 2:
+        raise UserError(
+            f"{run.root}: {len(numbers)} of its policies are evaluated, and a comparison needs "
+            f"two, such as 0 and {run.last_policy()}: make evaluate N={run.last_policy()} "
+            f"RUN={run.name}"
+        )
+    return numbers[0], numbers[-1]
+
+
 def greedy_correct(run: Run, policy: int) -> pl.DataFrame:
     """`prompt_id`, `task` and whether the greedy completion of a policy is correct."""
     frame = polars_frame(

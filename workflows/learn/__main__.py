@@ -26,6 +26,7 @@ from common.command import Debug, Json, Quiet, launch
 from common.errors import UserError
 from common.recipe_file import load_recipe
 from common.reporting.progress import set_quiet
+from common.reporting.tables import first_and_last
 from common.reporting.terminal import print_table
 from common.runs.layout import DEFAULT_RECIPE, Run
 from common.runs.manifest import write_atomically
@@ -109,12 +110,7 @@ def opened(name: str) -> Run:
     run = Run.named(name)
     if run.last_policy() < 0:
         raise UserError(f"{run.root}: no such run; make iteration N=10 RUN={name}")
-    if len(run.evaluations()) < 2:
-        raise UserError(
-            f"{run.root}: {len(run.evaluations())} of its policies are evaluated, and a comparison "
-            f"needs two, such as 0 and {run.last_policy()}: make evaluate N={run.last_policy()} "
-            f"RUN={name}"
-        )
+    first_and_last(run)
     return run
 
 

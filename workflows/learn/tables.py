@@ -8,7 +8,12 @@ import polars as pl
 
 from common.reporting import openings
 from common.reporting.frames import Table
-from common.reporting.tables import evaluation_facts, greedy_difference, run_table
+from common.reporting.tables import (
+    evaluation_facts,
+    first_and_last,
+    greedy_difference,
+    run_table,
+)
 from common.runs.layout import Run
 
 CURVES = ("entropy", "kl", "zero_variance_groups", "grad_norm")
@@ -17,14 +22,14 @@ CURVES = ("entropy", "kl", "zero_variance_groups", "grad_norm")
 
 def all_tables(runs: list[Run]) -> list[Table]:
     """What the command prints."""
-    policies = sorted({ends(run) for run in runs})
+    policies = sorted({first_and_last(run) for run in runs})
     which = ", ".join(f"policies {first} and {last}" for first, last in policies)
     sampled = openings.SAMPLED
     gains = f"accuracy {sampled}: choosing other openings, and accuracy within them"
     return [
         Table("greedy", f"held-out questions, greedy: {which}", _by_run(runs, _greedy)),
         Table("sampled", f"the same, {sampled}", _by_run(runs, _sampled)),
-        Table("gain", gains, _by_run(runs, lambda run: openings.gain_table(run, *ends(run)))),
+        Table("gain", gains, _by_run(runs, _gain)),
     ]
 
 
@@ -54,12 +59,6 @@ def curves(runs: list[Run]) -> pl.DataFrame:
     return _by_run(runs, table)
 
 
-def ends(run: Run) -> tuple[int, int]:
-    """The first and the last evaluated policy."""
-    numbers = run.evaluations()
-    return numbers[0], numbers[-1]
-
-
 def _by_run(runs: list[Run], table: Callable[[Run], pl.DataFrame]) -> pl.DataFrame:
     named = [table(run).select(pl.lit(run.name).alias("run"), pl.all()) for run in runs]
     return pl.concat(named, how="diagonal_relaxed")
@@ -67,7 +66,7 @@ def _by_run(runs: list[Run], table: Callable[[Run], pl.DataFrame]) -> pl.DataFra
 
 def _greedy(run: Run) -> pl.DataFrame:
     """Accuracy after with its interval, and the difference, question by question, with its own."""
-    first, last = ends(run)
+    first, last = first_and_last(run)
     after = evaluation_facts(run).filter(pl.col("policy") == last)
     of_after = after.select(
         "task", pl.col("greedy_low").alias("after_low"), pl.col("greedy_high").alias("after_high")
@@ -84,8 +83,8 @@ def _sampled(run: Run) -> pl.DataFrame:
     before, after = (
         facts.drop("tokens").join(answers.drop("accuracy"), on="task", maintain_order="left")
         for facts, answers in zip(
-            _first_and_last(run, evaluation_facts(run)),
-            _first_and_last(run, openings.answered_table(run)),
+            _before_and_after(run, evaluation_facts(run)),
+            _before_and_after(run, openings.answered_table(run)),
             strict=True,
         )
     )
@@ -95,5 +94,10 @@ def _sampled(run: Run) -> pl.DataFrame:
     return both.select("task", *(name for s in shown for name in (s, f"{s} after")))
 
 
-def _first_and_last(run: Run, table: pl.DataFrame) -> list[pl.DataFrame]:
-    return [table.filter(pl.col("policy") == number).drop("policy") for number in ends(run)]
+def _gain(run: Run) -> pl.DataFrame:
+    return openings.gain_table(run, *first_and_last(run))
+
+
+def _before_and_after(run: Run, table: pl.DataFrame) -> list[pl.DataFrame]:
+    ends = first_and_last(run)
+    return [table.filter(pl.col("policy") == number).drop("policy") for number in ends]
