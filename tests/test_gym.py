@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -62,8 +63,10 @@ def test_another_seed_gives_other_questions() -> None:
     assert len({*drawn[0]} & {*drawn[1]}) < 5
 
 
-def draw(dataset: str, *, seed: int = 0, count: int = 10, **config: Any) -> list[dict[str, Any]]:
-    return list(gym_draw.draw("sums", dataset, config, seed, count))
+def draw(
+    dataset: str, *, seed: int = 0, count: int = 10, held_out: int = 0, **config: Any
+) -> list[dict[str, Any]]:
+    return list(gym_draw.draw("sums", dataset, config, seed, count, held_out, scored=True))
 
 
 def test_a_data_set_without_enough_questions_says_how_many_it_has() -> None:
@@ -71,9 +74,24 @@ def test_a_data_set_without_enough_questions_says_how_many_it_has() -> None:
     assert len(lines) == 200  # 10 × 10 pairs of digits, with + or −
     assert end["faulty"] == 0 and end["drawn"] < 4000
     source = GymSource(dataset="chain_sum", train=190, eval=20, config=EASY)
-    with pytest.raises(UserError, match=r"train = 190 and eval = 20.* gave 200 distinct") as said:
+    with pytest.raises(UserError, match=r"train = 190 and eval = 20") as said:
         read("sums", source)
+    told = re.search(r"gave (\d+) distinct questions and (\d+) that are eval", str(said.value))
+    assert told and int(told[1]) + int(told[2]) == 200
     assert "data.sums.config" in str(said.value)
+
+
+def test_numbers_in_another_order_are_not_trained_on() -> None:
+    source = GymSource(dataset="products", train=30, eval=30, config=EASY)
+    pairs = [
+        {frozenset(re.findall(r"\d+", text)) for text in texts(prompts)}
+        for prompts in read("products", source)[:2]
+    ]
+    assert pairs[0] and pairs[1] and not pairs[0] & pairs[1]
+    boards = draw(
+        "game_of_life", held_out=20, count=40, grid_size_x=3, grid_size_y=3, filled_cells=3
+    )
+    assert boards[-1]["alike"] == 0
 
 
 def test_a_data_set_that_makes_all_entries_at_once_is_made_anew() -> None:
@@ -109,7 +127,7 @@ def test_entries_that_cannot_tell_right_from_wrong_are_left_out() -> None:
 )
 def test_impossible_sources(dataset: str, config: dict[str, Any], says: str) -> None:
     with pytest.raises(UserError, match=says):
-        list(gym_draw.draw("sums", dataset, config, seed=0, count=10))
+        list(gym_draw.draw("sums", dataset, config, seed=0, train=10, eval=0, scored=True))
 
 
 def test_an_error_in_the_drawing_process_reaches_the_user() -> None:
@@ -146,11 +164,21 @@ def test_another_rule_judges_by_the_answer_that_the_data_set_gives() -> None:
         assert (prompt.verify_type, prompt.answer) == ("LAST_NUMBER", str(result))
 
 
-@pytest.mark.parametrize("dataset", ["spell_backward", "knight_swap"])
-def test_an_answer_that_the_other_rule_cannot_read(dataset: str) -> None:
-    source = GymSource(dataset=dataset, train=4, eval=0, verify_type="LAST_NUMBER")
-    with pytest.raises(UserError, match=rf"verify_type = 'LAST_NUMBER': the answer .*{dataset} at"):
+def test_an_answer_that_the_other_rule_cannot_read() -> None:
+    source = GymSource(dataset="spell_backward", train=4, eval=0, verify_type="LAST_NUMBER")
+    with pytest.raises(UserError) as said:
         read("words", source)
+    assert re.fullmatch(
+        r"data\.words\.verify_type = 'LAST_NUMBER': spell_backward at index 0: answer '\w+' cannot "
+        r"be read as LAST_NUMBER: it is no number; take another rule, or leave the key out .*",
+        str(said.value),
+    )
+
+
+def test_the_other_rule_needs_an_answer() -> None:
+    source = GymSource(dataset="graph_color", train=4, eval=0, verify_type="EXACT")
+    with pytest.raises(UserError, match="gives no answer to compare with; take another data set"):
+        read("colors", source)
 
 
 @pytest.mark.parametrize("name", ["reasoning-gym.toml", "sums-smollm2.toml"])

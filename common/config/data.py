@@ -91,8 +91,9 @@ class GymSource(Section):
     config: dict[str, Any] = Field(default_factory=dict)
     """The data set's own keys, checked by reasoning-gym."""
     verify_type: VerifyType = "REASONING_GYM"
-    """The rule that judges: by default the data set itself scores what is between answer tags;
-    any other compares with the answer that the data set gives."""
+    """The rule that judges. By default the data set itself scores the text between answer tags, or
+    else in the last box, or else the whole answer; any other rule compares with the answer that the
+    data set gives, and fits only where no other is right."""
 
 
 Source = Annotated[GeneratorSource | DatasetSource | GymSource, Field(discriminator="kind")]

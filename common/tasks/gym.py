@@ -34,8 +34,9 @@ def read_gym(
     """Distinct questions for training and for evaluation.
 
     The evaluation questions are the first ones, so that asking for more training questions leaves
-    them as they are. The same source gives the same questions. Entries that cannot tell right from
-    wrong are left out, with a notice.
+    them as they are; no training question is one of them with its numbers in another order. The
+    same source gives the same questions. Entries that cannot tell right from wrong are left out,
+    with a notice.
 
     Raises:
         MissingToolError: reasoning-gym is not installed.
@@ -44,15 +45,14 @@ def read_gym(
     """
     if find_spec("reasoning_gym") is None:
         raise MissingToolError(f"data.{task} needs the package reasoning-gym: `make extras`")
-    count = source.train + source.eval
-    request = source.model_dump(include={"dataset", "config", "seed"})
-    *lines, end = _draw(task, request | {"task": task, "count": count})
+    request = source.model_dump(include={"dataset", "config", "seed", "train", "eval"})
+    *lines, end = _draw(task, request | {"task": task, "scored": _scores_itself(source)})
     if end["faulty"]:
         notices.append(
             f"data.{task}: left out {end['faulty']} entries of {source.dataset}, the last of which "
             f"{end['fault']}"
         )
-    if len(lines) < count:
+    if len(lines) < source.train + source.eval:
         raise UserError(_too_few(task, source, len(lines), end))
     prompts = [_prompt(task, source, line) for line in lines]
     _check_golds(task, source, prompts, unreadable_golds)
@@ -62,21 +62,23 @@ def read_gym(
 def _draw(task: str, request: dict[str, Any]) -> list[dict[str, Any]]:
     """What the drawing process says, its end line last."""
     lines: list[dict[str, Any]] = []
+    count = request["train"] + request["eval"]
     with (
         tempfile.TemporaryFile() as complaints,
         _drawing(request, complaints) as process,
-        bar(f"drawing {task}", request["count"]) as shown,
+        bar(f"drawing {task}", count) as shown,
     ):
         assert process.stdout
-        started, announced = time.monotonic(), False
+        started, announced = 0.0, False
         for text in process.stdout:
             lines.append(json.loads(text))
+            started = started or time.monotonic()  # the package's import is not of the drawing
             if "error" in lines[-1]:
                 raise UserError(lines[-1]["error"])
             shown.advance()
             passed = time.monotonic() - started
             if not announced and passed > SAMPLE_SECONDS:
-                announced, expected = True, passed / len(lines) * request["count"]
+                announced, expected = True, passed / len(lines) * count
                 if expected > LONG_SECONDS:
                     say(f"data.{task}: drawing takes about {expected / 60:.1f} minutes")
         if not lines or "drawn" not in lines[-1]:
@@ -123,7 +125,7 @@ def _prompt(task: str, source: GymSource, line: dict[str, Any]) -> Prompt:
     return Prompt(
         task=task,
         messages=[{"role": "user", "content": line["question"]}],
-        answer=line["entry"] if _scores_itself(source) else line["answer"] or "",
+        answer=line["entry"] if _scores_itself(source) else line["answer"],
         verify_type=source.verify_type,
         metadata=metadata,
         where=f"data.{task}",
@@ -143,9 +145,9 @@ def _check_golds(
     for prompt, reason in zip(prompts, wrong, strict=True):
         if reason:
             raise UserError(
-                f"data.{task}.verify_type = {source.verify_type!r}: the answer {prompt.answer!r} "
-                f"of {source.dataset} at index {prompt.metadata['index']} {reason}; take another "
-                "rule, or leave it out to let the data set score"
+                f"data.{task}.verify_type = {source.verify_type!r}: {source.dataset} at index "
+                f"{prompt.metadata['index']}: {reason}; take another rule, or leave the key out to "
+                "let the data set score"
             )
 
 
@@ -153,7 +155,9 @@ def _too_few(task: str, source: GymSource, found: int, end: dict[str, Any]) -> s
     asked = f"data.{task}: train = {source.train} and eval = {source.eval}"
     if not found and end["faulty"]:
         return f"{asked}, but an entry of {source.dataset} {end['fault']}; take another data set"
+    alike = f" and {end['alike']} that are evaluation questions with numbers in another order"
     return (
-        f"{asked}, but with this config {source.dataset} gave {found} distinct questions in "
-        f"{end['drawn']} entries; ask for fewer, or widen data.{task}.config"
+        f"{asked}, but with this config {source.dataset} gave {found} distinct questions"
+        f"{alike if end['alike'] else ''} in {end['drawn']} entries; ask for fewer, or widen "
+        f"data.{task}.config"
     )

@@ -2,11 +2,14 @@
 
 It is a process of its own because some data sets print, and because some draw in the order of a
 set, which only a process with a fixed `PYTHONHASHSEED` repeats. It reads one JSON request from
-standard input, {"task", "dataset", "config", "seed", "count"}, and writes JSON lines:
+standard input, {"task", "dataset", "config", "seed", "train", "eval", "scored"}, and writes JSON
+lines, the evaluation questions first:
 
     {"question", "entry", "answer", "index", "difficulty"}
-                                 a question, the entry that scores it, its answer if it gives one
-    {"drawn", "faulty", "fault"} at the end: entries looked at and left out, why
+                                 a question, the entry that scores it, the answer that it gives
+    {"drawn", "alike", "faulty", "fault"}
+                                 at the end: entries looked at, questions left out because an
+                                 evaluation question is like them, faulty entries left out, why
     {"error"}                    instead, if the recipe asks for the impossible
 """
 
@@ -17,6 +20,7 @@ import itertools
 import json
 import os
 import random
+import re
 import signal
 import sys
 from collections.abc import Iterator, Mapping
@@ -29,6 +33,9 @@ from common.tasks.gym_entry import Entry, fault_of, make_dataset
 
 OURS = {"seed": "seed", "size": "train and eval"}
 """Keys of every data set that the source sets itself, and where."""
+
+MOST_NUMBERS = 4
+"""In questions with no more numbers, their order makes no other question."""
 
 
 def main() -> None:
@@ -45,9 +52,18 @@ def main() -> None:
 
 
 def draw(
-    task: str, dataset: str, config: dict[str, Any], seed: int, count: int
+    task: str,
+    dataset: str,
+    config: dict[str, Any],
+    seed: int,
+    train: int,
+    eval: int,
+    scored: bool,
 ) -> Iterator[dict[str, Any]]:
-    """Yield `count` distinct questions, or fewer if no more turn up, and the end line.
+    """Yield distinct questions, `eval` and then `train`, or fewer if no more turn up; an end line.
+
+    No training question is an evaluation question with its numbers in another order: who has
+    learned 7 * 3 knows 3 * 7.
 
     The data set is walked from index 0. The walk ends when many entries running, five for each
     question found and 200 more, bring no new question.
@@ -59,29 +75,49 @@ def draw(
     _check_name(where, dataset)
     _check_keys(where, dataset, config)
     random.seed(seed)
+    count = train + eval
     found: set[str] = set()
+    held_out: set[str] = set()
+    alike: set[str] = set()
     fault, faulty, index, fruitless = "", 0, -1, 0
     for index, values in enumerate(_entries(where, dataset, config, seed, count)):
-        entry = Entry(values, config)
+        entry, question = Entry(values, config), values["question"]
+        content = _content(question)
         fruitless += 1
-        if values["question"] in found:
+        if question in found:
             pass
-        elif wrong := fault_of(entry):
+        elif len(found) >= eval and content in held_out:
+            alike.add(question)
+        elif wrong := fault_of(entry) if scored else _without_answer(entry):
             fault, faulty = wrong, faulty + 1
         else:
-            found.add(values["question"])
+            if len(found) < eval:
+                held_out.add(content)
+            found.add(question)
             fruitless = 0
             yield _line(entry, index)
         if len(found) == count or fruitless > 200 + 5 * len(found):
             break
-    yield {"drawn": index + 1, "faulty": faulty, "fault": fault}
+    yield {"drawn": index + 1, "alike": len(alike), "faulty": faulty, "fault": fault}
+
+
+def _content(question: str) -> str:
+    """The same for questions that differ in the order of a few numbers; of many it is a board."""
+    numbers = re.findall(r"\d+", question)
+    if len(numbers) > MOST_NUMBERS:
+        return question
+    return re.sub(r"\d+", "#", question) + " ".join(sorted(numbers))
+
+
+def _without_answer(entry: Entry) -> str | None:
+    return None if entry.values["answer"] is not None else "gives no answer to compare with"
 
 
 def _line(entry: Entry, index: int) -> dict[str, Any]:
     return {
         "question": entry.values["question"],
         "entry": entry.write(),
-        "answer": entry.own_answer(),
+        "answer": str(entry.values["answer"]),
         "index": index,
         "difficulty": entry.values["metadata"].get("difficulty"),
     }
