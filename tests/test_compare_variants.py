@@ -11,11 +11,11 @@ from planned_runs import complete_run, do
 
 from common.config import PRESETS
 from common.errors import UserError
-from common.recipe_file import parse_recipe, read_recipe_text
+from common.recipe_file import override_text, parse_recipe, read_recipe_text
 from common.runs.child import Frozen
 from common.runs.layout import DEFAULT_RECIPE, Run
 from common.runs.manifest import read_manifest, write_manifest
-from common.runs.recipe import what_prepare_uses
+from common.runs.recipe import changed_since_begun, what_prepare_uses
 from common.runs.retention import prune
 from workflows.compare.children import make_children
 from workflows.compare.variants import Variant, not_applied, read_variants, replaced_by_preset
@@ -75,6 +75,21 @@ def test_what_a_frozen_rollout_cannot_follow_is_said(
     )
 
 
+def test_a_run_from_before_a_key_began_with_its_default(parent: Run) -> None:
+    recipe = parse_recipe(read_recipe_text(parent.recipe), origin="test")
+    assert changed_since_begun(parent, recipe) == []
+    manifest = read_manifest(parent.prompts)
+    del manifest.recipe["data"]["counting"]["seed"]
+    write_manifest(parent.prompts.path, manifest)
+    assert changed_since_begun(parent, recipe) == []
+    text = override_text(read_recipe_text(parent.recipe), ["data.counting.seed=7"])
+    recipe = parse_recipe(text, origin="test")
+    assert changed_since_begun(parent, recipe) == ["data.counting.seed (0 then, 7 now)"]
+    del recipe.data["scheduling"]
+    _, scheduling = changed_since_begun(parent, recipe)
+    assert scheduling.startswith("data.scheduling (") and scheduling.endswith("None now)")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -87,8 +102,11 @@ def test_what_a_frozen_rollout_cannot_follow_is_said(
         ([":train.epochs=2", "b:train.epochs=1"], "variant '': its run would be 'demo.2.'"),
         (["_a:train.epochs=2", "b:train.epochs=1"], "begins with a letter or a digit; choose"),
         (["a" * 70 + ":train.epochs=2", "b:train.epochs=1"], "at most 64"),
-        (["a:model.path=elsewhere", "b:train.epochs=1"], "model.path is not what run 'demo'"),
-        (["a:data.counting.train=7", "b:train.epochs=1"], "data.counting.train is not what"),
+        (
+            ["a:model.path=elsewhere", "b:train.epochs=1"],
+            r"path \('.*' then, 'elsewhere' now\) is",
+        ),
+        (["a:data.counting.train=7", "b:train.epochs=1"], r"train \(800 then, 7 now\) is not what"),
     ],
 )
 def test_faulty_variants_are_refused(parent: Run, options: list[str], message: str) -> None:

@@ -79,8 +79,8 @@ def test_an_ablation_compares_with_its_first_variant(ablation: Ablation) -> None
     default, shuffled = ablation.table
     assert (default["variant"], shuffled["variant"]) == ("default", "shuffled")
     assert default["greedy diff"] is None
-    assert shuffled["reward diff"] == pytest.approx(shuffled["reward"] - default["reward"])
-    assert shuffled["reward low"] is None  # of a single seed there is no interval
+    assert shuffled["drawn diff"] == pytest.approx(shuffled["drawn"] - default["drawn"])
+    assert shuffled["drawn low"] is None  # of a single seed there is no interval
 
 
 def test_raw_metrics_are_every_step_of_every_run(ablation: Ablation) -> None:
@@ -93,6 +93,8 @@ def test_raw_metrics_are_every_step_of_every_run(ablation: Ablation) -> None:
     # Iteration 1 draws the same for both: only what training makes of it differs.
     assert steps["reward_mean"][0] == steps["reward_mean"][2]
     assert steps["grad_norm"][0] != steps["grad_norm"][2]
+    right = scored_completions(ablation.trained("default"), 2)["verdict"] == "correct"
+    assert steps["drawn_accuracy"][1] == right.mean()
 
 
 def test_an_ablation_is_read_again_and_goes_on(ablation: Ablation) -> None:
@@ -113,6 +115,7 @@ def test_an_ablation_is_read_again_and_goes_on(ablation: Ablation) -> None:
         (["--seeds", "a"], "whole numbers with commas"),
         (["--output", "/x/y.parquet"], "folder that exists"),
         (["--read", "/x.parquet"], "--read /x.parquet"),
+        (["--read", "/x.parquet", "--output", "y.parquet"], "leave --output out"),
     ],
 )
 def test_what_an_ablation_refuses(ablation: Ablation, options: list[str], message: str) -> None:
@@ -203,9 +206,10 @@ def test_a_recipe_is_learned_in_runs_of_its_name(ablation: Ablation) -> None:
     done = ablation.run("workflows.learn", *options, "--iterations", "1", "--json")
     assert {row["run"] for row in json.loads(done.stdout)["greedy"]} == {"tiny-5"}
     assert Run(ablation.folder / "tiny-5").evaluations() == [0, 1]
-    recipe.write_text(recipe.read_text().replace("every = 1", "every = 2"))
-    odd = ablation.run("workflows.learn", *options, "--iterations", "1", expect=2)
-    assert "policy 1 would not be evaluated" in odd.stderr
+    for every, message in ((2, "policy 1 would not be evaluated"), (0, "nothing would be eval")):
+        recipe.write_text(ablation.recipe.read_text().replace("every = 10", f"every = {every}"))
+        odd = ablation.run("workflows.learn", *options, "--iterations", "1", expect=2)
+        assert f"evaluate.every = {every}" in odd.stderr and message in odd.stderr
 
 
 def test_a_run_that_stops_is_told_and_the_others_are_made(ablation: Ablation) -> None:
@@ -214,6 +218,20 @@ def test_a_run_that_stops_is_told_and_the_others_are_made(ablation: Ablation) ->
     done = ablation.run("workflows.ablation", *options, "--json", expect=2)
     assert [row["variant"] for row in json.loads(done.stdout)] == ["default"]
     assert "ablation-lost-3 stopped; its message is above" in done.stderr
+    side_by_side = ablation.run("workflows.ablation", *options, "--jobs", "2", expect=2)
+    log = ablation.folder / "ablation-lost-3" / "make.log"
+    assert f"ablation-lost-3 stopped; the end of {log} says why" in side_by_side.stderr
+    assert "nowhere" in log.read_text() and "nowhere" not in side_by_side.stderr
+
+
+def test_without_the_first_variant_there_is_nothing_to_compare(ablation: Ablation) -> None:
+    recipe = ablation.folder / "lost.toml"
+    text = ablation.recipe.read_text()
+    recipe.write_text(text.replace('"data/models/arithmetic-base"', '"nowhere"'))
+    options = ["--recipe", str(recipe), "--only", "kl-0", "--seeds", "3"]
+    options += ["--variant", "right:model.path=data/models/arithmetic-base"]
+    done = ablation.run("workflows.ablation", *options, "--iterations", "1", expect=2)
+    assert "there is no run of 'kl-0', with which the others would be compared" in done.stderr
 
 
 @st.composite

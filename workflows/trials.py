@@ -25,7 +25,10 @@ from workflows.compare.variants import Variant, variant_of
 RecipeOption = Annotated[Path, typer.Option("--recipe", help="What is trained.")]
 Seeds = Annotated[str, typer.Option("--seeds", help="Values of run.seed, a run each.")]
 Jobs = Annotated[
-    int, typer.Option("--jobs", min=1, help="Runs at a time, each with its share of the cores.")
+    int,
+    typer.Option(
+        "--jobs", min=1, help="Runs at a time, each with its share of the cores and a make.log."
+    ),
 ]
 
 
@@ -70,22 +73,34 @@ def trials(
     return found
 
 
-def bring_to(chosen: Sequence[Trial], iteration: int, *, jobs: int, quiet: bool) -> list[str]:
+def bring_to(
+    chosen: Sequence[Trial], iteration: int, *, jobs: int, quiet: bool
+) -> tuple[list[Trial], list[str]]:
     """Make what is missing of runs up to an iteration.
 
     Args:
-        jobs: how many runs go on at a time, each with its share of the cores.
+        jobs: how many runs go on at a time, each with its share of the cores, saying what it says
+            in a `make.log` of its own.
 
     Returns:
-        Of each trial what stopped it, empty if nothing did.
+        The trials that were made, in their order, and of each other one what stopped it.
+
+    Raises:
+        UserError: none was made.
     """
+    jobs = min(jobs, len(chosen))
     with ThreadPoolExecutor(jobs) as pool:
         try:
             bring = partial(_bring_one, iteration=iteration, jobs=jobs, quiet=quiet)
-            return list(pool.map(bring, chosen))
+            stops = list(pool.map(bring, chosen))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+    made = [trial for trial, stop in zip(chosen, stops, strict=True) if not stop]
+    stops = [stop for stop in stops if stop]
+    if not made:
+        raise UserError("\n".join(stops))
+    return made, stops
 
 
 def _bring_one(trial: Trial, iteration: int, jobs: int, quiet: bool) -> str:
@@ -95,11 +110,16 @@ def _bring_one(trial: Trial, iteration: int, jobs: int, quiet: bool) -> str:
         write_atomically(run.recipe, trial.variant.text.encode())
     say(f"{run.name}: to iteration {iteration}")
     goal = ["iteration", f"RUN={run.name}", f"N={iteration}", f"NPROC={trial.variant.processes}"]
-    out = subprocess.DEVNULL if quiet else None
-    share = {} if jobs == 1 else {"OMP_NUM_THREADS": str(max(1, usable_cores() // jobs))}
-    environment = own_make() | share
-    made = subprocess.run(make_command(*goal), cwd=REPOSITORY, env=environment, stdout=out)
-    return f"{run.name} stopped; its message is above" if made.returncode else ""
+    make = partial(subprocess.run, make_command(*goal), cwd=REPOSITORY)
+    if jobs == 1:
+        made = make(env=own_make(), stdout=subprocess.DEVNULL if quiet else None)
+        return f"{run.name} stopped; its message is above" if made.returncode else ""
+    threads = max(1, usable_cores() // (jobs * trial.variant.processes))
+    path = run.root / "make.log"
+    with path.open("a", encoding="utf-8") as log:
+        environment = {"OMP_NUM_THREADS": str(threads)} | own_make()
+        made = make(env=environment, stdout=log, stderr=subprocess.STDOUT)
+    return f"{run.name} stopped; the end of {path} says why" if made.returncode else ""
 
 
 def make_command(*goal: str) -> list[str]:

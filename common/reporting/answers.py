@@ -19,11 +19,11 @@ CHANGES = {
 }
 """What became of a question, by whether it was right before and is after."""
 
-_COLUMNS = ("prompt_id", "task", "sample_index", "question", "answer", "completion_text", "verdict")
-
 
 def answers_table(run: Run, first: int, last: int, sample: int = GREEDY) -> pl.DataFrame:
     """One row a question: `task`, `question`, `gold`, `change`, and the texts `before` and `after`.
+
+    Without questions whose rule failed (`infra_error`) on either answer.
 
     Args:
         first: a policy that is evaluated, the one before.
@@ -31,12 +31,15 @@ def answers_table(run: Run, first: int, last: int, sample: int = GREEDY) -> pl.D
         sample: which of the sampled completions; the greedy one by default.
 
     Raises:
-        UserError: the policies have not so many samples, or no question in common.
+        UserError: a policy has not so many samples, or they have no question in common.
     """
     before, after = (_answers(run, policy, sample) for policy in (first, last))
     both = before.join(after, on="prompt_id", suffix="_after", how="inner", maintain_order="left")
     if both.is_empty():
-        raise UserError(f"{run.root}: policies {first} and {last} have no question in common")
+        raise UserError(
+            f"{run.root}: policies {first} and {last} have no judged question in common; make them "
+            f"anew with: make evaluate N={first} RUN={run.name}, and N={last}"
+        )
     changes = [CHANGES[was, now] for was, now in both.select("right", "right_after").iter_rows()]
     return both.select(
         "task",
@@ -61,14 +64,13 @@ def selected(table: pl.DataFrame, task: str, change: str) -> pl.DataFrame:
 
 
 def _answers(run: Run, policy: int, sample: int) -> pl.DataFrame:
-    frame = polars_frame(read_output(run.evaluation(policy), list(_COLUMNS)))
-    chosen = frame.filter(pl.col("sample_index") == sample)
-    if chosen.is_empty():
-        count = frame["sample_index"].max()
+    frame = polars_frame(read_output(run.evaluation(policy)))
+    count = frame["sample_index"].n_unique() - 1  # besides the greedy one
+    if sample >= count:
         raise UserError(
-            f"--sample {sample}: policy {policy} was evaluated with "
-            f"{0 if count is None else int(str(count)) + 1} sampled completions a question "
-            "(evaluate.samples), numbered from 0"
+            f"--sample {sample}: policy {policy} was evaluated with {count} sampled completions a "
+            "question (evaluate.samples), numbered from 0"
         )
+    chosen = frame.filter(pl.col("sample_index") == sample, pl.col("verdict") != "infra_error")
     right = (pl.col("verdict") == "correct").alias("right")
-    return chosen.with_columns(right).drop("sample_index", "verdict")
+    return chosen.select("prompt_id", "task", "question", "answer", "completion_text", right)

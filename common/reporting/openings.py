@@ -17,7 +17,7 @@ from common.runs.layout import Run
 from common.runs.manifest import has_manifest
 from common.runs.shards import read_output
 
-SAMPLED = "sampled (greedy if none were)"
+SAMPLED = "sampled (greedy if a policy has no samples)"
 RIGHT = " right"
 """Ends the names of columns with the accuracy of an opening."""
 
@@ -76,15 +76,20 @@ def quoted(opening: str) -> str:
     return f"'{opening}'"
 
 
-def evaluated(run: Run, policy: int) -> pl.DataFrame:
-    """Completions of an evaluation with `opening`, `correct` and `answered`.
-
-    The sampled ones; where none were sampled, the greedy ones.
-    """
+def evaluated(run: Run, policy: int, *, sampled: bool) -> pl.DataFrame:
+    """Completions of an evaluation, sampled or greedy, with `opening`, `correct` and `answered`."""
     columns = ["task", "prompt_id", "sample_index", "completion_text", "completion_ids", "verdict"]
     frame = polars_frame(read_output(run.evaluation(policy), columns))
-    sampled = frame.filter(pl.col("sample_index") != GREEDY)
-    return _judged(frame if sampled.is_empty() else sampled)
+    return _judged(frame.filter((pl.col("sample_index") != GREEDY) == sampled))
+
+
+def were_sampled(run: Run) -> bool:
+    """Whether all evaluated policies have sampled completions; else greedy ones are compared."""
+    indices = (
+        polars_frame(read_output(run.evaluation(policy), ["sample_index"]))["sample_index"]
+        for policy in run.evaluations()
+    )
+    return all((index != GREEDY).any() for index in indices)
 
 
 def answered_table(run: Run) -> pl.DataFrame:
@@ -92,8 +97,9 @@ def answered_table(run: Run) -> pl.DataFrame:
 
     An answer is well-formed if its rule read one in time, right or wrong.
     """
+    sampled = were_sampled(run)
     return pl.concat(
-        evaluated(run, policy)
+        evaluated(run, policy, sampled=sampled)
         .group_by("task", maintain_order=True)
         .agg(
             pl.col("correct").mean().alias("accuracy"),
@@ -107,8 +113,14 @@ def answered_table(run: Run) -> pl.DataFrame:
 
 
 def gain_table(run: Run, first: int, last: int) -> pl.DataFrame:
-    """One row a task: sampled accuracy of two policies, and the two `components` of its change."""
-    before, after = evaluated(run, first), evaluated(run, last)
+    """One row a task: sampled accuracy of two policies, and the two `components` of its change.
+
+    Of the questions that both answered; tasks without any have no row.
+    """
+    sampled = were_sampled(run)
+    before, after = (evaluated(run, policy, sampled=sampled) for policy in (first, last))
+    before = before.join(after, on="prompt_id", how="semi", maintain_order="left")
+    after = after.join(before, on="prompt_id", how="semi", maintain_order="left")
     rows = []
     for task in before["task"].unique(maintain_order=True):
         old, new = (frame.filter(pl.col("task") == task) for frame in (before, after))
@@ -192,7 +204,7 @@ def _ways(frame: pl.DataFrame) -> pl.DataFrame:
 
 
 def _by_question(old: pl.DataFrame, new: pl.DataFrame) -> tuple[pl.Series, pl.Series]:
-    """Accuracy of each question that both have answered, before and after."""
+    """Accuracy of each question, before and after."""
     means = [frame.group_by("prompt_id").agg(pl.col("correct").mean()) for frame in (old, new)]
     both = means[0].join(means[1], on="prompt_id", suffix="_new").sort("prompt_id")
     return both["correct"], both["correct_new"]

@@ -61,6 +61,9 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of `mean_over_tasks`, questions resampled within each task.
 
+    It has no width where all values are equal: of n questions that are all wrong, an exact interval
+    would reach up to 3.7 / n.
+
     Args:
         values: one number a question, by task; no task empty.
     """

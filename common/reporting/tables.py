@@ -136,20 +136,25 @@ def first_and_last(run: Run) -> tuple[int, int]:
     """
     numbers = run.evaluations()
     if len(numbers) < 2:
+        missing = next((n for n in (0, run.last_policy()) if n not in numbers), None)
+        target = "iteration N=10" if missing is None else f"evaluate N={missing}"
         raise UserError(
             f"{run.root}: {len(numbers)} of its policies are evaluated, and a comparison needs "
-            f"two, such as 0 and {run.last_policy()}: make evaluate N={run.last_policy()} "
-            f"RUN={run.name}"
+            f"two; next: make {target} RUN={run.name}"
         )
     return numbers[0], numbers[-1]
 
 
 def greedy_correct(run: Run, policy: int) -> pl.DataFrame:
-    """`prompt_id`, `task` and whether the greedy completion of a policy is correct."""
+    """`prompt_id`, `task` and whether the greedy completion of a policy is correct.
+
+    Without completions whose rule failed (`infra_error`).
+    """
     frame = polars_frame(
         read_output(run.evaluation(policy), ["prompt_id", "task", "sample_index", "verdict"])
     )
-    return frame.filter(pl.col("sample_index") == GREEDY).select(
+    judged = pl.col("verdict") != "infra_error"
+    return frame.filter(judged, pl.col("sample_index") == GREEDY).select(
         "prompt_id", "task", (pl.col("verdict") == "correct").alias("correct")
     )
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from common.config import Recipe
+from pydantic import TypeAdapter, ValidationError
+
+from common.config import Recipe, Source
 from common.errors import UserError
 from common.recipe_file import override_text, parse_recipe, read_recipe_text
 from common.runs.layout import DEFAULT_RECIPE, Run
@@ -64,17 +66,32 @@ def differing_keys(recorded: Any, now: Any) -> list[str]:
     return [key for key, _, _ in differences(recorded, now)]
 
 
+def changed_since_begun(run: Run, recipe: Recipe) -> list[str]:
+    """Keys of model and data, with both values, that are not what a prepared run began with.
+
+    A key that was not there yet when it began has its default.
+    """
+    began, now = read_manifest(run.prompts).recipe, what_prepare_uses(recipe)
+    began = began | {"data": {task: _as_today(source) for task, source in began["data"].items()}}
+    changed = {key: (was, new) for key, was, new in differences(began, now)}
+    changed |= {key: (was, new) for key, new, was in differences(now, began)}
+    return [f"{key} ({was!r} then, {new!r} now)" for key, (was, new) in changed.items()]
+
+
+def _as_today(source: dict[str, Any]) -> dict[str, Any]:
+    try:
+        filled: Source = TypeAdapter(Source).validate_python(source)
+    except ValidationError:
+        return source
+    return filled.model_dump(mode="json")
+
+
 def _same_model_and_data(run: Run, recipe: Recipe, source: Path) -> None:
-    if not has_manifest(run.prompts):
-        return
-    began = read_manifest(run.prompts).recipe
-    for section, now in what_prepare_uses(recipe).items():
-        if now != began.get(section):
-            raise UserError(
-                f"{source}: [{section}] is {now}, but run {run.name!r} began with "
-                f"{began.get(section)}; a run keeps its model and its data: choose another "
-                "RUN, or remove this one"
-            )
+    if has_manifest(run.prompts) and (changed := changed_since_begun(run, recipe)):
+        raise UserError(
+            f"{source}: {', '.join(changed)} is not what run {run.name!r} began with; a run keeps "
+            "its model and its data: choose another RUN, or remove this one"
+        )
 
 
 def recipe_around(path: Path) -> Path | None:

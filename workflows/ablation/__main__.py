@@ -63,18 +63,17 @@ def main(
 ) -> None:
     """Train variants of a recipe with several seeds and compare them with the first."""
     set_quiet(quiet or as_json)
-    failed: list[str] = []
+    stops: list[str] = []
     if read is not None:
+        if output is not None:
+            raise UserError("--read runs nothing and writes nothing: leave --output out")
         steps, accuracy = (read_table(path) for path in (read, accuracy_file(read)))
     else:
         check_file("--output", output, ".parquet")
-        common = ["run.keep_policies=2", "run.keep_trainer=2", f"evaluate.every={iterations}"]
-        variants = {
-            name: [*common, *keys] for name, keys in variants_of(only, variant or []).items()
-        }
+        variants = variants_of(only, variant or [], iterations)
         chosen = trials("ablation", recipe, variants, seeds)
-        made, failed = train(chosen, iterations, jobs=jobs, quiet=quiet or as_json)
-        steps, accuracy = collect(made, iterations)
+        made, stops = bring_to(chosen, iterations, jobs=jobs, quiet=quiet or as_json)
+        steps, accuracy = collect(in_order(made, list(variants), stops), iterations)
         if output is not None:
             write_atomically(output, encode_parquet(steps.to_arrow()))
             write_atomically(accuracy_file(output), encode_parquet(accuracy.to_arrow()))
@@ -83,24 +82,20 @@ def main(
         print(json.dumps(table.to_dicts()))
     elif not quiet:
         print_table(table, title=tables.title(steps))
-    if failed:
-        raise UserError("\n".join(failed))
+    if stops:
+        raise UserError("\n".join(stops))
 
 
-def train(
-    chosen: list[Trial], iterations: int, *, jobs: int, quiet: bool
-) -> tuple[list[Trial], list[str]]:
-    """Bring all trials to the last iteration: those that were, and what stopped the others.
+def in_order(made: list[Trial], variants: list[str], stops: list[str]) -> list[Trial]:
+    """Variant by variant, the one first with which the others are compared.
 
     Raises:
-        UserError: none was.
+        UserError: there is no run of that one.
     """
-    stops = bring_to(chosen, iterations, jobs=jobs, quiet=quiet)
-    made = [trial for trial, stop in zip(chosen, stops, strict=True) if not stop]
-    failed = [stop for stop in stops if stop]
-    if not made:
-        raise UserError("\n".join(failed))
-    return made, failed
+    if all(trial.variant.name != variants[0] for trial in made):
+        missing = f"there is no run of {variants[0]!r}, with which the others would be compared"
+        raise UserError("\n".join([*stops, missing]))
+    return sorted(made, key=lambda trial: variants.index(trial.variant.name))
 
 
 def collect(chosen: list[Trial], iterations: int) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -111,8 +106,10 @@ def collect(chosen: list[Trial], iterations: int) -> tuple[pl.DataFrame, pl.Data
     )
 
 
-def variants_of(only: str, own: list[str]) -> dict[str, Sequence[str]]:
+def variants_of(only: str, own: list[str], iterations: int) -> dict[str, Sequence[str]]:
     """The factors that `--only` names, all when it is empty, and those of `--variant` behind them.
+
+    All are evaluated at their ends, and keep what going on takes.
 
     Raises:
         UserError: an unknown factor, or a variant that is written otherwise or named twice.
@@ -121,12 +118,13 @@ def variants_of(only: str, own: list[str]) -> dict[str, Sequence[str]]:
     for name in wanted:
         if name not in FACTORS:
             raise UserError(f"--only {only!r}: {name!r} is none of {', '.join(FACTORS)}")
-    chosen: dict[str, Sequence[str]] = {name: FACTORS[name] for name in wanted}
+    common = ("run.keep_policies=2", "run.keep_trainer=2", f"evaluate.every={iterations}")
+    chosen: dict[str, Sequence[str]] = {name: (*common, *FACTORS[name]) for name in wanted}
     for option in own:
         name, keys = named_keys(option)
         if not name or name in chosen:
             raise UserError(f"--variant {option!r}: give it a name of its own")
-        chosen[name] = keys
+        chosen[name] = (*common, *keys)
     return chosen
 
 

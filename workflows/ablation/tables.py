@@ -10,6 +10,7 @@ import polars as pl
 
 from common.reporting.frames import polars_frame
 from common.reporting.metrics import training_steps
+from common.reporting.openings import rollouts
 from common.reporting.tables import evaluation_facts
 from workflows.trials import Trial
 
@@ -18,9 +19,15 @@ T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 
 
 def steps_of(trial: Trial, iterations: int) -> pl.DataFrame:
-    """`variant`, `seed` and the metrics of every optimizer step (schema `TRAIN`)."""
+    """`variant`, `seed` and the metrics of every optimizer step (schema `TRAIN`).
+
+    With `drawn_accuracy`, that of all completions which the iteration drew: `reward_mean` leaves
+    out groups that dynamic sampling rejected, and has what a preset weighs in besides.
+    """
     steps = polars_frame(training_steps(trial.run)).filter(pl.col("iteration") <= iterations)
-    return _named(trial, steps)
+    drawn = rollouts(trial.run).group_by("iteration").agg(pl.col("correct").mean())
+    drawn = drawn.rename({"correct": "drawn_accuracy"})
+    return _named(trial, steps.join(drawn, on="iteration", how="left", maintain_order="left"))
 
 
 def accuracy_of(trial: Trial, iterations: int) -> pl.DataFrame:
@@ -32,19 +39,21 @@ def accuracy_of(trial: Trial, iterations: int) -> pl.DataFrame:
 def comparison(steps: pl.DataFrame, accuracy: pl.DataFrame) -> pl.DataFrame:
     """One row a variant: means over the seeds, and differences to the first variant.
 
-    `greedy` is the accuracy of the last policy on held-out questions, the mean over tasks;
-    `reward` the mean over all iterations, so it is the higher the sooner a variant learns;
-    `entropy` the mean over the last five.
-    Differences are taken seed by seed; their 95 % interval is Student's, over the seeds.
+    `greedy` is the accuracy of the last policy on held-out questions, the mean over tasks; `drawn`
+    that of all completions drawn in all iterations, so it is the higher the sooner a variant
+    learns; `entropy` the mean over the last five iterations, of completions that weigh in the loss
+    (without a KL or entropy term, those without advantage do not).
+    Differences are taken seed by seed; their 95 % interval is Student's, over the seeds. Seeds that
+    the first variant lacks are left out.
     """
     last = accuracy.filter(pl.col("policy") == accuracy["policy"].max())
     greedy = last.group_by("variant", "seed", maintain_order=True).agg(pl.col("greedy").mean())
     by_iteration = steps.group_by("variant", "seed", "iteration", maintain_order=True).agg(
-        pl.col("reward_mean").mean(),
+        pl.col("drawn_accuracy").first(),
         pl.col("entropy").filter(~pl.col("skipped")).mean(),
     )
     whole = by_iteration.group_by("variant", "seed", maintain_order=True).agg(
-        pl.col("reward_mean").mean().alias("reward"), pl.col("entropy").tail(5).mean()
+        pl.col("drawn_accuracy").mean().alias("drawn"), pl.col("entropy").tail(5).mean()
     )
     figures = greedy.join(whole, on=["variant", "seed"], maintain_order="left")
     names = figures["variant"].unique(maintain_order=True).to_list()
@@ -70,16 +79,17 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
 
 def _row(figures: pl.DataFrame, name: str, baseline: str) -> dict[str, object]:
     own, base = (figures.filter(pl.col("variant") == which) for which in (name, baseline))
-    paired = own.join(base, on="seed", suffix="_base")
-    row: dict[str, object] = {"variant": name, "seeds": own.height}
-    for metric in ("greedy", "reward"):
-        row[metric] = own[metric].mean()
-        if name == baseline or not paired.height:
-            row |= dict.fromkeys((f"{metric} diff", f"{metric} low", f"{metric} high"))
+    paired = own.join(base, on="seed", suffix="_base", maintain_order="left")
+    row: dict[str, object] = {"variant": name, "seeds": paired.height}
+    for metric in ("greedy", "drawn"):
+        row[metric] = paired[metric].mean()
+        names = (f"{metric} diff", f"{metric} low", f"{metric} high")
+        if name == baseline or paired.is_empty():
+            row |= dict.fromkeys(names)
             continue
         found = interval((paired[metric] - paired[f"{metric}_base"]).to_list())
-        row |= dict(zip((f"{metric} diff", f"{metric} low", f"{metric} high"), found, strict=True))
-    return row | {"entropy": own["entropy"].mean()}
+        row |= dict(zip(names, found, strict=True))
+    return row | {"entropy": paired["entropy"].mean()}
 
 
 def _named(trial: Trial, frame: pl.DataFrame) -> pl.DataFrame:

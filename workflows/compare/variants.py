@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import tomlkit
 
@@ -15,7 +14,7 @@ from common.errors import UserError
 from common.recipe_file import override_text, parse_recipe, read_recipe_text
 from common.runs.child import Frozen
 from common.runs.manifest import read_manifest
-from common.runs.recipe import differing_keys, what_prepare_uses
+from common.runs.recipe import changed_since_begun, differing_keys
 
 # A comma that another key follows: values may hold commas too.
 _NEXT_KEY = re.compile(r",(?=\s*(?:preset|[\w-]+(?:\.[\w-]+)+)\s*=)")
@@ -145,12 +144,8 @@ def _decided_by_presets() -> Iterator[tuple[str | None, str]]:
 
 
 def _same_model_and_data(frozen: Frozen, variant: Variant) -> None:
-    began: dict[str, Any] = read_manifest(frozen.run.prompts).recipe
-    keys = differing_keys(began, what_prepare_uses(variant.recipe))
-    keys += differing_keys(what_prepare_uses(variant.recipe), began)
-    if keys:
+    if changed := changed_since_begun(frozen.run, variant.recipe):
         raise UserError(
-            f"variant {variant.name!r}: {', '.join(dict.fromkeys(keys))} is not what run "
-            f"{frozen.run.name!r} began with; variants train from its rollout, so they keep its "
-            "model and its data"
+            f"variant {variant.name!r}: {', '.join(changed)} is not what run {frozen.run.name!r} "
+            "began with; variants train from its rollout, so they keep its model and its data"
         )

@@ -66,7 +66,9 @@ def main(
     set_quiet(quiet or as_json)
     check_file("--svg", svg, ".svg")
     check_file("--output", output, ".parquet")
-    names = list(dict.fromkeys(run or trained(recipe, seeds, iterations, jobs, quiet or as_json)))
+    names, stops = list(dict.fromkeys(run or ())), list[str]()
+    if not names:
+        names, stops = trained(recipe, seeds, iterations, jobs, quiet or as_json)
     runs = [opened(name) for name in names]
     found = tables.all_tables(runs)
     if output is not None or svg is not None:
@@ -80,25 +82,36 @@ def main(
     elif not quiet:
         for table in found:
             print_table(table.frame, title=table.title)
+    if stops:
+        raise UserError("\n".join(stops))
 
 
-def trained(recipe: Path, seeds: str, iterations: int | None, jobs: int, quiet: bool) -> list[str]:
-    """Bring a run of each seed to its last iteration; their names.
+def trained(
+    recipe: Path, seeds: str, iterations: int | None, jobs: int, quiet: bool
+) -> tuple[list[str], list[str]]:
+    """Bring a run of each seed to its last iteration.
+
+    Returns:
+        The names of those that were, and of each other one what stopped it.
 
     Raises:
-        UserError: the last policy would not be evaluated, or a run cannot be trained.
+        UserError: the last policy would not be evaluated, or no run could be trained.
     """
     wanted = load_recipe(recipe)
     last, every = iterations or wanted.train.total_iterations, wanted.evaluate.every
-    if not every or last % every:
+    if not every:
+        raise UserError(
+            f"{recipe}: evaluate.every = 0, so nothing would be evaluated; set it to {last}, or to "
+            "what divides it"
+        )
+    if last % every:
         raise UserError(
             f"{recipe}: evaluate.every = {every}, so policy {last} would not be evaluated; let "
             "--iterations be a multiple of it"
         )
     chosen = trials(recipe.stem, recipe, {"": ()}, seeds)
-    if stops := [stop for stop in bring_to(chosen, last, jobs=jobs, quiet=quiet) if stop]:
-        raise UserError("\n".join(stops))
-    return [trial.run.name for trial in chosen]
+    made, stops = bring_to(chosen, last, jobs=jobs, quiet=quiet)
+    return [trial.run.name for trial in made], stops
 
 
 def opened(name: str) -> Run:
