@@ -237,9 +237,8 @@ def answers(
     place = _open(run).run
     first, last = tables.first_and_last(place)
     found = selected(answers_table(place, first, last, sample), task, change)
-    title = f"policy {first} before, policy {last} after"
-    table = first_rows(Table("", title, found), None if as_json else limit or None)
-    _print(found if as_json else shortened(table.frame), table.title, as_json)
+    shown = found if as_json else shortened(found, keep_end=["question"])
+    _print(shown, f"policy {first} before, policy {last} after", as_json, limit=limit or None)
 
 
 def disk(run: RunName = "demo", as_json: Json = False, debug: Debug = False) -> None:

@@ -140,6 +140,9 @@ def test_texts_of_models_are_one_short_line(scored: pl.DataFrame) -> None:
     frame = pl.DataFrame({"question": ["a\nb\t c", "x" * 61, "y" * 60, None], "n": [1, 2, 3, 4]})
     short = frames.shortened(frame)
     assert short["question"].to_list() == ["a b c", "x" * 59 + "…", "y" * 60, None]
+    numbered = pl.DataFrame({"question": ["What is " * 9 + "3 + 4?"], "n": ["long" * 20]})
+    (row,) = frames.shortened(numbered, 20, keep_end=["question", "other"]).to_dicts()
+    assert row == {"question": "…t is What is 3 + 4?", "n": "longlonglonglonglon…"}
 
 
 # Files

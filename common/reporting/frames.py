@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import NamedTuple
 
 import polars as pl
@@ -37,9 +38,19 @@ def first_rows(table: Table, limit: int | None, count: int | None = None) -> Tab
     return table._replace(title=title, frame=table.frame.head(limit))
 
 
-def shortened(frame: pl.DataFrame, width: int = 60) -> pl.DataFrame:
-    """`frame` for a terminal: texts on one line, of at most `width` characters."""
-    text = pl.col(pl.String).str.replace_all(r"\s+", " ")
-    return frame.with_columns(
-        pl.when(text.str.len_chars() > width).then(text.str.head(width - 1) + "…").otherwise(text)
-    )
+def shortened(frame: pl.DataFrame, width: int = 60, keep_end: Collection[str] = ()) -> pl.DataFrame:
+    """`frame` for a terminal: texts on one line, of at most `width` characters.
+
+    Args:
+        keep_end: columns whose long texts lose their beginning, such as questions that only their
+            ends tell apart; the others lose their end.
+    """
+    texts = [name for name, kind in frame.schema.items() if kind == pl.String]
+    frame = frame.with_columns(pl.col(texts).str.replace_all(r"\s+", " "))
+    return frame.with_columns(_cut(pl.col(name), width, name in keep_end) for name in texts)
+
+
+def _cut(text: pl.Expr, width: int, keep_end: bool) -> pl.Expr:
+    rest = width - 1
+    cut = pl.lit("…") + text.str.tail(rest) if keep_end else text.str.head(rest) + pl.lit("…")
+    return pl.when(text.str.len_chars() <= width).then(text).otherwise(cut)
