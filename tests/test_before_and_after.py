@@ -13,10 +13,11 @@ from common.errors import UserError
 from common.reporting import openings
 from common.reporting.answers import answers_table, selected
 from common.reporting.tables import first_and_last, greedy_difference
-from common.runs.layout import Run, shard_name
+from common.runs.layout import REPOSITORY, Run, shard_name
 from common.runs.schemas import EVALUATION, KEY
 from common.runs.shards import OutputWriter
 from workflows.ablation import tables
+from workflows.ablation.__main__ import accuracy_file, read_table
 
 GREEDY = -1
 
@@ -112,6 +113,23 @@ def figures(variant: str, seed: int, greedy: float, drawn: float) -> tuple[Any, 
     steps = [common | step, common | step | {"skipped": True, "entropy": 9.0}]
     accuracy = [common | {"policy": 1, "task": task, "greedy": greedy} for task in "ab"]
     return steps, accuracy
+
+
+def test_the_readme_has_the_table_of_the_tracked_figures() -> None:
+    metrics = REPOSITORY / "data" / "results" / "ablation.parquet"
+    table = tables.comparison(read_table(metrics), read_table(accuracy_file(metrics)))
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    section = readme.split("### One factor at a time")[1].split("\n### ")[0]
+    rows = [line.split("|")[1:-1] for line in section.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) == table.height
+    for (name, *cells), row in zip(rows, table.to_dicts(), strict=True):
+        assert row["variant"] in name
+        expected = []
+        for metric in ("greedy", "drawn"):
+            difference = [row[f"{metric} {part}"] for part in ("diff", "low", "high")]
+            shown = "" if difference[0] is None else "{:.3f} [{:.3f}, {:.3f}]".format(*difference)
+            expected += [f"{row[metric]:.3f}", shown]
+        assert [cell.strip() for cell in cells] == expected
 
 
 def test_variants_are_compared_seed_by_seed() -> None:
