@@ -11,6 +11,7 @@ import pytest
 
 from common.errors import UserError
 from common.reporting import openings
+from common.reporting.accuracy import GREEDY
 from common.reporting.answers import answers_table, selected
 from common.reporting.tables import first_and_last, greedy_difference
 from common.runs.layout import REPOSITORY, Run, shard_name
@@ -18,8 +19,6 @@ from common.runs.schemas import EVALUATION, KEY
 from common.runs.shards import OutputWriter
 from workflows.ablation import tables
 from workflows.ablation.__main__ import accuracy_file, read_table
-
-GREEDY = -1
 
 
 def row(question: str, sample: int, verdict: str, text: str = "Guess. 1") -> dict[str, Any]:

@@ -17,6 +17,9 @@ from common.reporting.passk import (
 GREEDY = -1
 """`sample_index` of the greedy completion."""
 
+JUDGED = pl.col("verdict") != "infra_error"
+"""Of rows with a verdict: whose rule did not fail. The others count neither as right nor wrong."""
+
 Figures = dict[str, float | int | None]
 
 
@@ -30,7 +33,7 @@ def figures_by_task(judged: pl.DataFrame) -> dict[str, Figures]:
     Args:
         judged: columns of `schemas.EVALUATION`.
     """
-    valid = judged.filter(pl.col("verdict") != "infra_error").with_columns(
+    valid = judged.filter(JUDGED).with_columns(
         correct=pl.col("verdict") == "correct", tokens=pl.col("completion_ids").list.len()
     )
     return {
@@ -40,9 +43,9 @@ def figures_by_task(judged: pl.DataFrame) -> dict[str, Figures]:
 
 def greedy_mean_over_tasks(judged: pl.DataFrame) -> Figures:
     """Greedy accuracy as the mean over the tasks, with its interval."""
-    greedy = judged.filter(
-        (pl.col("sample_index") == GREEDY) & (pl.col("verdict") != "infra_error")
-    ).with_columns(correct=pl.col("verdict") == "correct")
+    greedy = judged.filter(JUDGED, pl.col("sample_index") == GREEDY).with_columns(
+        correct=pl.col("verdict") == "correct"
+    )
     by_task = {
         str(task): rows["correct"].to_numpy()
         for (task,), rows in greedy.group_by(["task"], maintain_order=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import polars as pl
 
 from common.errors import UserError
-from common.reporting.accuracy import GREEDY
+from common.reporting.accuracy import GREEDY, JUDGED
 from common.reporting.frames import polars_frame
 from common.reporting.rewards import of_task
 from common.runs.layout import Run
@@ -71,6 +71,6 @@ def _answers(run: Run, policy: int, sample: int) -> pl.DataFrame:
             f"--sample {sample}: policy {policy} was evaluated with {count} sampled completions a "
             "question (evaluate.samples), numbered from 0"
         )
-    chosen = frame.filter(pl.col("sample_index") == sample, pl.col("verdict") != "infra_error")
+    chosen = frame.filter(pl.col("sample_index") == sample, JUDGED)
     right = (pl.col("verdict") == "correct").alias("right")
     return chosen.select("prompt_id", "task", "question", "answer", "completion_text", right)

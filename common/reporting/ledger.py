@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import polars as pl
 
 from common.errors import UserError
+from common.reporting.accuracy import JUDGED
 from common.reporting.frames import Table, first_rows, polars_frame
 from common.runs.freshness import status_of
 from common.runs.join import join
@@ -52,7 +53,7 @@ def drawings(run: Run, iteration: int) -> pl.DataFrame:
         key=KEY,
         names=(rollout.name, score.name),
     )
-    judged = (pl.col("verdict") != "infra_error").sum()
+    judged = JUDGED.sum()
     correct = (pl.col("verdict") == "correct").sum()
     return (
         polars_frame(rows)

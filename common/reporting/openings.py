@@ -9,7 +9,7 @@ from __future__ import annotations
 import polars as pl
 
 from common.errors import UserError
-from common.reporting.accuracy import GREEDY
+from common.reporting.accuracy import GREEDY, JUDGED
 from common.reporting.frames import Table, polars_frame
 from common.reporting.passk import paired_difference
 from common.reporting.rewards import of_task
@@ -187,7 +187,7 @@ def first_word(column: str) -> pl.Expr:
 def _judged(frame: pl.DataFrame) -> pl.DataFrame:
     """Completions that were judged, with `opening`, `correct`, `answered` and `tokens`."""
     verdict = pl.col("verdict")
-    return frame.filter(verdict != "infra_error").select(
+    return frame.filter(JUDGED).select(
         pl.selectors.by_name("task", "prompt_id", require_all=False),
         first_word("completion_text").alias("opening"),
         (verdict == "correct").alias("correct"),

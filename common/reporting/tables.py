@@ -6,7 +6,7 @@ import polars as pl
 
 from common.config import Recipe
 from common.errors import UserError
-from common.reporting.accuracy import GREEDY
+from common.reporting.accuracy import GREEDY, JUDGED
 from common.reporting.frames import polars_frame
 from common.reporting.metrics import training_steps
 from common.reporting.passk import paired_difference
@@ -153,8 +153,7 @@ def greedy_correct(run: Run, policy: int) -> pl.DataFrame:
     frame = polars_frame(
         read_output(run.evaluation(policy), ["prompt_id", "task", "sample_index", "verdict"])
     )
-    judged = pl.col("verdict") != "infra_error"
-    return frame.filter(judged, pl.col("sample_index") == GREEDY).select(
+    return frame.filter(JUDGED, pl.col("sample_index") == GREEDY).select(
         "prompt_id", "task", (pl.col("verdict") == "correct").alias("correct")
     )
 
