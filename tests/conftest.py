@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from common.reporting.progress import set_quiet
 from common.runs.layout import Run
@@ -18,6 +19,12 @@ from common.runs.layout import Run
 # Content is bit-for-bit the same for the same thread count; ranks have one thread, so we have one.
 # Set before anything loads OpenMP.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# The same examples each time, as what lands is decided by these tests. New ones are searched for
+# with --hypothesis-profile=explore. No deadline: a busy machine is not a fault.
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.register_profile("explore", derandomize=False, deadline=None)
+settings.load_profile("repeatable")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -43,7 +43,7 @@ def test_no_weights_but_safetensors() -> None:
     assert {file.suffix for file in BASE.iterdir()} <= {".json", ".safetensors", ".jinja", ".md"}
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(text=st.text(max_size=60))
 def test_any_text_round_trips(tokenizer: Any, text: str) -> None:
     """Up to NFC, which Qwen2's normaliser applies; every byte is a token, so none is unknown."""

@@ -136,6 +136,23 @@ def test_lines_that_no_result_is_written_as(expected: Any, line: bytes) -> None:
     assert not Comparison().is_met(expected, line)
 
 
+NANS = [float("nan"), float("nan")]
+
+
+@pytest.mark.parametrize(
+    ("expected", "result", "equal"),
+    [
+        (set(NANS), set(NANS), True),
+        (set(NANS), {NANS[0], 1.0}, False),
+        (dict.fromkeys(NANS, 1), dict.fromkeys(NANS, 1), True),
+        ({NANS[0]: 1, NANS[1]: 2}, {NANS[0]: 2, NANS[1]: 1}, True),
+        ({NANS[0]: 1, NANS[1]: 2}, {NANS[0]: 1, NANS[1]: 1}, False),
+    ],
+)
+def test_two_nan_are_two_members(expected: Any, result: Any, equal: bool) -> None:
+    assert Comparison().is_met(expected, encode(result).encode()) == equal
+
+
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary(),
     lambda inner: (

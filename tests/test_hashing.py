@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
@@ -45,7 +45,6 @@ ROWS = st.fixed_dictionaries(
 )
 
 
-@settings(deadline=None)
 @given(st.lists(ROWS, min_size=1, max_size=8), st.data())
 def test_table_hash_does_not_depend_on_the_cut(rows: list[dict[str, object]], data: object) -> None:
     whole = pa.Table.from_pylist(rows, SCHEMA)
@@ -56,7 +55,6 @@ def test_table_hash_does_not_depend_on_the_cut(rows: list[dict[str, object]], da
     assert pieces.hexdigest() == table_content_hash(whole)
 
 
-@settings(deadline=None)
 @given(st.lists(ROWS, min_size=1, max_size=4), st.lists(ROWS, min_size=1, max_size=4))
 def test_table_hash_tells_different_tables_apart(
     left: list[dict[str, object]], right: list[dict[str, object]]

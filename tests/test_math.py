@@ -194,7 +194,7 @@ def test_fractions_are_equal_exactly_when_they_are(one: Fraction, other: Fractio
 SMALL = st.integers(-9, 9)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(SMALL, SMALL, SMALL, st.integers(-2, 2))
 def test_polynomials_are_equal_exactly_when_they_are(a: int, b: int, c: int, more: int) -> None:
     factored = f"({a}x+({b}))(x-({c}))"
@@ -202,7 +202,7 @@ def test_polynomials_are_equal_exactly_when_they_are(a: int, b: int, c: int, mor
     assert verdict_on(rf"\boxed{{{factored}}}", expanded).reward == (more == 0)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=4), st.integers(0, 3))
 def test_sums_of_roots_are_told_apart(radicands: list[int], more: int) -> None:
     """An independent check to 15 digits, which small roots that differ do in the first ten."""

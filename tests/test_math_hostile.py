@@ -165,7 +165,7 @@ PIECES = st.sampled_from([*SIGNS, *COMMANDS.split(), r"\end{pmatrix}"])
 TEXTS = st.one_of(st.text(), st.lists(PIECES, max_size=14).map("".join))
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(TEXTS, st.sampled_from(["5", "x+1", "(1,2)", "x=5", "even", r"\{1,2\}", "[0,1)", r"5\%"]))
 def test_no_text_breaks_the_rule(text: str, gold: str) -> None:
     for completion in (text, rf"\boxed{{{text}}}", f"${text}$"):
@@ -174,7 +174,7 @@ def test_no_text_breaks_the_rule(text: str, gold: str) -> None:
         assert verdict.reward == (verdict.verdict == "correct")
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(TEXTS)
 def test_what_a_gold_may_be_is_its_own_answer(text: str) -> None:
     try:

@@ -136,7 +136,7 @@ def divided_loss(samples, logits, config, *, replicas, microbatches, **packing):
     tokens_per_pack=st.sampled_from([None, 1, 20, 60]),
     share_prompts=st.booleans(),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_no_division_of_a_batch_changes_it(
     config, lengths, replicas, microbatches, tokens_per_pack, share_prompts
 ):

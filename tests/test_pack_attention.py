@@ -72,7 +72,7 @@ random_packs = st.fixed_dictionaries(
 @example([], {"tokens_per_pack": 8, "min_packs": 2}, None)
 @example([Completion([1], [2], 0)], {"tokens_per_pack": 8, "bucket": 1}, None)
 @example([Completion([1, 2], [3], 0), Completion([1, 2], [4], 0)], {"tokens_per_pack": 9}, 1)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_outputs_and_gradients_are_those_of_the_dense_mask(tile, rows, how, window):
     """Empty packs, single tokens, prompts without inputs behind them, windows inside a prompt."""
     with pytest.MonkeyPatch.context() as patch:
@@ -185,7 +185,7 @@ def test_attention_that_rows_are_not_made_for_is_computed_densely(monkeypatch):
 
 
 @given(completion_lists(), random_packs, st.sampled_from([Reach(), Reach(3), Reach(chunk=4)]))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_the_blocks_of_a_gpu_are_those_of_the_dense_mask(rows, how, reach):
     """The function that FlexAttention is given, for every pair. The compiled kernel is not run."""
     layout = layout_of(pack(rows, **how))

@@ -54,7 +54,7 @@ def targets_of(batch: PackBatch) -> list[tuple[int, int, int, int, int]]:
 
 
 @given(completion_lists(), settings_of_pack)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_every_completion_token_is_a_target_once(rows, options):
     batch = pack(rows, **options)
     found = sorted((row, offset, target) for _, row, offset, target, _ in targets_of(batch))
@@ -68,7 +68,7 @@ def test_every_completion_token_is_a_target_once(rows, options):
 
 
 @given(completion_lists(), settings_of_pack)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_each_target_is_predicted_by_exactly_its_text(rows, options):
     """The state that predicts a target stands behind prompt and earlier tokens, and sees no other.
 
@@ -90,7 +90,7 @@ def test_each_target_is_predicted_by_exactly_its_text(rows, options):
 
 
 @given(completion_lists(), settings_of_pack)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_shapes_budget_and_filling(rows, options):
     batch = pack(rows, **options)
     budget, bucket = options["tokens_per_pack"], options["bucket"]
@@ -115,7 +115,7 @@ def test_shapes_budget_and_filling(rows, options):
 
 
 @given(completion_lists(), settings_of_pack)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_a_completion_never_crosses_a_pack_and_prompts_are_shared(rows, options):
     batch = pack(rows, **options)
     pack_of = {}
@@ -128,7 +128,7 @@ def test_a_completion_never_crosses_a_pack_and_prompts_are_shared(rows, options)
 
 
 @given(completion_lists(), settings_of_pack)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_scatter_and_gather_are_inverse(rows, options):
     batch = pack(rows, **options)
     lengths = [len(r.completion_ids) for r in rows]
@@ -198,7 +198,7 @@ def test_two_prompts_in_a_group_are_refused():
 
 
 @given(completion_lists(), st.integers(1, 60))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_no_completion_would_fit_into_an_earlier_pack(rows, budget):
     """First fit: room is left over only where nothing that came later fits."""
     batch = pack(rows, tokens_per_pack=budget)

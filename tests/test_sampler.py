@@ -160,7 +160,7 @@ def test_one_call_is_repeated_bit_for_bit() -> None:
     max_tokens=st.integers(1, 9),
     stops=st.sampled_from([[], STOPS, list(range(0, VOCABULARY, 2))]),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_every_sample_is_drawn_once_whatever_the_refill(
     shapes: list[tuple[int, int]],
     max_concurrent: int,

@@ -88,7 +88,7 @@ def test_float32_is_summed_in_float64():
     st.sampled_from(["token", "sequence", "geometric"]),
     st.sampled_from(["truncate", "mask"]),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_completions_do_not_know_of_each_other(rows, level, correction):
     """Weights of a batch are those of its completions alone, empty ones included."""
     flat = np.array([d for row in rows for d in row])

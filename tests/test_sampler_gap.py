@@ -62,7 +62,7 @@ def test_the_gap_is_over_all_tokens_and_names_row_and_position():
 tokens = st.tuples(st.integers(0, 6), st.floats(-20, 0, width=32), st.floats(-20, 0, width=32))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.lists(st.lists(tokens, max_size=9), min_size=1, max_size=4), max_size=3))
 def test_bins_over_shards_equal_plain_loops(shards):
     by_position, by_token, all_gaps = defaultdict(list), defaultdict(list), []

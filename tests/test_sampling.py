@@ -79,7 +79,7 @@ def test_tokens_follow_the_distribution(vocabulary: int, sampling: Sampling) -> 
     spread=st.sampled_from([0.0, 1.0, 8.0, 60.0]),
     uniform=st.sampled_from([0.0, 1e-12, 0.5, 1 - 1e-9, 1 - 2**-53]) | st.floats(0, 1 - 2**-53),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_the_token_is_where_the_distribution_function_passes_the_uniform(
     seed: int, vocabulary: int, spread: float, uniform: float
 ) -> None:

@@ -45,7 +45,7 @@ def plain_attention(
     softcap=st.sampled_from([None, 1.5]),
     dtype=st.sampled_from([torch.float64, torch.float32]),
 )
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 def test_it_is_plain_attention_of_each_row(
     lengths: list[int],
     entries: list[tuple[int, int]],

@@ -160,7 +160,7 @@ def test_counts_are_spread() -> None:
     assert max(answers.count(answer) for answer in set(answers)) < 300
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=4), st.integers(0, 999))
 def test_draw_exhausts_a_space_without_repetition(radices: list[int], seed: int) -> None:
     """Every index of the split exactly once, whatever the order of drawing."""

@@ -105,26 +105,26 @@ class Comparison:
         """Whether each expected (key, value) is found exactly once, and nothing else."""
         if len(expected) != len(found):
             return False
-        by_text = {json.dumps(key): (key, value) for key, value in found}
-        others = []
-        for key, value in expected:
-            pair = by_text.pop(_canonical(key), None)
-            if pair is None:
-                others.append((key, value))
-            elif not self._same(value, pair[1]):
-                return False
+        # A list, as a set may hold two NaN: they are written alike and not equal.
+        by_text: dict[str, list[tuple[Any, Any]]] = {}
+        for pair in found:
+            by_text.setdefault(json.dumps(pair[0]), []).append(pair)
+        others = [
+            (key, value)
+            for key, value in expected
+            if not self._took(by_text.get(_canonical(key), []), key, value)
+        ]
         # What is left may still be equal: 2.0 and 2, frozensets written in another order.
-        left = list(by_text.values())
-        if len(left) != len(others) or len(left) > MAX_UNORDERED:
-            return False
-        for key, value in others:
-            for index, pair in enumerate(left):
-                if self._same(key, pair[0]) and self._same(value, pair[1]):
-                    del left[index]
-                    break
-            else:
-                return False
-        return True
+        left = [pair for pairs in by_text.values() for pair in pairs]
+        return len(left) <= MAX_UNORDERED and all(self._took(left, *pair) for pair in others)
+
+    def _took(self, found: list[tuple[Any, Any]], key: Any, value: Any) -> bool:
+        """Take the first pair that equals (key, value) out of ``found``; False if none does."""
+        for index, pair in enumerate(found):
+            if self._same(key, pair[0]) and self._same(value, pair[1]):
+                del found[index]
+                return True
+        return False
 
     def _set_of(self, result: Any) -> Any:
         """A sequence or set as a set."""
