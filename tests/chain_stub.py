@@ -69,9 +69,10 @@ def main(how: str, *rest: str) -> None:
     elif how == "hang":
         if "deaf" in rest:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
-        Path(rest[0]).write_text(str(os.getpid()))
         try:
-            time.sleep(60)
+            Path(rest[0]).write_text(str(os.getpid()))
+            for _ in range(600):  # a signal between two of Python's steps does not end a sleep
+                time.sleep(0.1)
         except KeyboardInterrupt:
             print("interrupted")
             raise

@@ -19,6 +19,11 @@ from common.runs.layout import Run
 # Content is bit-for-bit the same for the same thread count; ranks have one thread, so we have one.
 # Set before anything loads OpenMP.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# No test needs a network; those of hub names serve their own hub.
+os.environ["HF_HUB_OFFLINE"] = "1"
+# What a make around pytest hands on would reach the tests' own.
+for _name in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES"):
+    os.environ.pop(_name, None)
 
 # The same examples each time, as what lands is decided by these tests. New ones are searched for
 # with --hypothesis-profile=explore. No deadline: a busy machine is not a fault.
@@ -169,7 +174,7 @@ def stage() -> Callable[..., subprocess.CompletedProcess[str]]:
             env=os.environ | {"OMP_NUM_THREADS": "1"},
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=600,
             check=False,
         )
         assert done.returncode == expect, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"

@@ -28,7 +28,8 @@ def local_hub(
     thread.start()
     try:
         address = f"http://127.0.0.1:{server.server_port}"
-        yield {"HF_ENDPOINT": address, "HF_HOME": str(cache), "HF_HUB_DISABLE_XET": "1"}
+        where = {"HF_ENDPOINT": address, "HF_HOME": str(cache), "NO_PROXY": "127.0.0.1"}
+        yield where | {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
     finally:
         server.shutdown()
         thread.join()

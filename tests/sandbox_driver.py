@@ -23,7 +23,7 @@ from common.rewards.sandbox.bubblewrap import Limits
 from common.rewards.sandbox.check import self_test
 
 PATIENT = Limits(seconds=60.0, cpu_seconds=30)
-QUICK = Limits(seconds=2.0, cpu_seconds=1)
+QUICK = Limits(seconds=1.0, cpu_seconds=1)
 
 CALL = f"assert answer(7) == {SECRET}"
 STDIO = json.dumps({"kind": "stdio", "stdin": "7\n", "stdout": f"{SECRET}\n"})

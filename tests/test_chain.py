@@ -242,14 +242,14 @@ def test_a_kill_anywhere_leaves_no_process(hang: Callable[..., Any], killed: str
     process, family = hang()
     os.kill(family[killed], signal.SIGKILL)
     assert process.wait(20) == (-signal.SIGKILL if killed == "outer" else 2)
-    wait_until(lambda: all(map(is_gone, family.values())), seconds=5)
+    wait_until(lambda: all(map(is_gone, family.values())), seconds=20)
 
 
 def test_a_stage_that_is_deaf_to_the_end_of_its_client_is_killed(hang: Callable[..., Any]) -> None:
     process, family = hang("deaf")
     os.kill(family["client"], signal.SIGKILL)
     assert process.wait(20) == 2
-    wait_until(lambda: all(map(is_gone, family.values())), seconds=5)
+    wait_until(lambda: all(map(is_gone, family.values())), seconds=20)
 
 
 def test_ctrl_c_reaches_a_stage_once_and_ends_all(hang: Callable[..., Any]) -> None:
@@ -257,5 +257,6 @@ def test_ctrl_c_reaches_a_stage_once_and_ends_all(hang: Callable[..., Any]) -> N
     os.killpg(process.pid, signal.SIGINT)
     out, err = process.communicate(timeout=20)
     assert out.count("interrupted") == 1
-    assert "first] Error 130" in err
+    # Make 4.3 may find that its child has been waited for already.
+    assert "first] Error 130" in err or "No child processes" in err
     assert all(map(is_gone, family.values()))

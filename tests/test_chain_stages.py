@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -126,14 +127,18 @@ def test_ranks_end_with_the_code_of_the_first_that_failed(chain: Chain, runs: Pa
 def test_training_goes_on_after_its_client_was_killed(
     chain: Chain, prepared: Path, finished: Path, at: Callable[[Path], Run]
 ) -> None:
-    run = at(prepared)
-    begun = chain.start(TRAIN)
-    deadline = time.monotonic() + 60
-    while not run.train(1).partial.exists():
-        assert begun.poll() is None and time.monotonic() < deadline
-        time.sleep(0.002)
-    begun.kill()
-    begun.communicate()  # until the stage has ended too: it has the same pipes
+    for _ in range(5):  # on a busy machine the kill may come when all is done
+        run = at(prepared)
+        begun = chain.start(TRAIN)
+        deadline = time.monotonic() + 60
+        while not run.train(1).partial.exists():
+            assert begun.poll() is None and time.monotonic() < deadline
+            time.sleep(0.002)
+        begun.kill()
+        begun.communicate()  # until the stage has ended too: it has the same pipes
+        if not has_manifest(run.policy(1)):
+            break
+        shutil.rmtree(run.root.parent)
     assert not has_manifest(run.policy(1))
     assert chain.run(TRAIN)[0] == 0
     assert made(run) == made(Run(finished / "a"))

@@ -64,9 +64,12 @@ PIECES = ["```", "```python\n", "`", "~", " ", "\n", "~~~ \n", "<answer>", "` ",
 @pytest.mark.parametrize("end", ["", "`", "x", "\n```"])
 def test_search_for_the_program_is_linear(piece: str, end: str) -> None:
     text = piece * (100_000 // len(piece)) + end
-    started = time.perf_counter()
-    last_program(text)
-    assert time.perf_counter() - started < 0.05 * 4  # four times, for a busy machine
+    seconds = []
+    for _ in range(3):
+        began = time.thread_time()
+        last_program(text)
+        seconds.append(time.thread_time() - began)
+    assert min(seconds) < 0.25
 
 
 DOUBLE = json.dumps([f"assert f({n}) == {2 * n}" for n in range(4)])
@@ -119,11 +122,11 @@ def test_verdict(program: str, answer: str, partial: bool, reward: float, outcom
 
 @needs_sandbox
 def test_wall_time_is_for_all_tests_together() -> None:
-    program = "```python\nimport time\ntime.sleep(0.6)\nprint(input())\n```"
+    program = "```python\nimport time\ntime.sleep(1.2)\nprint(input())\n```"
     started = time.monotonic()
-    verdict = judge(program, ECHO, seconds=1.0, partial=True)
+    verdict = judge(program, ECHO, seconds=2.0, partial=True)
     assert (verdict.reward, verdict.verdict) == (1 / 3, "timeout")
-    assert verdict.reason == "CODE: wall time beyond 1 s"
+    assert verdict.reason == "CODE: wall time beyond 2 s"
     assert time.monotonic() - started < 10
 
 

@@ -39,7 +39,7 @@ def make(runs: Path, *arguments: str, expect: int = 0) -> str:
         env=environment(runs),
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=600,
         check=False,
     )
     assert done.returncode == expect, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"

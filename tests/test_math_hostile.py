@@ -192,7 +192,7 @@ LONG += [r"\left(", "^{", "_", "½", "①", "²", "好", "😀", "{,}", "1{,}000
 
 
 @pytest.mark.parametrize("piece", LONG)
-def test_100_kb_are_searched_in_50_ms(piece: str) -> None:
+def test_100_kb_are_searched_in_a_fraction_of_a_second(piece: str) -> None:
     """Quadratic scanners need seconds here. The best of three, as the machine may be busy."""
     text = piece * (100_000 // len(piece.encode()))
     for search in (_search, lambda text: verdict_on(text, "5")):
@@ -201,7 +201,7 @@ def test_100_kb_are_searched_in_50_ms(piece: str) -> None:
             began = time.thread_time()
             search(text)
             seconds.append(time.thread_time() - began)
-        assert min(seconds) < 0.05
+        assert min(seconds) < 0.25
 
 
 def _search(text: str) -> str | None:

@@ -56,7 +56,7 @@ LONG += ["<answer>", "<answer>A</answer>", "<answer>A ", " ", "\n", "'A", "answe
 
 
 @pytest.mark.parametrize("piece", LONG)
-def test_100_kb_take_less_than_50_ms(piece: str) -> None:
+def test_100_kb_take_a_fraction_of_a_second(piece: str) -> None:
     """Quadratic scanners need seconds here. The best of three, as the machine may be busy."""
     text = piece * (100_000 // len(piece.encode()))
     seconds = []
@@ -64,4 +64,4 @@ def test_100_kb_take_less_than_50_ms(piece: str) -> None:
         began = time.thread_time()
         judge(text, {"answer": "B"})
         seconds.append(time.thread_time() - began)
-    assert min(seconds) < 0.05
+    assert min(seconds) < 0.25

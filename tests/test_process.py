@@ -17,6 +17,7 @@ from common.process import keep_freed_memory
 told = keep_freed_memory() if sys.argv[1] == "keep" else False
 libc = ctypes.CDLL("libc.so.6")
 libc.malloc.restype = ctypes.c_void_p
+libc.prctl(41, 1, 0, 0, 0)  # PR_SET_THP_DISABLE: pages are counted, and must be of one size
 def use():
     memory = ctypes.c_void_p(libc.malloc(64 << 20))
     ctypes.memset(memory, 1, 64 << 20)

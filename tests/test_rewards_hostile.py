@@ -105,14 +105,14 @@ ADVERSARIAL = {
 
 
 @pytest.mark.parametrize("text", ADVERSARIAL.values(), ids=ADVERSARIAL)
-def test_100_kb_take_less_than_50_ms(text: str) -> None:
+def test_100_kb_take_a_fraction_of_a_second(text: str) -> None:
     """Quadratic scanners need seconds here. The best of three, as the machine may be busy."""
     for verify_type, gold in GOLD.items():
         row = {"answer": gold, "verify_type": verify_type}
-        assert _best_seconds(lambda row=row: judge(text, row)) < 0.05, verify_type
+        assert _best_seconds(lambda row=row: judge(text, row)) < 0.25, verify_type
     for name, extra in OPENED.items():
         row = {"completion_tokens": 1000}
-        assert _best_seconds(lambda extra=extra, row=row: extra(text, row)) < 0.05, name
+        assert _best_seconds(lambda extra=extra, row=row: extra(text, row)) < 0.25, name
 
 
 def _best_seconds(work) -> float:
@@ -121,7 +121,7 @@ def _best_seconds(work) -> float:
         began = time.thread_time()
         work()
         seconds.append(time.thread_time() - began)
-        if seconds[-1] < 0.05:
+        if seconds[-1] < 0.25:
             break
     return min(seconds)
 

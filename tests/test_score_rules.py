@@ -61,7 +61,12 @@ def write(folder: Path, rows: list[tuple[str, str, str]]) -> None:
 
 def test_all_rules_in_one_file(tmp_path: Path) -> None:
     write(tmp_path, [row[:3] for row in ROWS])
-    done = score(tmp_path, "--set=rewards.code.partial=true", "--set=rewards.repetition.weight=0.5")
+    done = score(
+        tmp_path,
+        "--set=rewards.code.partial=true",
+        "--set=rewards.code.cpu_seconds=1",
+        "--set=rewards.repetition.weight=0.5",
+    )
     assert done.returncode == 0, done.stderr
     scored = pl.read_parquet(tmp_path / "out.parquet")
     assert scored["verdict"].to_list() == [row[4] for row in ROWS]

@@ -200,10 +200,15 @@ class Pool:
 
 
 def worker_environment() -> dict[str, str]:
-    """Ours, with one thread a process (there are as many as cores) and the project on the path."""
+    """Ours, with one thread a process (there are as many as cores) and the project on the path.
+
+    Bytecode counts as current by its source's size and the second of its last change: a rule that
+    is edited twice within one second could be an old one.
+    """
     paths = [str(REPOSITORY), os.environ.get("PYTHONPATH", "")]
     return os.environ | {
         "OMP_NUM_THREADS": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONPATH": os.pathsep.join(filter(None, paths)),
     }
