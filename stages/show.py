@@ -31,10 +31,10 @@ from common.reporting.answers import answers_table, selected
 from common.reporting.frames import Table, first_rows, shortened
 from common.reporting.gap_tables import gap_of_iteration, gap_tables, hints
 from common.reporting.ledger import read_ledger
-from common.reporting.openings import opening_tables
+from common.reporting.opening_tables import opening_tables
 from common.reporting.progress import clean
 from common.reporting.sampler_gap import WORST
-from common.reporting.terminal import bytes_text, print_completion, print_table
+from common.reporting.terminal import bytes_text, print_completion, print_table, print_tables
 from common.reporting.token_tables import for_terminal, token_summary, token_tables
 from common.reporting.token_texts import TokenTexts
 
@@ -127,7 +127,7 @@ def rewards(
     else:
         rows = scored.filter(reward_tables.of_task(scored, task))
         found = reward_tables.reward_tables(rows, examples=shown)
-    _print_tables(found, as_json)
+    print_tables(found, as_json=as_json)
 
 
 def openings(
@@ -137,7 +137,7 @@ def openings(
     debug: Debug = False,
 ) -> None:
     """How completions begin, how often that is right, and what of the gain is another choice."""
-    _print_tables(opening_tables(_open(run).run, task), as_json)
+    print_tables(opening_tables(_open(run).run, task), as_json=as_json)
 
 
 def gap(
@@ -153,7 +153,7 @@ def gap(
     shown = None if as_json else limit or None
     found = gap_of_iteration(place, iteration, worst=None if shown is None else max(shown, WORST))
     text = TokenTexts(place.policy(0).path)
-    _print_tables(gap_tables(found, text, limit=shown, quoted=not as_json), as_json)
+    print_tables(gap_tables(found, text, limit=shown, quoted=not as_json), as_json=as_json)
     for hint in () if as_json else hints(found, text):
         print(clean(hint))
 
@@ -176,10 +176,12 @@ def tokens(
     shown = None if as_json else limit or None
     overall, *found = token_tables(place, iteration, prompt=prompt, every=every, limit=shown)
     if as_json:
-        _print_tables([overall, *found], as_json)
+        print_tables([overall, *found], as_json=as_json)
         return
     print(clean(said))
-    _print_tables([for_terminal(table) for table in found if not table.frame.is_empty()], as_json)
+    print_tables(
+        [for_terminal(table) for table in found if not table.frame.is_empty()], as_json=as_json
+    )
 
 
 def ledger(
@@ -192,10 +194,9 @@ def ledger(
     """How often the prompts were solved, and which never were."""
     book = read_ledger(_open(run).run, task)
     if as_json:
-        _print_tables(book.tables(drawings=True), as_json)
+        print_tables(book.tables(drawings=True), as_json=as_json)
         return
-    found = [table for table in book.tables(limit or None) if not table.frame.is_empty()]
-    _print_tables(found, as_json)
+    print_tables(book.tables(limit or None), as_json=as_json)
     if book.never_solved().is_empty() and not book.drawings.is_empty():
         print("every prompt that was drawn has been solved")
 
@@ -211,13 +212,15 @@ def status(run: RunName = "demo", as_json: Json = False, debug: Debug = False) -
 
 def evaluations(run: RunName = "demo", as_json: Json = False, debug: Debug = False) -> None:
     """Held-out accuracy by policy and task, and the last policy against the first."""
-    context = _open(run)
-    _print(tables.evaluation_facts(context.run), f"evaluations of {run}", as_json)
-    numbers = context.run.evaluations()
-    if len(numbers) > 1 and not as_json:
-        first, last = numbers[0], numbers[-1]
-        difference = tables.greedy_difference(context.run, first, last)
-        print_table(difference, title=f"greedy accuracy, policy {last} minus policy {first}")
+    place = _open(run).run
+    facts = tables.evaluation_facts(place)
+    first, last = min(place.evaluations()), max(place.evaluations())
+    difference = tables.greedy_difference(place, first, last) if first != last else pl.DataFrame()
+    found = [
+        Table("evaluations", f"evaluations of {run}", facts),
+        Table("difference", f"greedy accuracy, policy {last} minus policy {first}", difference),
+    ]
+    print_tables(found, as_json=as_json)
 
 
 def answers(
@@ -275,20 +278,6 @@ def _print(
         return
     table = first_rows(Table("", title, frame), limit)
     print_table(table.frame, title=table.title, svg=svg)
-
-
-def _print_tables(found: list[Table], as_json: bool) -> None:
-    if as_json:
-        print(json.dumps({table.key: _finite(table.frame).to_dicts() for table in found}))
-        return
-    for table in found:
-        print_table(shortened(table.frame), title=table.title)
-
-
-def _finite(frame: pl.DataFrame) -> pl.DataFrame:
-    """Null for numbers that are not finite: JSON has none."""
-    floats = pl.selectors.float()
-    return frame.with_columns(pl.when(floats.is_finite()).then(floats))
 
 
 if __name__ == "__main__":

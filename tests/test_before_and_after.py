@@ -13,12 +13,12 @@ from common.errors import UserError
 from common.reporting import openings
 from common.reporting.accuracy import GREEDY
 from common.reporting.answers import answers_table, selected
+from common.reporting.gain import gain_table
 from common.reporting.tables import first_and_last, greedy_difference
-from common.runs.layout import REPOSITORY, Run, shard_name
+from common.runs.layout import Run, shard_name
 from common.runs.schemas import EVALUATION, KEY
 from common.runs.shards import OutputWriter
 from workflows.ablation import tables
-from workflows.ablation.__main__ import accuracy_file, read_table
 
 
 def row(question: str, sample: int, verdict: str, text: str = "Guess. 1") -> dict[str, Any]:
@@ -74,15 +74,25 @@ def test_a_gain_is_that_of_questions_which_both_answered(run: Run) -> None:
     careful = "Carefully: 1"
     rows = [row("a1", 0, "correct", careful), row("a2", 0, "infra_error"), row("b1", 0, "correct")]
     evaluate(run, 9, rows)
-    (gain,) = openings.gain_table(run, 0, 9).to_dicts()
+    (gain,) = gain_table(run, 0, 9).to_dicts()
     assert (gain["task"], gain["questions"], gain["difference"]) == ("a", 1, 1)
     assert (gain["choice"], gain["within"]) == (1, 0)
+
+
+def test_questions_weigh_the_same_however_many_answers_were_judged(run: Run) -> None:
+    verdicts = {0: ("wrong", "wrong", "wrong"), 9: ("correct", "infra_error", "wrong")}
+    for policy, (a, b, c) in verdicts.items():
+        rows = [row("a1", 0, a), row("a1", 1, b), row("a2", 0, c), row("a2", 1, c)]
+        evaluate(run, policy, rows)
+    (gain,) = gain_table(run, 0, 9).to_dicts()
+    assert gain["difference"] == gain["within"] == pytest.approx(0.5)
+    assert gain["within_low"] == 0 and gain["within_high"] == 1
 
 
 def test_greedy_answers_are_never_compared_with_sampled_ones(run: Run) -> None:
     evaluate(run, 0, [row("a1", GREEDY, "wrong")])
     evaluate(run, 9, [row("a1", GREEDY, "wrong"), row("a1", 0, "correct")])
-    assert openings.gain_table(run, 0, 9)["difference"].to_list() == [0]
+    assert gain_table(run, 0, 9)["difference"].to_list() == [0]
     assert openings.answered_table(run)["accuracy"].to_list() == [0, 0]
     with pytest.raises(UserError, match="--sample 0: policy 0 was evaluated with 0 sampled"):
         answers_table(run, 0, 9, sample=0)
@@ -103,6 +113,9 @@ def test_evaluations_of_other_questions_cannot_be_compared(run: Run) -> None:
     evaluate(run, 9, [row("a2", GREEDY, "wrong")])
     with pytest.raises(UserError, match="no judged question in common; make them anew"):
         answers_table(run, 0, 9)
+    for table in (greedy_difference, gain_table):
+        with pytest.raises(UserError, match="no judged question in common; make them anew"):
+            table(run, 0, 9)
 
 
 def figures(variant: str, seed: int, greedy: float, drawn: float) -> tuple[Any, Any]:
@@ -110,25 +123,12 @@ def figures(variant: str, seed: int, greedy: float, drawn: float) -> tuple[Any, 
     step = {"iteration": 1, "drawn_accuracy": drawn, "entropy": 0.5, "skipped": False}
     # Two steps of one iteration: its completions were drawn once.
     steps = [common | step, common | step | {"skipped": True, "entropy": 9.0}]
-    accuracy = [common | {"policy": 1, "task": task, "greedy": greedy} for task in "ab"]
+    accuracy = [
+        common | {"policy": policy, "task": task, "greedy": right, "pass@1": right / 2}
+        for policy, right in enumerate((0.2, greedy))
+        for task in "ab"
+    ]
     return steps, accuracy
-
-
-def test_the_readme_has_the_table_of_the_tracked_figures() -> None:
-    metrics = REPOSITORY / "data" / "results" / "ablation.parquet"
-    table = tables.comparison(read_table(metrics), read_table(accuracy_file(metrics)))
-    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    section = readme.split("### One factor at a time")[1].split("\n### ")[0]
-    rows = [line.split("|")[1:-1] for line in section.splitlines() if line.startswith("| ")][1:]
-    assert len(rows) == table.height
-    for (name, *cells), row in zip(rows, table.to_dicts(), strict=True):
-        assert row["variant"] in name
-        expected = []
-        for metric in ("greedy", "drawn"):
-            difference = [row[f"{metric} {part}"] for part in ("diff", "low", "high")]
-            shown = "" if difference[0] is None else "{:.3f} [{:.3f}, {:.3f}]".format(*difference)
-            expected += [f"{row[metric]:.3f}", shown]
-        assert [cell.strip() for cell in cells] == expected
 
 
 def test_variants_are_compared_seed_by_seed() -> None:
@@ -150,3 +150,24 @@ def test_variants_are_compared_seed_by_seed() -> None:
     half = tables.T_975[0] * 0.05  # of 0.1 and 0.2, with one degree of freedom
     assert other["greedy low"] == pytest.approx(0.15 - half)
     assert other["greedy high"] == pytest.approx(0.15 + half)
+
+
+def test_gains_are_of_each_variant_by_itself() -> None:
+    found = [figures("default", seed, greedy, 0.5) for seed, greedy in enumerate((0.5, 0.7))]
+    accuracy = pl.DataFrame([row for _, rows in found for row in rows])
+    (gain,) = tables.gains(accuracy).to_dicts()
+    assert (gain["greedy before"], gain["greedy"]) == pytest.approx((0.2, 0.6))
+    half = tables.T_975[0] * 0.1
+    bounds = (gain["greedy low"], gain["greedy gain"], gain["greedy high"])
+    assert bounds == pytest.approx((0.4 - half, 0.4, 0.4 + half))
+    assert (gain["sampled before"], gain["sampled gain"]) == pytest.approx((0.1, 0.2))
+
+
+def test_without_samples_only_greedy_accuracy_is_compared() -> None:
+    _, accuracy = zip(*[figures("default", seed, 0.5, 0.5) for seed in (0, 1)], strict=True)
+    table = pl.DataFrame([row for rows in accuracy for row in rows])
+    nulls = table.with_columns(pl.lit(None, pl.Float64).alias("pass@1"))
+    for without in (table.drop("pass@1"), nulls):
+        (gain,) = tables.gains(without).to_dicts()
+        assert gain["greedy gain"] == pytest.approx(0.3)
+        assert gain["sampled"] is None and gain["sampled low"] is None

@@ -18,7 +18,8 @@ from common.runs.manifest import read_manifest, write_manifest
 from common.runs.recipe import changed_since_begun, what_prepare_uses
 from common.runs.retention import prune
 from workflows.compare.children import make_children
-from workflows.compare.variants import Variant, not_applied, read_variants, replaced_by_preset
+from workflows.compare.variants import not_applied, read_variants
+from workflows.variants import Variant, replaced_by_preset
 
 
 @pytest.fixture
@@ -101,7 +102,7 @@ def test_a_run_from_before_a_key_began_with_its_default(parent: Run) -> None:
         (["a/b:train.epochs=2", "b:train.epochs=1"], "begins with a letter or a digit; choose"),
         ([":train.epochs=2", "b:train.epochs=1"], "variant '': its run would be 'demo.2.'"),
         (["_a:train.epochs=2", "b:train.epochs=1"], "begins with a letter or a digit; choose"),
-        (["a" * 70 + ":train.epochs=2", "b:train.epochs=1"], "at most 64"),
+        (["a" * 70 + ":train.epochs=2", "b:train.epochs=1"], "1 to 64 of the characters"),
         (
             ["a:model.path=elsewhere", "b:train.epochs=1"],
             r"path \('.*' then, 'elsewhere' now\) is",

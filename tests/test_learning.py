@@ -1,9 +1,8 @@
-"""What runs have learned: ways to answer, where a gain comes from, and an ablation's table."""
+"""Ablation and learn through the real commands: ways to answer, before and after, tables."""
 
 from __future__ import annotations
 
 import json
-import math
 import os
 import subprocess
 import sys
@@ -13,16 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
+from common.errors import UserError
 from common.reporting import openings
 from common.reporting.tables import greedy_difference, scored_completions
 from common.runs.layout import DEFAULT_RECIPE, Run
-from workflows.ablation.tables import interval
+from workflows.ablation.__main__ import in_order
+from workflows.learn.__main__ import trained
+from workflows.trials import trials
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 ITERATIONS = 2
@@ -37,7 +36,7 @@ class Ablation:
     run: Commands
     recipe: Path
     output: Path
-    table: list[dict[str, Any]]
+    tables: dict[str, list[dict[str, Any]]]
     folder: Path
 
     def trained(self, variant: str) -> Run:
@@ -60,35 +59,38 @@ def ablation(tmp_path_factory: pytest.TempPathFactory) -> Ablation:
             env=os.environ | {"STAGED_GRPO_RUNS": str(folder), "OMP_NUM_THREADS": "1"},
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=600,
             check=False,
         )
         assert done.returncode == expect, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done
 
-    output = folder / "ablation.parquet"
+    output = folder / "results"
     options = ["--recipe", str(recipe), "--only", "default", "--seeds", "3"]
     options += ["--variant", "shuffled:advantages.shuffle=true"]
     options += ["--iterations", str(ITERATIONS), "--jobs", "2"]
     options += ["--output", str(output), "--json"]
-    table = json.loads(run("workflows.ablation", *options).stdout)
-    return Ablation(run, recipe, output, table, folder)
+    tables = json.loads(run("workflows.ablation", *options).stdout)
+    return Ablation(run, recipe, output, tables, folder)
 
 
 def test_an_ablation_compares_with_its_first_variant(ablation: Ablation) -> None:
-    default, shuffled = ablation.table
+    default, shuffled = ablation.tables["comparison"]
     assert (default["variant"], shuffled["variant"]) == ("default", "shuffled")
     assert default["greedy diff"] is None
     assert shuffled["drawn diff"] == pytest.approx(shuffled["drawn"] - default["drawn"])
     assert shuffled["drawn low"] is None  # of a single seed there is no interval
+    gained, _ = ablation.tables["gains"]
+    assert gained["sampled gain"] == pytest.approx(gained["sampled"] - gained["sampled before"])
+    assert gained["greedy"] == default["greedy"]
 
 
 def test_raw_metrics_are_every_step_of_every_run(ablation: Ablation) -> None:
-    steps = pl.read_parquet(ablation.output)
+    steps = pl.read_parquet(ablation.output / "steps.parquet")
     assert steps["iteration"].to_list() == [1, 2, 1, 2]
     assert steps["variant"].to_list() == ["default"] * 2 + ["shuffled"] * 2
     assert set(steps["seed"]) == {3}
-    accuracy = pl.read_parquet(ablation.output.with_name("ablation-accuracy.parquet"))
+    accuracy = pl.read_parquet(ablation.output / "accuracy.parquet")
     assert sorted(set(accuracy["policy"])) == [0, ITERATIONS]
     # Iteration 1 draws the same for both: only what training makes of it differs.
     assert steps["reward_mean"][0] == steps["reward_mean"][2]
@@ -99,7 +101,7 @@ def test_raw_metrics_are_every_step_of_every_run(ablation: Ablation) -> None:
 
 def test_an_ablation_is_read_again_and_goes_on(ablation: Ablation) -> None:
     read = ablation.run("workflows.ablation", "--read", str(ablation.output), "--json")
-    assert json.loads(read.stdout) == ablation.table
+    assert json.loads(read.stdout) == ablation.tables
     options = ["--recipe", str(ablation.recipe), "--only", "default", "--seeds", "3"]
     again = ablation.run("workflows.ablation", *options, "--iterations", str(ITERATIONS))
     assert "nothing to do" in again.stdout
@@ -112,10 +114,14 @@ def test_an_ablation_is_read_again_and_goes_on(ablation: Ablation) -> None:
     [
         (["--only", "x"], "'x' is none of default, grpo"),
         (["--variant", "x"], "write it as NAME:section.key=value"),
+        (
+            ["--variant", "a b:train.epochs=2"],
+            "would call a run 'ablation-a b-0', and a run's name is",
+        ),
         (["--seeds", "a"], "whole numbers with commas"),
-        (["--output", "/x/y.parquet"], "folder that exists"),
-        (["--read", "/x.parquet"], "--read /x.parquet"),
-        (["--read", "/x.parquet", "--output", "y.parquet"], "leave --output out"),
+        (["--output", "/x/y"], "name a folder, new or not, in one that exists"),
+        (["--read", "/x"], "--read /x: steps.parquet: No such file"),
+        (["--read", "/x", "--only", "gspo"], "--read runs nothing: leave --only out"),
     ],
 )
 def test_what_an_ablation_refuses(ablation: Ablation, options: list[str], message: str) -> None:
@@ -142,11 +148,20 @@ def test_openings_by_iteration_are_those_of_the_completions(ablation: Ablation) 
 def test_openings_are_shown(ablation: Ablation) -> None:
     run = ("--run", "ablation-default-3")
     tables = json.loads(ablation.run("stages.show", "openings", *run, "--json").stdout)
-    assert list(tables) == ["iterations", "well_formed", "gain"]
+    assert list(tables) == ["iterations", "well_formed", "gain", "ways"]
     for row in tables["gain"]:
         assert row["choice"] + row["within"] == pytest.approx(row["difference"], abs=1e-9)
+        assert row["within_low"] <= row["within"] <= row["within_high"]
+        ways = [way for way in tables["ways"] if way["task"] == row["task"]]
+        assert sum(way["share_after"] for way in ways) == pytest.approx(1)
+        assert sum(way["choice"] for way in ways) == pytest.approx(row["choice"], abs=1e-9)
     only = ablation.run("stages.show", "openings", *run, "--task", "counting", "--json").stdout
     assert {row["task"] for row in json.loads(only)["gain"]} == {"counting"}
+    shown = json.loads(ablation.run("stages.show", "evaluations", *run, "--json").stdout)
+    assert [row["policy"] for row in shown["evaluations"]] == [0, 0, 0, ITERATIONS] + [
+        ITERATIONS
+    ] * 2
+    assert shown["difference"][-1]["task"] == "mean over tasks"
     unknown = ablation.run("stages.show", "openings", *run, "--task", "x", expect=2)
     assert "--task 'x': there is" in unknown.stderr
 
@@ -179,8 +194,8 @@ def test_answers_before_and_after_are_shown(ablation: Ablation) -> None:
 
 def test_runs_are_put_side_by_side(ablation: Ablation) -> None:
     runs = ("--run", "ablation-default-3", "--run", "ablation-shuffled-3")
-    svg, curves = ablation.folder / "a.svg", ablation.folder / "curves.parquet"
-    files = ("--svg", str(svg), "--output", str(curves))
+    svg, output = ablation.folder / "a.svg", ablation.folder / "learned"
+    files = ("--svg", str(svg), "--output", str(output))
     printed = ablation.run("workflows.learn", *runs, *files, "--json").stdout
     tables = json.loads(printed)
     assert [row["run"] for row in tables["greedy"]] == [runs[1]] * 4 + [runs[3]] * 4
@@ -190,33 +205,42 @@ def test_runs_are_put_side_by_side(ablation: Ablation) -> None:
         assert row["after_low"] <= row["after"] <= row["after_high"]
         assert row["difference"] == pytest.approx(row["after"] - row["before"])
         assert row["difference_low"] <= row["difference"] <= row["difference_high"]
-    assert {"pass@1", "pass@2 after", "tokens"} <= tables["sampled"][0].keys()
+    assert {"pass@1", "pass@2 after", "well_formed", "tokens"} <= tables["sampled"][0].keys()
     assert svg.read_text().startswith("<?xml")
-    assert pl.read_parquet(curves)["iteration"].to_list() == [1, 2, 1, 2]
+    assert set(pl.read_parquet(output / "ways.parquet")["run"]) == {runs[1], runs[3]}
+    assert pl.read_parquet(output / "curves.parquet")["iteration"].to_list() == [1, 2, 1, 2]
+    again = ablation.folder / "b.svg"
+    read = ("--read", str(output), "--svg", str(again), "--json")
+    assert ablation.run("workflows.learn", *read).stdout == printed
+    assert again.read_bytes() == svg.read_bytes()
     alone = ablation.run("workflows.learn", *runs[:2])
     assert "choosing other openings" in alone.stdout
     nobody = ablation.run("workflows.learn", "--run", "nobody", expect=2)
     assert "no such run; make iteration" in nobody.stderr
+    idle = ablation.run("workflows.learn", *runs[:2], "--seeds", "7", expect=2)
+    assert "--run runs nothing: leave --seeds out" in idle.stderr
 
 
 def test_a_recipe_is_learned_in_runs_of_its_name(ablation: Ablation) -> None:
-    recipe = ablation.folder / "tiny.toml"
-    recipe.write_text(ablation.recipe.read_text().replace("every = 10", "every = 1"))
-    options = ("--recipe", str(recipe), "--seeds", "5")
-    done = ablation.run("workflows.learn", *options, "--iterations", "1", "--json")
-    assert {row["run"] for row in json.loads(done.stdout)["greedy"]} == {"tiny-5"}
-    assert Run(ablation.folder / "tiny-5").evaluations() == [0, 1]
-    for every, message in ((2, "policy 1 would not be evaluated"), (0, "nothing would be eval")):
-        recipe.write_text(ablation.recipe.read_text().replace("every = 10", f"every = {every}"))
-        odd = ablation.run("workflows.learn", *options, "--iterations", "1", expect=2)
-        assert f"evaluate.every = {every}" in odd.stderr and message in odd.stderr
+    """Here of a name and a recipe that have a run already."""
+    text = ablation.trained("default").recipe.read_text()
+    recipe = ablation.folder / "ablation-default.toml"
+    recipe.write_text(text)
+    options = ("--recipe", str(recipe), "--seeds", "3")
+    done = ablation.run("workflows.learn", *options, "--iterations", str(ITERATIONS))
+    assert "ablation-default-3: to iteration 2" in done.stdout and "nothing to do" in done.stdout
+    for every, message in ((3, "policy 2 would not be evaluated"), (0, "nothing would be eval")):
+        recipe.write_text(text.replace("every = 2", f"every = {every}"))
+        with pytest.raises(UserError, match=f"evaluate.every = {every}.*{message}"):
+            trained(recipe, "3", ITERATIONS, jobs=1, quiet=True)
 
 
 def test_a_run_that_stops_is_told_and_the_others_are_made(ablation: Ablation) -> None:
     options = ["--recipe", str(ablation.recipe), "--only", "default", "--seeds", "3"]
-    options += ["--iterations", str(ITERATIONS), "--variant", "lost:model.path=nowhere"]
+    options += ["--iterations", str(ITERATIONS), "--variant", "lost:model.path=./nowhere"]
     done = ablation.run("workflows.ablation", *options, "--json", expect=2)
-    assert [row["variant"] for row in json.loads(done.stdout)] == ["default"]
+    compared = json.loads(done.stdout)["comparison"]
+    assert [row["variant"] for row in compared] == ["default"]
     assert "ablation-lost-3 stopped; its message is above" in done.stderr
     side_by_side = ablation.run("workflows.ablation", *options, "--jobs", "2", expect=2)
     log = ablation.folder / "ablation-lost-3" / "make.log"
@@ -224,71 +248,9 @@ def test_a_run_that_stops_is_told_and_the_others_are_made(ablation: Ablation) ->
     assert "nowhere" in log.read_text() and "nowhere" not in side_by_side.stderr
 
 
-def test_without_the_first_variant_there_is_nothing_to_compare(ablation: Ablation) -> None:
-    recipe = ablation.folder / "lost.toml"
-    text = ablation.recipe.read_text()
-    recipe.write_text(text.replace('"data/models/arithmetic-base"', '"nowhere"'))
-    options = ["--recipe", str(recipe), "--only", "kl-0", "--seeds", "3"]
-    options += ["--variant", "right:model.path=data/models/arithmetic-base"]
-    done = ablation.run("workflows.ablation", *options, "--iterations", "1", expect=2)
-    assert "there is no run of 'kl-0', with which the others would be compared" in done.stderr
-
-
-@st.composite
-def judged(draw: st.DrawFn) -> pl.DataFrame:
-    """Completions of one task, of up to three questions, with up to six openings."""
-    size = draw(st.integers(1, 30))
-    several = {"min_size": size, "max_size": size}
-    return pl.DataFrame(
-        {
-            "task": ["a"] * size,
-            "prompt_id": draw(st.lists(st.sampled_from("xyz"), **several)),
-            "opening": draw(st.lists(st.sampled_from("ABCDEF"), **several)),
-            "correct": draw(st.lists(st.booleans(), **several)),
-        }
-    )
-
-
-@given(before=judged(), after=judged())
-def test_choice_and_accuracy_within_make_up_the_difference(
-    before: pl.DataFrame, after: pl.DataFrame
-) -> None:
-    choice, within = openings.components(before, after)
-    assert choice + within == pytest.approx(
-        float(after["correct"].mean() or 0) - float(before["correct"].mean() or 0)  # type: ignore[arg-type]
-    )
-    unchanged = openings.components(before, before)
-    assert unchanged == pytest.approx((0, 0), abs=1e-12)
-
-
-def test_only_another_choice_is_all_choice() -> None:
-    """A way that is always right and one that never is: a policy that changes over to the first."""
-    frame = {"opening": ["good", "bad"] * 2, "correct": [True, False] * 2}
-    before = pl.DataFrame(frame)
-    after = pl.DataFrame({"opening": ["good"] * 4, "correct": [True] * 4})
-    assert openings.components(before, after) == pytest.approx((0.5, 0))
-
-
-@pytest.mark.parametrize(
-    ("text", "opening"),
-    [
-        (" Carefully: 4*7=28", "Carefully:"),
-        ("<think>\nLet us", "Let"),
-        ("", openings.NONE),
-        ("   ", openings.NONE),
-        ("</think><answer>4</answer>", "4"),
-        ("a" * 99, "a" * 24),
-    ],
-)
-def test_openings_are_first_words(text: str, opening: str) -> None:
-    frame = pl.DataFrame({"text": [text]})
-    assert frame.select(openings.first_word("text")).item() == opening
-
-
-def test_interval_is_students() -> None:
-    middle, low, high = interval([1.0, 2.0, 3.0])
-    assert middle == 2
-    assert high - middle == pytest.approx(4.303 / math.sqrt(3), abs=1e-3)
-    assert middle - low == pytest.approx(high - middle)
-    many = np.linspace(0, 1, 40).tolist()  # t of 39 degrees is 2.02; that of 10 is not too narrow
-    assert interval(many)[2] == pytest.approx(0.5 + 2.228 * np.std(many, ddof=1) / math.sqrt(40))
+def test_the_first_variant_comes_first(ablation: Ablation, runs: Path) -> None:
+    made = trials("ablation", ablation.recipe, {"b": (), "a": ()}, "0,1")
+    names = [trial.variant.name for trial in in_order(made, ["a", "b"], [])]
+    assert names == ["a", "a", "b", "b"]
+    with pytest.raises(UserError, match=r"c-0 stopped(.|\n)*there is no run of 'c', with which"):
+        in_order(made, ["c", "a", "b"], ["c-0 stopped"])

@@ -18,9 +18,9 @@ from common.errors import UserError
 from common.process import usable_cores
 from common.recipe_file import read_recipe_text
 from common.reporting.progress import say
-from common.runs.layout import REPOSITORY, Run
+from common.runs.layout import REPOSITORY, RUN_NAME_RULE, Run
 from common.runs.manifest import write_atomically
-from workflows.compare.variants import Variant, variant_of
+from workflows.variants import Variant, variant_of
 
 RecipeOption = Annotated[Path, typer.Option("--recipe", help="What is trained.")]
 Seeds = Annotated[str, typer.Option("--seeds", help="Values of run.seed, a run each.")]
@@ -60,7 +60,7 @@ def trials(
     found = []
     for seed in _numbers(seeds):
         for name, keys in variants.items():
-            run = Run.named("-".join(filter(None, (prefix, name, str(seed)))))
+            run = _run_called("-".join(filter(None, (prefix, name, str(seed)))))
             variant = variant_of(name, text, [*keys, f"run.seed={seed}"], str(recipe))
             found.append(Trial(run, variant, seed))
     for trial in found:
@@ -136,6 +136,16 @@ def own_make() -> dict[str, str]:
     """The environment without what a make around this process hands to those within."""
     theirs = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "RECIPE", "SET", "FROM")
     return {name: value for name, value in os.environ.items() if name not in theirs}
+
+
+def _run_called(name: str) -> Run:
+    try:
+        return Run.named(name)
+    except UserError:
+        raise UserError(
+            f"the recipe's file (--recipe) and the variant (--variant) would call a run {name!r}, "
+            f"and {RUN_NAME_RULE}; rename one of them"
+        ) from None
 
 
 def _numbers(seeds: str) -> list[int]:

@@ -8,6 +8,7 @@ from common.errors import UserError
 from common.reporting.accuracy import GREEDY, JUDGED
 from common.reporting.frames import polars_frame
 from common.reporting.rewards import of_task
+from common.reporting.tables import nothing_in_common
 from common.runs.layout import Run
 from common.runs.shards import read_output
 
@@ -36,10 +37,7 @@ def answers_table(run: Run, first: int, last: int, sample: int = GREEDY) -> pl.D
     before, after = (_answers(run, policy, sample) for policy in (first, last))
     both = before.join(after, on="prompt_id", suffix="_after", how="inner", maintain_order="left")
     if both.is_empty():
-        raise UserError(
-            f"{run.root}: policies {first} and {last} have no judged question in common; make them "
-            f"anew with: make evaluate N={first} RUN={run.name}, and N={last}"
-        )
+        raise nothing_in_common(run, first, last)
     changes = [CHANGES[was, now] for was, now in both.select("right", "right_after").iter_rows()]
     return both.select(
         "task",

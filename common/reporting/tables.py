@@ -145,6 +145,14 @@ def first_and_last(run: Run) -> tuple[int, int]:
     return numbers[0], numbers[-1]
 
 
+def nothing_in_common(run: Run, first: int, last: int) -> UserError:
+    """What is wrong with two evaluations that judged no question both."""
+    return UserError(
+        f"{run.root}: policies {first} and {last} have no judged question in common; make them "
+        f"anew with: make evaluate N={first} RUN={run.name}, and N={last}"
+    )
+
+
 def greedy_correct(run: Run, policy: int) -> pl.DataFrame:
     """`prompt_id`, `task` and whether the greedy completion of a policy is correct.
 
@@ -159,10 +167,16 @@ def greedy_correct(run: Run, policy: int) -> pl.DataFrame:
 
 
 def greedy_difference(run: Run, first: int, last: int) -> pl.DataFrame:
-    """Paired difference of greedy accuracy by task and as the mean over tasks, with intervals."""
+    """Paired difference of greedy accuracy by task and as the mean over tasks, with intervals.
+
+    Raises:
+        UserError: there is no question that both answered.
+    """
     before = greedy_correct(run, first)
     after = greedy_correct(run, last)
     both = before.join(after, on=["prompt_id", "task"], suffix="_after", how="inner")
+    if both.is_empty():
+        raise nothing_in_common(run, first, last)
     by_task = {
         task: (group["correct"].to_numpy(), group["correct_after"].to_numpy())
         for (task,), group in both.group_by(["task"], maintain_order=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from common.reporting import frames
 from common.reporting.progress import clean
 
 SVG_WIDTH = 140
@@ -62,6 +64,20 @@ def print_table(
         console.save_svg(str(svg), title="staged-grpo", code_format=SVG_FORMAT)
 
 
+def print_tables(found: list[frames.Table], *, as_json: bool) -> None:
+    """Print tables one below the other, or as one JSON object with a list of rows each.
+
+    An empty table is in the JSON only.
+    """
+    if as_json:
+        print(json.dumps({table.key: _finite(table.frame).to_dicts() for table in found}))
+        return
+    for table in found:
+        if table.frame.is_empty():
+            continue
+        print_table(frames.shortened(table.frame), title=table.title)
+
+
 def print_completion(row: dict[str, object]) -> None:
     """Print one scored completion with its question."""
     body = Text()
@@ -84,6 +100,12 @@ def bytes_text(count: int) -> str:
             break
         size /= 1024
     return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+
+
+def _finite(frame: pl.DataFrame) -> pl.DataFrame:
+    """Null for numbers that are not finite: JSON has none."""
+    floats = pl.selectors.float()
+    return frame.with_columns(pl.when(floats.is_finite()).then(floats))
 
 
 def _width(drawn: bool) -> int | None:

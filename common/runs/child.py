@@ -18,7 +18,7 @@ from pathlib import Path
 from common.config import Recipe
 from common.errors import UserError
 from common.runs.freshness import input_hashes, is_pruned, needed, require_fresh, status_of
-from common.runs.layout import Output, Run
+from common.runs.layout import RUN_NAME_RULE, Output, Run
 from common.runs.manifest import (
     has_manifest,
     read_manifest,
@@ -74,8 +74,7 @@ class Frozen:
             return Run.named(full, self.run.root.parent)
         except UserError:
             raise UserError(
-                f"variant {name!r}: its run would be {full!r}, and a name is at most 64 of the "
-                "characters A-Z a-z 0-9 . _ - and begins with a letter or a digit; choose another"
+                f"variant {name!r}: its run would be {full!r}, and {RUN_NAME_RULE}; choose another"
             ) from None
 
     def outputs(self) -> list[Output]:

@@ -25,6 +25,10 @@ ITERATION_STAGES: tuple[Stage, ...] = ("rollout", "score", "logprobs", "train")
 STAGES: tuple[Stage, ...] = ("prepare", *ITERATION_STAGES, "tokens", "evaluate")
 
 _RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+RUN_NAME_RULE = (
+    "a run's name is 1 to 64 of the characters A-Z a-z 0-9 . _ - "
+    "and begins with a letter or a digit"
+)
 
 
 @dataclass(frozen=True)
@@ -79,10 +83,7 @@ class Run:
             UserError: the name could escape the runs directory or confuse a shell.
         """
         if not _RUN_NAME.fullmatch(name):
-            raise UserError(
-                f"--run {name!r}: a run's name is 1 to 64 of the characters A-Z a-z 0-9 . _ - "
-                "and begins with a letter or a digit"
-            )
+            raise UserError(f"--run {name!r}: {RUN_NAME_RULE}")
         return cls((runs_directory or default_runs_directory()) / name)
 
     @property

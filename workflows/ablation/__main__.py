@@ -1,40 +1,35 @@
 """ablation: one factor at a time around a recipe, over several seeds.
 
 Reads   a recipe
-Writes  data/runs/ablation-VARIANT-SEED, and two Parquet files: the metrics of every optimizer
-        step, and beside it the held-out accuracy (`…-accuracy.parquet`)
+Writes  data/runs/ablation-VARIANT-SEED; --output a folder with the metrics of every optimizer step
+        and the held-out accuracy, as Parquet
 
 Every run is an ordinary one, brought to its iteration by `make iteration`: killed and called again
 it goes on. Policies 0 and N are evaluated.
 
-    python -m workflows.ablation --output data/results/ablation.parquet
+    python -m workflows.ablation --output data/results/ablation
     python -m workflows.ablation --only default,gspo --seeds 0 --iterations 10 --jobs 2
     python -m workflows.ablation --only default --variant faster:train.learning_rate=4e-4
-    python -m workflows.ablation --read data/results/ablation.parquet     # its table again
+    python -m workflows.ablation --read data/results/ablation     # its tables again
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated
 
-import polars as pl
 import typer
 
-from common.command import Debug, Json, Quiet, launch
+from common.command import Debug, Json, Quiet, launch, refuse_besides
 from common.errors import UserError
 from common.reporting.progress import set_quiet
-from common.reporting.terminal import print_table
+from common.reporting.terminal import print_tables
 from common.runs.layout import DEFAULT_RECIPE
-from common.runs.manifest import write_atomically
-from common.runs.shards import encode_parquet
 from workflows.ablation import tables
 from workflows.ablation.factors import FACTORS
-from workflows.compare.variants import named_keys
-from workflows.drawing import check_file
+from workflows.results import OutputFolder, ReadFolder, check_folder, read_results, write_results
 from workflows.trials import Jobs, RecipeOption, Seeds, Trial, bring_to, trials
+from workflows.variants import named_keys
 
 Only = Annotated[str, typer.Option("--only", help=f"Of {', '.join(FACTORS)}.")]
 Variants = Annotated[
@@ -42,46 +37,38 @@ Variants = Annotated[
     typer.Option("--variant", help="NAME:section.key=value,… besides these; repeatable."),
 ]
 Iterations = Annotated[int, typer.Option("--iterations", min=1, help="Of every run.")]
-OutputPath = Annotated[Path | None, typer.Option("--output", help="Parquet file of the metrics.")]
-ReadPath = Annotated[
-    Path | None, typer.Option("--read", help="Run nothing: the table of such a file.")
-]
 
 
 def main(
+    context: typer.Context,
     recipe: RecipeOption = DEFAULT_RECIPE,
     only: Only = "",
     variant: Variants = None,
     seeds: Seeds = "0,1,2",
     iterations: Iterations = 40,
     jobs: Jobs = 1,
-    output: OutputPath = None,
-    read: ReadPath = None,
+    output: OutputFolder = None,
+    read: ReadFolder = None,
     quiet: Quiet = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Train variants of a recipe with several seeds and compare them with the first."""
     set_quiet(quiet or as_json)
+    check_folder("--output", output)
     stops: list[str] = []
     if read is not None:
-        if output is not None:
-            raise UserError("--read runs nothing and writes nothing: leave --output out")
-        steps, accuracy = (read_table(path) for path in (read, accuracy_file(read)))
+        refuse_besides(context, "--read", "read", "quiet", "as_json", "debug")
+        results = read_results(read, tables.COLUMNS)
     else:
-        check_file("--output", output, ".parquet")
         variants = variants_of(only, variant or [], iterations)
         chosen = trials("ablation", recipe, variants, seeds)
         made, stops = bring_to(chosen, iterations, jobs=jobs, quiet=quiet or as_json)
-        steps, accuracy = collect(in_order(made, list(variants), stops), iterations)
+        results = tables.results(in_order(made, list(variants), stops), iterations)
         if output is not None:
-            write_atomically(output, encode_parquet(steps.to_arrow()))
-            write_atomically(accuracy_file(output), encode_parquet(accuracy.to_arrow()))
-    table = tables.comparison(steps, accuracy)
-    if as_json:
-        print(json.dumps(table.to_dicts()))
-    elif not quiet:
-        print_table(table, title=tables.title(steps))
+            write_results(output, results)
+    if as_json or not quiet:
+        print_tables(tables.printed(results), as_json=as_json)
     if stops:
         raise UserError("\n".join(stops))
 
@@ -96,14 +83,6 @@ def in_order(made: list[Trial], variants: list[str], stops: list[str]) -> list[T
         missing = f"there is no run of {variants[0]!r}, with which the others would be compared"
         raise UserError("\n".join([*stops, missing]))
     return sorted(made, key=lambda trial: variants.index(trial.variant.name))
-
-
-def collect(chosen: list[Trial], iterations: int) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Metrics of all optimizer steps, and accuracies of the first and the last policy."""
-    return (
-        pl.concat(tables.steps_of(trial, iterations) for trial in chosen),
-        pl.concat((tables.accuracy_of(trial, iterations) for trial in chosen), how="diagonal"),
-    )
 
 
 def variants_of(only: str, own: list[str], iterations: int) -> dict[str, Sequence[str]]:
@@ -126,26 +105,6 @@ def variants_of(only: str, own: list[str], iterations: int) -> dict[str, Sequenc
             raise UserError(f"--variant {option!r}: give it a name of its own")
         chosen[name] = (*common, *keys)
     return chosen
-
-
-def accuracy_file(metrics: Path) -> Path:
-    """Where the accuracies lie that belong to a file of metrics."""
-    return metrics.with_name(f"{metrics.stem}-accuracy.parquet")
-
-
-def read_table(path: Path) -> pl.DataFrame:
-    """A table that this command wrote.
-
-    Raises:
-        UserError: no such file, or another one.
-    """
-    try:
-        found = pl.read_parquet(path)
-    except (OSError, pl.exceptions.PolarsError) as error:
-        raise UserError(f"--read {path}: {str(error).splitlines()[0]}") from None
-    if not {"variant", "seed"} <= set(found.columns):
-        raise UserError(f"--read {path}: not metrics that this command wrote (--output)")
-    return found
 
 
 if __name__ == "__main__":

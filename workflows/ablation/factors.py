@@ -41,4 +41,4 @@ FACTORS: dict[str, tuple[str, ...]] = {
     # The control: each group's advantages dealt out at random.
     "shuffled": ("advantages.shuffle=true",),
 }
-"""Keys of each variant over the recipe; the first is what the others are compared with."""
+"""Keys of each variant over the recipe; the others are compared with the first that runs."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from statistics import mean, stdev
 
 import polars as pl
 
-from common.reporting.frames import polars_frame
+from common.reporting.frames import Table, polars_frame
 from common.reporting.metrics import training_steps
 from common.reporting.openings import rollouts
 from common.reporting.tables import evaluation_facts
@@ -17,23 +17,35 @@ from workflows.trials import Trial
 T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 """Student's t at 0.975 for 1, 2, … degrees of freedom; beyond, the last is on the safe side."""
 
+TRIAL = ["variant", "seed"]
+BEFORE = " before"
 
-def steps_of(trial: Trial, iterations: int) -> pl.DataFrame:
-    """`variant`, `seed` and the metrics of every optimizer step (schema `TRAIN`).
-
-    With `drawn_accuracy`, that of all completions which the iteration drew: `reward_mean` leaves
-    out groups that dynamic sampling rejected, and has what a preset weighs in besides.
-    """
-    steps = polars_frame(training_steps(trial.run)).filter(pl.col("iteration") <= iterations)
-    drawn = rollouts(trial.run).group_by("iteration").agg(pl.col("correct").mean())
-    drawn = drawn.rename({"correct": "drawn_accuracy"})
-    return _named(trial, steps.join(drawn, on="iteration", how="left", maintain_order="left"))
+COLUMNS = {
+    "steps": [*TRIAL, "iteration", "drawn_accuracy", "entropy", "skipped"],
+    "accuracy": [*TRIAL, "policy", "task", "greedy"],
+}
+"""What `results` has, and columns by which each table is known."""
 
 
-def accuracy_of(trial: Trial, iterations: int) -> pl.DataFrame:
-    """`variant`, `seed` and the figures of policies 0 and `iterations`, task by task."""
-    facts = evaluation_facts(trial.run).filter(pl.col("policy").is_in([0, iterations]))
-    return _named(trial, facts)
+def results(made: list[Trial], iterations: int) -> dict[str, pl.DataFrame]:
+    """Metrics of all optimizer steps, and accuracies of the first and the last policy."""
+    return {
+        "steps": pl.concat(_steps(trial, iterations) for trial in made),
+        "accuracy": pl.concat((_accuracy(trial, iterations) for trial in made), how="diagonal"),
+    }
+
+
+def printed(results: dict[str, pl.DataFrame]) -> list[Table]:
+    """What the command prints of `results`."""
+    steps, accuracy = results["steps"], results["accuracy"]
+    seeds, last = steps["seed"].n_unique(), accuracy["policy"].max()
+    count = f"{last!s} iterations, {seeds} {'seed' if seeds == 1 else 'seeds'}"
+    title = f"{count}; differences to {steps['variant'][0]}"
+    gain = f"held-out questions: policy {last!s} minus policy 0"
+    return [
+        Table("comparison", title, comparison(steps, accuracy)),
+        Table("gains", gain, gains(accuracy)),
+    ]
 
 
 def comparison(steps: pl.DataFrame, accuracy: pl.DataFrame) -> pl.DataFrame:
@@ -46,25 +58,45 @@ def comparison(steps: pl.DataFrame, accuracy: pl.DataFrame) -> pl.DataFrame:
     Differences are taken seed by seed; their 95 % interval is Student's, over the seeds. Seeds that
     the first variant lacks are left out.
     """
-    last = accuracy.filter(pl.col("policy") == accuracy["policy"].max())
-    greedy = last.group_by("variant", "seed", maintain_order=True).agg(pl.col("greedy").mean())
-    by_iteration = steps.group_by("variant", "seed", "iteration", maintain_order=True).agg(
+    by_iteration = steps.group_by(*TRIAL, "iteration", maintain_order=True).agg(
         pl.col("drawn_accuracy").first(),
         pl.col("entropy").filter(~pl.col("skipped")).mean(),
     )
-    whole = by_iteration.group_by("variant", "seed", maintain_order=True).agg(
+    whole = by_iteration.group_by(TRIAL, maintain_order=True).agg(
         pl.col("drawn_accuracy").mean().alias("drawn"), pl.col("entropy").tail(5).mean()
     )
-    figures = greedy.join(whole, on=["variant", "seed"], maintain_order="left")
-    names = figures["variant"].unique(maintain_order=True).to_list()
-    return pl.DataFrame([_row(figures, name, names[0]) for name in names]).fill_nan(None)
+    last = _mean_over_tasks(accuracy, accuracy["policy"].max())
+    figures = last.select(*TRIAL, "greedy").join(whole, on=TRIAL, maintain_order="left")
+    first = figures["variant"][0]
+    of_first = figures.filter(pl.col("variant") == first).drop("variant")
+    paired = figures.join(of_first, on="seed", suffix=BEFORE, maintain_order="left")
+    rows = []
+    for name, own in _by_variant(paired.drop_nulls(f"greedy{BEFORE}")):
+        row: dict[str, object] = {"variant": name, "seeds": own.height}
+        for metric in ("greedy", "drawn"):
+            row[metric] = own[metric].mean()
+            difference = _change(own, metric, "diff")
+            row |= dict.fromkeys(difference) if name == first else difference
+        rows.append(row | {"entropy": own["entropy"].mean()})
+    return pl.DataFrame(rows).fill_nan(None)
 
 
-def title(steps: pl.DataFrame) -> str:
-    """What the table is of."""
-    seeds, iterations = steps["seed"].n_unique(), steps["iteration"].max()
-    count = f"{iterations!s} iterations, {seeds} {'seed' if seeds == 1 else 'seeds'}"
-    return f"{count}; differences to {steps['variant'][0]}"
+def gains(accuracy: pl.DataFrame) -> pl.DataFrame:
+    """One row a variant: accuracy of policy 0 and of the last, and the gain over the seeds.
+
+    `greedy` and `sampled` (`pass@1`) on held-out questions, means over the tasks; intervals as in
+    `comparison`.
+    """
+    before, after = (_mean_over_tasks(accuracy, n) for n in (0, accuracy["policy"].max()))
+    paired = after.join(before, on=TRIAL, suffix=BEFORE, how="inner", maintain_order="left")
+    rows = []
+    for name, own in _by_variant(paired):
+        row: dict[str, object] = {"variant": name, "seeds": own.height}
+        for metric in ("greedy", "sampled"):
+            row |= {f"{metric}{when}": own[f"{metric}{when}"].mean() for when in (BEFORE, "")}
+            row |= _change(own, metric, "gain")
+        rows.append(row)
+    return pl.DataFrame(rows).fill_nan(None)
 
 
 def interval(values: Sequence[float]) -> tuple[float, float, float]:
@@ -77,22 +109,44 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
     return middle, middle - half, middle + half
 
 
-def _row(figures: pl.DataFrame, name: str, baseline: str) -> dict[str, object]:
-    own, base = (figures.filter(pl.col("variant") == which) for which in (name, baseline))
-    paired = own.join(base, on="seed", suffix="_base", maintain_order="left")
-    row: dict[str, object] = {"variant": name, "seeds": paired.height}
-    for metric in ("greedy", "drawn"):
-        row[metric] = paired[metric].mean()
-        names = (f"{metric} diff", f"{metric} low", f"{metric} high")
-        if name == baseline or paired.is_empty():
-            row |= dict.fromkeys(names)
-            continue
-        found = interval((paired[metric] - paired[f"{metric}_base"]).to_list())
-        row |= dict(zip(names, found, strict=True))
-    return row | {"entropy": paired["entropy"].mean()}
+def _steps(trial: Trial, iterations: int) -> pl.DataFrame:
+    """`variant`, `seed` and the metrics of every optimizer step (schema `TRAIN`).
+
+    With `drawn_accuracy`, that of all completions which the iteration drew: `reward_mean` leaves
+    out groups that dynamic sampling rejected, and has what a preset weighs in besides.
+    """
+    steps = polars_frame(training_steps(trial.run)).filter(pl.col("iteration") <= iterations)
+    drawn = rollouts(trial.run).group_by("iteration").agg(pl.col("correct").mean())
+    drawn = drawn.rename({"correct": "drawn_accuracy"})
+    return _named(trial, steps.join(drawn, on="iteration", how="left", maintain_order="left"))
+
+
+def _accuracy(trial: Trial, iterations: int) -> pl.DataFrame:
+    """`variant`, `seed` and the figures of policies 0 and `iterations`, task by task."""
+    facts = evaluation_facts(trial.run).filter(pl.col("policy").is_in([0, iterations]))
+    return _named(trial, facts)
 
 
 def _named(trial: Trial, frame: pl.DataFrame) -> pl.DataFrame:
     return frame.select(
         pl.lit(trial.variant.name).alias("variant"), pl.lit(trial.seed).alias("seed"), pl.all()
     )
+
+
+def _mean_over_tasks(accuracy: pl.DataFrame, policy: object) -> pl.DataFrame:
+    """`greedy` and `sampled` of one policy of each trial; null where nothing was sampled."""
+    sampled = pl.col("pass@1").mean() if "pass@1" in accuracy.columns else pl.lit(None, pl.Float64)
+    figures = pl.col("greedy").mean(), sampled.alias("sampled")
+    return accuracy.filter(policy=policy).group_by(TRIAL, maintain_order=True).agg(figures)
+
+
+def _by_variant(paired: pl.DataFrame) -> Iterator[tuple[str, pl.DataFrame]]:
+    for (name,), own in paired.group_by(["variant"], maintain_order=True):
+        yield str(name), own
+
+
+def _change(paired: pl.DataFrame, metric: str, name: str) -> dict[str, float | None]:
+    """`metric` minus what it was before, seed by seed, with its interval."""
+    names = (f"{metric} {name}", f"{metric} low", f"{metric} high")
+    changes = (paired[metric] - paired[f"{metric}{BEFORE}"]).drop_nulls().to_list()
+    return dict(zip(names, interval(changes) if changes else (None,) * 3, strict=True))

@@ -14,7 +14,8 @@ from common.runs.freshness import status_of
 from common.runs.layout import Run, Stage
 from common.runs.shards import read_output
 from workflows.compare.processes import launcher, run_module
-from workflows.compare.variants import Variant, not_applied
+from workflows.compare.variants import not_applied
+from workflows.variants import Variant
 
 
 @dataclass

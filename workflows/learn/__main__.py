@@ -1,8 +1,8 @@
 """learn: a recipe trained with several seeds, and what was learned, as tables and one picture.
 
 Reads   a recipe
-Writes  data/runs/NAME-SEED by the recipe's name; --svg the picture, --output what it is drawn
-        from: a Parquet row a run and iteration
+Writes  data/runs/NAME-SEED by the recipe's name; --svg a picture, --output a folder with the
+        tables that are printed and the curves that are drawn, as Parquet
 
 Accuracy on held-out questions before and after, how much of the gain is another choice among the
 ways to answer and how much is accuracy within them, and how all of it moved from iteration to
@@ -11,29 +11,28 @@ and called again it goes on.
 
     python -m workflows.learn --svg learn.svg
     python -m workflows.learn --recipe workflows/recipes/sums-smollm2.toml --seeds 0
-    python -m workflows.learn --run demo            # look at runs that are there; train nothing
+    python -m workflows.learn --run demo                   # a run that is there; trains nothing
+    python -m workflows.learn --read data/results/learn    # what is tracked of such runs
 """
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from common.command import Debug, Json, Quiet, launch
+from common.command import Debug, Json, Quiet, launch, refuse_besides
 from common.errors import UserError
 from common.recipe_file import load_recipe
 from common.reporting.progress import set_quiet
 from common.reporting.tables import first_and_last
-from common.reporting.terminal import print_table
+from common.reporting.terminal import print_tables
 from common.runs.layout import DEFAULT_RECIPE, Run
-from common.runs.manifest import write_atomically
-from common.runs.shards import encode_parquet
 from workflows.drawing import check_file
 from workflows.learn import tables
 from workflows.learn.plot import draw
+from workflows.results import OutputFolder, ReadFolder, check_folder, read_results, write_results
 from workflows.trials import Jobs, RecipeOption, Seeds, bring_to, trials
 
 RECIPE = DEFAULT_RECIPE.with_name("learn.toml")
@@ -45,19 +44,20 @@ Runs = Annotated[
     list[str] | None, typer.Option("--run", help="Train nothing: look at this run; repeatable.")
 ]
 Svg = Annotated[Path | None, typer.Option("--svg", help="Draw the curves into this file.")]
-OutputPath = Annotated[
-    Path | None, typer.Option("--output", help="Write the curves into this Parquet file.")
-]
+LOOKS = ("svg", "quiet", "as_json", "debug")
+"""Options of a call that only looks."""
 
 
 def main(
+    context: typer.Context,
     recipe: RecipeOption = RECIPE,
     seeds: Seeds = "0,1,2",
     iterations: Iterations = None,
     jobs: Jobs = 1,
     run: Runs = None,
+    read: ReadFolder = None,
     svg: Svg = None,
-    output: OutputPath = None,
+    output: OutputFolder = None,
     quiet: Quiet = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -65,34 +65,35 @@ def main(
     """Accuracy before and after, where the gain comes from, and the curves between."""
     set_quiet(quiet or as_json)
     check_file("--svg", svg, ".svg")
-    check_file("--output", output, ".parquet")
-    names, stops = list(dict.fromkeys(run or ())), list[str]()
-    if not names:
-        names, stops = trained(recipe, seeds, iterations, jobs, quiet or as_json)
-    runs = [opened(name) for name in names]
-    found = tables.all_tables(runs)
-    if output is not None or svg is not None:
-        curves = tables.curves(runs)
-        if output is not None:
-            write_atomically(output, encode_parquet(curves.to_arrow()))
-        if svg is not None:
-            draw(curves, tables.evaluations(runs), svg)
-    if as_json:
-        print(json.dumps({table.key: table.frame.to_dicts() for table in found}))
-    elif not quiet:
-        for table in found:
-            print_table(table.frame, title=table.title)
+    check_folder("--output", output)
+    with_curves = output is not None or svg is not None
+    stops: list[str] = []
+    if read is not None:
+        refuse_besides(context, "--read", "read", *LOOKS)
+        results = read_results(read, tables.COLUMNS)
+    elif run:
+        refuse_besides(context, "--run", "run", "output", *LOOKS)
+        results = tables.results([opened(name) for name in dict.fromkeys(run)], with_curves)
+    else:
+        made, stops = trained(recipe, seeds, iterations, jobs, quiet or as_json)
+        results = tables.results(made, with_curves)
+    if output is not None:
+        write_results(output, results)
+    if svg is not None:
+        draw(results["curves"], results["evaluations"], svg)
+    if as_json or not quiet:
+        print_tables(tables.printed(results), as_json=as_json)
     if stops:
         raise UserError("\n".join(stops))
 
 
 def trained(
     recipe: Path, seeds: str, iterations: int | None, jobs: int, quiet: bool
-) -> tuple[list[str], list[str]]:
+) -> tuple[list[Run], list[str]]:
     """Bring a run of each seed to its last iteration.
 
     Returns:
-        The names of those that were, and of each other one what stopped it.
+        Those that were, and of each other one what stopped it.
 
     Raises:
         UserError: the last policy would not be evaluated, or no run could be trained.
@@ -111,7 +112,7 @@ def trained(
         )
     chosen = trials(recipe.stem, recipe, {"": ()}, seeds)
     made, stops = bring_to(chosen, last, jobs=jobs, quiet=quiet)
-    return [trial.run.name for trial in made], stops
+    return [trial.run for trial in made], stops
 
 
 def opened(name: str) -> Run:
@@ -123,7 +124,7 @@ def opened(name: str) -> Run:
     run = Run.named(name)
     if run.last_policy() < 0:
         raise UserError(f"{run.root}: no such run; make iteration N=10 RUN={name}")
-    first_and_last(run)
+    first_and_last(run)  # raises before any table is made
     return run
 
 

@@ -7,19 +7,19 @@ from typing import Any
 
 import polars as pl
 
-from common.reporting.openings import RIGHT
+from common.reporting.openings import RIGHT, SELDOM
 from workflows.drawing import finish, legend_below, look, panels
 
-SELDOM = 0.02
-"""Share of completions below which an opening's accuracy is that of a few, and not drawn."""
+MANY = 25
+"""Points from which on a line has no markers."""
 
 
 def draw(curves: pl.DataFrame, evaluations: pl.DataFrame, path: Path) -> None:
     """Six panels into an SVG file: accuracy and length; ways to answer; entropy.
 
     Args:
-        curves: as `tables.curves`.
-        evaluations: as `tables.evaluations`.
+        curves: as `tables.results` has them.
+        evaluations: the same.
     """
     runs = curves["run"].unique(maintain_order=True).to_list()
     title = runs[0] if len(runs) == 1 else f"{', '.join(runs)}: mean, least and largest"
@@ -61,7 +61,7 @@ def _line(panel: Any, rows: pl.DataFrame, x: str, y: str, label: str, index: int
         )
         .sort(x)
     )
-    style = look(index) | ({} if by_x.height < 25 else {"marker": ""})
+    style = look(index) | ({} if by_x.height < MANY else {"marker": ""})
     panel.plot(by_x[x].to_list(), by_x["mean"].to_list(), label=label, **style)
     panel.fill_between(
         by_x[x].to_list(),

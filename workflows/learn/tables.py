@@ -8,6 +8,7 @@ import polars as pl
 
 from common.reporting import openings
 from common.reporting.frames import Table
+from common.reporting.gain import gain_table, ways_table
 from common.reporting.tables import (
     evaluation_facts,
     first_and_last,
@@ -19,23 +20,42 @@ from common.runs.layout import Run
 CURVES = ("entropy", "kl", "zero_variance_groups", "grad_norm")
 """Columns of `run_table` that are kept."""
 
+COLUMNS = {
+    "curves": ["run", "iteration", "correct", "tokens", "entropy"],
+    "evaluations": ["run", "policy", "task", "greedy"],
+    "greedy": ["run", "task", "difference"],
+    "sampled": ["run", "task", "well_formed"],
+    "gain": ["run", "task", "choice", "within"],
+    "ways": ["run", "task", "opening", "choice", "within"],
+}
+"""The tables of a folder that `--output` wrote, and columns by which each is known."""
 
-def all_tables(runs: list[Run]) -> list[Table]:
-    """What the command prints."""
-    policies = sorted({first_and_last(run) for run in runs})
-    which = ", ".join(f"policies {first} and {last}" for first, last in policies)
+
+def results(runs: list[Run], with_curves: bool) -> dict[str, pl.DataFrame]:
+    """What evaluations of the runs say; with `curves`, which take reading every completion."""
+    found = {
+        "evaluations": _by_run(runs, evaluation_facts),
+        "greedy": _by_run(runs, _greedy),
+        "sampled": _by_run(runs, _sampled),
+        "gain": _by_run(runs, lambda run: gain_table(run, *first_and_last(run))),
+        "ways": _by_run(runs, lambda run: ways_table(run, *first_and_last(run))),
+    }
+    return found | ({"curves": curves(runs)} if with_curves else {})
+
+
+def printed(results: dict[str, pl.DataFrame]) -> list[Table]:
+    """What the command prints of `results`."""
+    ends = pl.col("policy").min().alias("first"), pl.col("policy").max().alias("last")
+    of_runs = results["evaluations"].group_by("run").agg(ends)
+    pairs = of_runs.select("first", "last").unique().sort("first", "last").rows()
+    which = ", ".join(f"policies {first} and {last}" for first, last in pairs)
     sampled = openings.SAMPLED
-    gains = f"accuracy {sampled}: choosing other openings, and accuracy within them"
+    gain = f"accuracy {sampled}: choosing other openings, and accuracy within them"
     return [
-        Table("greedy", f"held-out questions, greedy: {which}", _by_run(runs, _greedy)),
-        Table("sampled", f"the same, {sampled}", _by_run(runs, _sampled)),
-        Table("gain", gains, _by_run(runs, _gain)),
+        Table("greedy", f"held-out questions, greedy: {which}", results["greedy"]),
+        Table("sampled", f"the same, {sampled}", results["sampled"]),
+        Table("gain", gain, results["gain"]),
     ]
-
-
-def evaluations(runs: list[Run]) -> pl.DataFrame:
-    """Every evaluated policy of every run, task by task."""
-    return _by_run(runs, evaluation_facts)
 
 
 def curves(runs: list[Run]) -> pl.DataFrame:
@@ -71,7 +91,10 @@ def _greedy(run: Run) -> pl.DataFrame:
     of_after = after.select(
         "task", pl.col("greedy_low").alias("after_low"), pl.col("greedy_high").alias("after_high")
     )
-    difference = greedy_difference(run, first, last)
+    order = after["task"].to_list()
+    difference = greedy_difference(run, first, last).sort(
+        pl.col("task").replace_strict(order, range(len(order)), default=len(order))
+    )
     return difference.join(of_after, on="task", how="left", maintain_order="left").select(
         *("task", "questions", "before", "after", "after_low", "after_high"),
         *("difference", pl.col("low", "high").name.prefix("difference_")),
@@ -79,7 +102,7 @@ def _greedy(run: Run) -> pl.DataFrame:
 
 
 def _sampled(run: Run) -> pl.DataFrame:
-    """Accuracy, accuracy among well-formed answers, pass@k of the most samples, and length."""
+    """Accuracy, how many answers are well-formed and how many of these right, pass@k, length."""
     before, after = (
         facts.drop("tokens").join(answers.drop("accuracy"), on="task", maintain_order="left")
         for facts, answers in zip(
@@ -88,14 +111,11 @@ def _sampled(run: Run) -> pl.DataFrame:
             strict=True,
         )
     )
-    best = [name for name in before.columns if name.startswith("pass@")]
-    shown = [*dict.fromkeys([*best[:1], "accuracy_of_well_formed", *best[-1:]]), "tokens"]
+    pass_at = [name for name in before.columns if name.startswith("pass@")]
+    of_form = ("well_formed", "accuracy_of_well_formed")
+    figures = [*dict.fromkeys([*pass_at[:1], *of_form, *pass_at[-1:]]), "tokens"]
     both = before.join(after, on="task", suffix=" after", maintain_order="left")
-    return both.select("task", *(name for s in shown for name in (s, f"{s} after")))
-
-
-def _gain(run: Run) -> pl.DataFrame:
-    return openings.gain_table(run, *first_and_last(run))
+    return both.select("task", *(name for f in figures for name in (f, f"{f} after")))
 
 
 def _before_and_after(run: Run, table: pl.DataFrame) -> list[pl.DataFrame]:

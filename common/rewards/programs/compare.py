@@ -14,7 +14,7 @@ from typing import Any
 from common.rewards.sandbox.child import encode
 
 MAX_UNORDERED = 512
-"""Members of a set that may need to be compared with each other, when not equal as text."""
+"""Members of a set or keys of a dict that may need comparing with each other, not equal as text."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class Comparison:
         return len(left) <= MAX_UNORDERED and all(self._took(left, *pair) for pair in others)
 
     def _took(self, found: list[tuple[Any, Any]], key: Any, value: Any) -> bool:
-        """Take the first pair that equals (key, value) out of ``found``; False if none does."""
+        """Take the first pair that equals (key, value) out of `found`; False if none does."""
         for index, pair in enumerate(found):
             if self._same(key, pair[0]) and self._same(value, pair[1]):
                 del found[index]

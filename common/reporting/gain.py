@@ -1,0 +1,182 @@
+"""What of a gain is choosing another way to answer, and what is accuracy within the ways.
+
+Accuracy is the sum over openings of share times accuracy. Its change is that of shares at the mean
+accuracy (`choice`) plus that of accuracies at the mean share (`within`): Kitagawa, "Components of a
+difference between two rates", 1955. An opening that only one of the two policies takes has its
+accuracy there for both, so that it counts as choice.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from common.reporting.openings import OTHERS, SELDOM, evaluated, were_sampled
+from common.reporting.passk import paired_difference
+from common.reporting.tables import nothing_in_common
+from common.runs.layout import Run
+
+_COLUMNS = ("opening", "share", "share_after", "right", "right_after", "choice", "within")
+
+Answers = tuple[str, pl.DataFrame, pl.DataFrame]
+"""A task, and the completions of two policies for the questions that both answered."""
+
+Matrix = NDArray[np.float64]
+
+
+def gain_table(run: Run, first: int, last: int) -> pl.DataFrame:
+    """One row a task: sampled accuracy of two policies, its change, and what that is made of.
+
+    Of the questions that both answered; tasks without any have no row. All three have 95 %
+    bootstrap intervals over the questions.
+
+    Raises:
+        UserError: there is no question that both answered.
+    """
+    rows = []
+    for task, before, after in _answers(run, first, last):
+        difference = paired_difference({task: _by_question(before, after)})
+        bounds = {f"difference_{end}": difference.pop(end) for end in ("low", "high")}
+        row = {"task": task, **difference, **bounds}
+        ways = ways_of(before, after)
+        for part, (low, high) in bootstrap_intervals(before, after).items():
+            row |= {part: ways[part].sum(), f"{part}_low": low, f"{part}_high": high}
+        rows.append(row)
+    return pl.DataFrame(rows)
+
+
+def ways_table(run: Run, first: int, last: int) -> pl.DataFrame:
+    """One row a task and opening, as `ways_of`; those that both policies take seldom together.
+
+    Raises:
+        UserError: there is no question that both answered.
+    """
+    return pl.concat(
+        seldom_together(ways_of(before, after)).select(pl.lit(task).alias("task"), pl.all())
+        for task, before, after in _answers(run, first, last)
+    )
+
+
+def ways_of(before: pl.DataFrame, after: pl.DataFrame) -> pl.DataFrame:
+    """One row an opening: its share and accuracy, before and after, and its part in the gain.
+
+    `choice` and `within` add up, over all openings, to the change of accuracy. The accuracy of an
+    opening that is not taken is null.
+
+    Args:
+        before: `opening`, `correct` and `weight` of each completion, at least one.
+        after: the same.
+    """
+    both = _shares(before).join(
+        _shares(after), on="opening", how="full", coalesce=True, suffix="_after"
+    )
+    right = pl.coalesce("right", "right_after")
+    right_after = pl.coalesce("right_after", "right")
+    share, share_after = pl.col("share"), pl.col("share_after")
+    return (
+        both.with_columns(pl.col("share", "share_after").fill_null(0.0))
+        .with_columns(
+            ((share_after - share) * (right + right_after) / 2).alias("choice"),
+            ((right_after - right) * (share + share_after) / 2).alias("within"),
+        )
+        .select(_COLUMNS)
+        .sort("opening")  # sums of floats depend on the order
+    )
+
+
+def seldom_together(ways: pl.DataFrame) -> pl.DataFrame:
+    """`ways_of`, the most taken first, with one row for all openings below `SELDOM` twice."""
+    most = pl.max_horizontal("share", "share_after")
+    name = pl.when(most >= SELDOM).then("opening").otherwise(pl.lit(OTHERS)).alias("opening")
+    accuracies = (
+        (pl.col(f"right{when}") * pl.col(f"share{when}")).sum() / pl.col(f"share{when}").sum()
+        for when in ("", "_after")
+    )
+    parts = pl.col("share", "share_after", "choice", "within").sum()
+    together = ways.group_by(name).agg(parts, *accuracies)
+    with_null = together.with_columns(pl.col("right", "right_after").fill_nan(None))
+    return with_null.select(_COLUMNS).sort(most, "opening", descending=[True, False])
+
+
+def bootstrap_intervals(
+    before: pl.DataFrame, after: pl.DataFrame, *, resamples: int = 2_000, seed: int = 0
+) -> dict[str, tuple[float, float]]:
+    """95 % percentile bootstrap intervals of `choice` and `within`; questions are resampled.
+
+    Args:
+        before: `prompt_id`, `opening`, `correct` and `weight` of each completion.
+        after: the same, of the same questions.
+    """
+    both = pl.concat([before, after])
+    questions, openings = both["prompt_id"].unique().sort(), both["opening"].unique().sort()
+    count = len(questions)
+    generator = np.random.default_rng(seed)
+    times = generator.multinomial(count, np.full(count, 1 / count), size=resamples)
+    taken, solved, taken_after, solved_after = (
+        times @ weights
+        for frame in (before, after)
+        for weights in _weights(frame, questions, openings)
+    )
+    share, share_after = (n / n.sum(axis=1, keepdims=True) for n in (taken, taken_after))
+    with np.errstate(invalid="ignore"):
+        right, right_after = solved / taken, solved_after / taken_after
+    right, right_after = (
+        np.where(taken > 0, right, right_after),
+        np.where(taken_after > 0, right_after, right),
+    )
+    # An opening that a resample lacks on both sides is 0 / 0 there, and has no part in it.
+    choice = np.nansum((share_after - share) * (right + right_after), axis=1) / 2
+    within = np.nansum((right_after - right) * (share + share_after), axis=1) / 2
+    return {
+        name: tuple(np.quantile(values, [0.025, 0.975]).tolist())
+        for name, values in (("choice", choice), ("within", within))
+    }
+
+
+def _answers(run: Run, first: int, last: int) -> list[Answers]:
+    """Of each task; a completion's `weight` is that of its question divided by their number."""
+    sampled = were_sampled(run)
+    before, after = (evaluated(run, policy, sampled=sampled) for policy in (first, last))
+    before, after = (
+        own.join(other, on="prompt_id", how="semi", maintain_order="left").with_columns(
+            (1 / pl.len().over("prompt_id")).alias("weight")
+        )
+        for own, other in ((before, after), (after, before))
+    )
+    if before.is_empty():
+        raise nothing_in_common(run, first, last)
+    return [
+        (task, before.filter(pl.col("task") == task), after.filter(pl.col("task") == task))
+        for task in before["task"].unique(maintain_order=True)
+    ]
+
+
+def _shares(frame: pl.DataFrame) -> pl.DataFrame:
+    weight, correct = pl.col("weight"), pl.col("correct")
+    return frame.group_by("opening").agg(
+        (weight.sum() / frame["weight"].sum()).alias("share"),
+        ((weight * correct).sum() / weight.sum()).alias("right"),
+    )
+
+
+def _by_question(before: pl.DataFrame, after: pl.DataFrame) -> tuple[pl.Series, pl.Series]:
+    """Accuracy of each question, before and after."""
+    means = [frame.group_by("prompt_id").agg(pl.col("correct").mean()) for frame in (before, after)]
+    both = means[0].join(means[1], on="prompt_id", suffix="_after").sort("prompt_id")
+    return both["correct"], both["correct_after"]
+
+
+def _weights(
+    frame: pl.DataFrame, questions: pl.Series, openings: pl.Series
+) -> tuple[Matrix, Matrix]:
+    """Weights of all completions and of the right ones: two [questions, openings]."""
+    taken = np.zeros((len(questions), len(openings)))
+    solved = np.zeros_like(taken)
+    cell = (
+        questions.search_sorted(frame["prompt_id"]).to_numpy(),
+        openings.search_sorted(frame["opening"]).to_numpy(),
+    )
+    np.add.at(taken, cell, frame["weight"].to_numpy())
+    np.add.at(solved, cell, (frame["weight"] * frame["correct"]).to_numpy())
+    return taken, solved

@@ -1,0 +1,65 @@
+"""Results of a command as Parquet files in one folder, to be tracked and printed again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import polars as pl
+import typer
+
+from common.errors import UserError
+from common.runs.manifest import write_atomically
+from common.runs.shards import encode_parquet
+
+OutputFolder = Annotated[
+    Path | None, typer.Option("--output", help="Write the results into this folder, as Parquet.")
+]
+ReadFolder = Annotated[
+    Path | None,
+    typer.Option("--read", help="Run nothing: print what --output wrote into this folder."),
+]
+
+
+def check_folder(option: str, path: Path | None) -> None:
+    """Refuse a folder that could not be written at the end."""
+    if path is not None and (not path.parent.is_dir() or (path.exists() and not path.is_dir())):
+        raise UserError(f"{option} {path}: name a folder, new or not, in one that exists")
+
+
+def write_results(folder: Path, results: Mapping[str, pl.DataFrame]) -> None:
+    """Write each table as NAME.parquet."""
+    folder.mkdir(exist_ok=True)
+    for name, table in results.items():
+        write_atomically(folder / f"{name}.parquet", encode_parquet(table.to_arrow()))
+
+
+def read_results(folder: Path, columns: Mapping[str, Sequence[str]]) -> dict[str, pl.DataFrame]:
+    """Read what `write_results` wrote.
+
+    Args:
+        columns: of each table some that it must have.
+
+    Raises:
+        UserError: a table is missing, or is another one.
+    """
+    found = {}
+    for name, needed in columns.items():
+        path = folder / f"{name}.parquet"
+        try:
+            table = pl.read_parquet(path, glob=False)
+        except (OSError, pl.exceptions.PolarsError) as error:
+            raise UserError(
+                f"--read {folder}: {path.name}: {str(error).splitlines()[0]}; name a folder that "
+                "--output of this command wrote"
+            ) from None
+        if missing := [column for column in needed if column not in table.columns]:
+            raise UserError(
+                f"--read {folder}: {path.name} has no column {missing[0]!r}; name a folder that "
+                "--output of this command wrote"
+            )
+        if table.is_empty():
+            raise UserError(f"--read {folder}: {path.name} has no rows; make it again")
+        found[name] = table
+    return found
