@@ -129,19 +129,20 @@ def open_context(
 
 
 def refuse_besides(context: typer.Context, option: str, *allowed: str) -> None:
-    """Refuse what was given besides an option that makes it idle.
+    """Refuse options that do nothing beside `option`.
 
     Args:
-        allowed: names of parameters that still do something.
+        option: one that keeps a command from training, as `--read`.
+        allowed: names of the parameters that do something beside it.
 
     Raises:
-        UserError: names the first that does not.
+        UserError: names the first option that does not.
     """
     for parameter in context.command.params:
         name = parameter.name or ""
         source = context.get_parameter_source(name)
         if name not in allowed and source is not None and source.name == "COMMANDLINE":
-            raise UserError(f"{option} runs nothing: leave {parameter.opts[0]} out")
+            raise UserError(f"with {option} nothing is trained: leave {parameter.opts[0]} out")
 
 
 def chosen_shards(text: str, count: int) -> range:

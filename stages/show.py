@@ -179,9 +179,7 @@ def tokens(
         print_tables([overall, *found], as_json=as_json)
         return
     print(clean(said))
-    print_tables(
-        [for_terminal(table) for table in found if not table.frame.is_empty()], as_json=as_json
-    )
+    print_tables([for_terminal(table) for table in found], as_json=as_json)
 
 
 def ledger(
@@ -214,7 +212,8 @@ def evaluations(run: RunName = "demo", as_json: Json = False, debug: Debug = Fal
     """Held-out accuracy by policy and task, and the last policy against the first."""
     place = _open(run).run
     facts = tables.evaluation_facts(place)
-    first, last = min(place.evaluations()), max(place.evaluations())
+    numbers = place.evaluations()
+    first, last = numbers[0], numbers[-1]
     difference = tables.greedy_difference(place, first, last) if first != last else pl.DataFrame()
     found = [
         Table("evaluations", f"evaluations of {run}", facts),

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from measured import QUICK, best_seconds
 from needs_sandbox import needs_sandbox
 
 from common.config import RewardsConfig
@@ -64,12 +65,7 @@ PIECES = ["```", "```python\n", "`", "~", " ", "\n", "~~~ \n", "<answer>", "` ",
 @pytest.mark.parametrize("end", ["", "`", "x", "\n```"])
 def test_search_for_the_program_is_linear(piece: str, end: str) -> None:
     text = piece * (100_000 // len(piece)) + end
-    seconds = []
-    for _ in range(3):
-        began = time.thread_time()
-        last_program(text)
-        seconds.append(time.thread_time() - began)
-    assert min(seconds) < 0.25
+    assert best_seconds(lambda: last_program(text)) < QUICK
 
 
 DOUBLE = json.dumps([f"assert f({n}) == {2 * n}" for n in range(4)])

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import is_gone, wait_until
 
 from common.rewards.registry import VERIFY
 from workflows import doctor
@@ -118,19 +119,7 @@ def test_a_check_that_hangs_is_ended_with_all_that_it_started(
     assert time.monotonic() - began < 20
     for pid in note.read_text().split():
         # Killed is not yet gone: a process closes its files a moment before it ends.
-        until = time.monotonic() + 10
-        while is_running(pid):
-            assert time.monotonic() < until, f"process {pid} is still there"
-            time.sleep(0.02)
-
-
-def is_running(pid: str) -> bool:
-    """Whether the process is there and no zombie: who adopts orphans need not have reaped them."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return stat.rpartition(")")[2].split()[0] not in "ZX"
+        wait_until(lambda pid=pid: is_gone(pid))
 
 
 def test_the_table_has_a_line_for_each_and_the_remedy_below() -> None:

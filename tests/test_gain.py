@@ -23,13 +23,11 @@ def parts(before: pl.DataFrame, after: pl.DataFrame) -> tuple[float, float]:
 
 @st.composite
 def judged(draw: st.DrawFn) -> pl.DataFrame:
-    """Completions of one task, of up to three questions, with up to six openings."""
+    """Completions with up to six openings."""
     size = draw(st.integers(1, 30))
     several = {"min_size": size, "max_size": size}
     return pl.DataFrame(
         {
-            "task": ["a"] * size,
-            "prompt_id": draw(st.lists(st.sampled_from("xyz"), **several)),
             "opening": draw(st.lists(st.sampled_from("ABCDEF"), **several)),
             "correct": draw(st.lists(st.booleans(), **several)),
         }

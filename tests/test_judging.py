@@ -8,12 +8,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import polars as pl
 import pytest
 from faulty_rules import ROW, RULES, using
+from processes import group_is_gone, is_gone, wait_until
 
 from common.config import FunctionReward, RewardsConfig
 from common.errors import UserError
@@ -76,20 +76,8 @@ def test_workers_killed_from_outside_are_replaced(rules: Path) -> None:
         os.kill(int(first), signal.SIGKILL)
         (second,) = {one.extras["mine"] for one in judging.judge(jobs)}
     assert first != second
-    assert not alive(int(second or 0)), "workers end with the judging"
-
-
-def alive(process: int) -> bool:
-    """Whether it still runs after a while; one that nobody has waited for has ended too."""
-    for _ in range(100):
-        try:
-            state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
-        except FileNotFoundError:
-            return False
-        if state == "Z":
-            return False
-        time.sleep(0.05)
-    return True
+    assert second, "asked again"
+    wait_until(lambda: is_gone(int(second)))
 
 
 def test_what_a_function_leaves_behind_ends_with_it(rules: Path) -> None:
@@ -97,19 +85,9 @@ def test_what_a_function_leaves_behind_ends_with_it(rules: Path) -> None:
     with Judging(using("leaves_a_child", workers=1)) as judging:
         judged = judging.judge([("x", ROW)])
     assert time.monotonic() - began < 60
-    group = int(judged[0].extras["mine"] or 0)
-    until = time.monotonic() + 10
-    while any(state != "Z" and of == group for state, of in states_and_groups()):
-        assert time.monotonic() < until
-        time.sleep(0.05)
-
-
-def states_and_groups() -> Iterator[tuple[str, int]]:
-    """Of every process; one that nobody has waited for has ended too (Z)."""
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(FileNotFoundError, ProcessLookupError):
-            state, _, group = path.read_text().rpartition(")")[2].split()[:3]
-            yield state, int(group)
+    group = judged[0].extras["mine"]
+    assert group
+    wait_until(lambda: group_is_gone(int(group)))
 
 
 def test_workers_end_with_a_judge_that_is_killed(rules: Path) -> None:
@@ -132,7 +110,7 @@ def test_workers_end_with_a_judge_that_is_killed(rules: Path) -> None:
     time.sleep(0.5)
     judge.kill()
     judge.wait()
-    assert not alive(worker)
+    wait_until(lambda: is_gone(worker))
 
 
 def test_long_texts_of_any_characters_reach_a_worker_whole(rules: Path) -> None:

@@ -121,7 +121,7 @@ def test_an_ablation_is_read_again_and_goes_on(ablation: Ablation) -> None:
         (["--seeds", "a"], "whole numbers with commas"),
         (["--output", "/x/y"], "name a folder, new or not, in one that exists"),
         (["--read", "/x"], "--read /x: steps.parquet: No such file"),
-        (["--read", "/x", "--only", "gspo"], "--read runs nothing: leave --only out"),
+        (["--read", "/x", "--only", "gspo"], "with --read nothing is trained: leave --only out"),
     ],
 )
 def test_what_an_ablation_refuses(ablation: Ablation, options: list[str], message: str) -> None:
@@ -157,13 +157,15 @@ def test_openings_are_shown(ablation: Ablation) -> None:
         assert sum(way["choice"] for way in ways) == pytest.approx(row["choice"], abs=1e-9)
     only = ablation.run("stages.show", "openings", *run, "--task", "counting", "--json").stdout
     assert {row["task"] for row in json.loads(only)["gain"]} == {"counting"}
-    shown = json.loads(ablation.run("stages.show", "evaluations", *run, "--json").stdout)
-    assert [row["policy"] for row in shown["evaluations"]] == [0, 0, 0, ITERATIONS] + [
-        ITERATIONS
-    ] * 2
-    assert shown["difference"][-1]["task"] == "mean over tasks"
     unknown = ablation.run("stages.show", "openings", *run, "--task", "x", expect=2)
     assert "--task 'x': there is" in unknown.stderr
+
+
+def test_evaluations_are_shown(ablation: Ablation) -> None:
+    run = ("--run", "ablation-default-3")
+    shown = json.loads(ablation.run("stages.show", "evaluations", *run, "--json").stdout)
+    assert [row["policy"] for row in shown["evaluations"]] == [0] * 3 + [ITERATIONS] * 3
+    assert shown["difference"][-1]["task"] == "mean over tasks"
 
 
 def test_answers_before_and_after_are_shown(ablation: Ablation) -> None:
@@ -218,7 +220,7 @@ def test_runs_are_put_side_by_side(ablation: Ablation) -> None:
     nobody = ablation.run("workflows.learn", "--run", "nobody", expect=2)
     assert "no such run; make iteration" in nobody.stderr
     idle = ablation.run("workflows.learn", *runs[:2], "--seeds", "7", expect=2)
-    assert "--run runs nothing: leave --seeds out" in idle.stderr
+    assert "with --run nothing is trained: leave --seeds out" in idle.stderr
 
 
 def test_a_recipe_is_learned_in_runs_of_its_name(ablation: Ablation) -> None:

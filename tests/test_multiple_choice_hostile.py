@@ -1,10 +1,9 @@
 """MULTIPLE_CHOICE on any text: of two letters none decides, nothing breaks it or is slow."""
 
-import time
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from measured import QUICK, best_seconds
 
 from common.rewards.multiple_choice import judge
 
@@ -57,11 +56,5 @@ LONG += ["<answer>", "<answer>A</answer>", "<answer>A ", " ", "\n", "'A", "answe
 
 @pytest.mark.parametrize("piece", LONG)
 def test_100_kb_take_a_fraction_of_a_second(piece: str) -> None:
-    """Quadratic scanners need seconds here. The best of three, as the machine may be busy."""
     text = piece * (100_000 // len(piece.encode()))
-    seconds = []
-    for _ in range(3):
-        began = time.thread_time()
-        judge(text, {"answer": "B"})
-        seconds.append(time.thread_time() - began)
-    assert min(seconds) < 0.25
+    assert best_seconds(lambda: judge(text, {"answer": "B"})) < QUICK

@@ -5,6 +5,7 @@ from __future__ import annotations
 import polars as pl
 
 from common.recipe_file import load_recipe
+from common.reporting.gain import ways_of
 from common.runs.layout import REPOSITORY
 from workflows.ablation import tables as ablation_tables
 from workflows.learn import tables as learn_tables
@@ -17,7 +18,7 @@ README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 
 def table_of(title: str, index: int = 0) -> list[list[str]]:
     """Cells of a table below a heading, without its head."""
-    below = README.split(f"### {title}\n")[1]
+    below = README.split(f"### {title}\n")[1].split("\n### ")[0]
     lines = below.split("\n|---")[index + 1].split("\n\n")[0].splitlines()[1:]
     return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
 
@@ -66,12 +67,33 @@ def test_what_was_learned() -> None:
 def test_what_a_gain_is_made_of() -> None:
     gain = read_results(RESULTS / "learn", learn_tables.COLUMNS)["gain"]
     by_task = {row["task"]: row for row in gain.filter(run="learn-1").to_dicts()}
-    for task, *cells in table_of("What was learned", 1):
+    shown = table_of("What was learned", 1)
+    assert [task for task, *_ in shown] == ["multiplication", "counting", "scheduling"]
+    for task, *cells in shown:
         row = by_task[task]
         parts = [
             [row[f"{part}{end}"] for end in ("", "_low", "_high")] for part in ("choice", "within")
         ]
         assert cells == [f"{row['difference']:.3f}", *(with_interval(*part) for part in parts)]
+
+
+def test_what_another_name_would_make_of_it() -> None:
+    """ "Guess:" counted as "Guess.": the bounds of what a first word can say."""
+    ways = read_results(RESULTS / "learn", learn_tables.COLUMNS)["ways"]
+    name = pl.col("opening").replace("Guess:", "Guess.")
+    parts = [
+        ways.filter(run="learn-1", task="multiplication").select(
+            name.alias("opening"),
+            pl.col(f"share{when}").alias("weight"),
+            pl.col(f"right{when}").fill_null(0.0).alias("correct"),
+        )
+        for when in ("", "_after")
+    ]
+    merged = ways_of(*parts)
+    choice, within = merged["choice"].sum(), merged["within"].sum()
+    assert f"choice would be {choice:.2f} and accuracy within {within:.2f}" in " ".join(
+        README.split()
+    )
 
 
 def test_a_pretrained_model() -> None:

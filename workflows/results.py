@@ -23,7 +23,11 @@ ReadFolder = Annotated[
 
 
 def check_folder(option: str, path: Path | None) -> None:
-    """Refuse a folder that could not be written at the end."""
+    """Refuse a folder that could not be written at the end.
+
+    Raises:
+        UserError: there is no folder to make it in, or a file of that name.
+    """
     if path is not None and (not path.parent.is_dir() or (path.exists() and not path.is_dir())):
         raise UserError(f"{option} {path}: name a folder, new or not, in one that exists")
 
@@ -50,16 +54,14 @@ def read_results(folder: Path, columns: Mapping[str, Sequence[str]]) -> dict[str
         try:
             table = pl.read_parquet(path, glob=False)
         except (OSError, pl.exceptions.PolarsError) as error:
+            fault = str(error).splitlines()[0]
+        else:
+            missing = [column for column in needed if column not in table.columns]
+            fault = f"no column {missing[0]!r}" if missing else "no rows" * table.is_empty()
+        if fault:
             raise UserError(
-                f"--read {folder}: {path.name}: {str(error).splitlines()[0]}; name a folder that "
-                "--output of this command wrote"
-            ) from None
-        if missing := [column for column in needed if column not in table.columns]:
-            raise UserError(
-                f"--read {folder}: {path.name} has no column {missing[0]!r}; name a folder that "
-                "--output of this command wrote"
+                f"--read {folder}: {path.name}: {fault}; name a folder that --output of this "
+                "command wrote"
             )
-        if table.is_empty():
-            raise UserError(f"--read {folder}: {path.name} has no rows; make it again")
         found[name] = table
     return found

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import polars as pl
 import pyarrow as pa
 
+from common.errors import UserError
+
 
 class Table(NamedTuple):
     """A table with its key in JSON and its title on the terminal."""
@@ -22,6 +24,17 @@ def polars_frame(table: pa.Table) -> pl.DataFrame:
     frame = pl.from_arrow(table)
     assert isinstance(frame, pl.DataFrame)
     return frame
+
+
+def require_task(known: pl.Series, task: str) -> None:
+    """Refuse a task that is none of those in a column.
+
+    Raises:
+        UserError: lists those there are.
+    """
+    names = known.unique(maintain_order=True).to_list()
+    if task and task not in names:
+        raise UserError(f"--task {task!r}: there is {', '.join(map(repr, names))}")
 
 
 def first_rows(table: Table, limit: int | None, count: int | None = None) -> Table:

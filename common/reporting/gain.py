@@ -19,17 +19,14 @@ from common.runs.layout import Run
 
 _COLUMNS = ("opening", "share", "share_after", "right", "right_after", "choice", "within")
 
-Answers = tuple[str, pl.DataFrame, pl.DataFrame]
-"""A task, and the completions of two policies for the questions that both answered."""
-
 Matrix = NDArray[np.float64]
 
 
 def gain_table(run: Run, first: int, last: int) -> pl.DataFrame:
     """One row a task: sampled accuracy of two policies, its change, and what that is made of.
 
-    Of the questions that both answered; tasks without any have no row. All three have 95 %
-    bootstrap intervals over the questions.
+    Of the questions that both answered; tasks without any have no row. `difference`, `choice` and
+    `within` have 95 % bootstrap intervals over the questions.
 
     Raises:
         UserError: there is no question that both answered.
@@ -134,8 +131,12 @@ def bootstrap_intervals(
     }
 
 
-def _answers(run: Run, first: int, last: int) -> list[Answers]:
-    """Of each task; a completion's `weight` is that of its question divided by their number."""
+def _answers(run: Run, first: int, last: int) -> list[tuple[str, pl.DataFrame, pl.DataFrame]]:
+    """Each task with the completions of both policies, of the questions that both answered.
+
+    The `weight` of a completion is 1 divided by how many its question has from that policy, so that
+    questions weigh the same.
+    """
     sampled = were_sampled(run)
     before, after = (evaluated(run, policy, sampled=sampled) for policy in (first, last))
     before, after = (

@@ -14,7 +14,7 @@ import polars as pl
 
 from common.errors import UserError
 from common.reporting.accuracy import JUDGED
-from common.reporting.frames import Table, first_rows, polars_frame
+from common.reporting.frames import Table, first_rows, polars_frame, require_task
 from common.runs.freshness import status_of
 from common.runs.join import join
 from common.runs.layout import Run
@@ -180,9 +180,7 @@ def read_ledger(run: Run, task: str = "") -> Ledger:
         UserError: the run has no prompts, or no such task.
     """
     prompts = polars_frame(read_split(run, "train").select(["prompt_id", "task", "question"]))
-    known = prompts["task"].unique(maintain_order=True).to_list()
-    if task and task not in known:
-        raise UserError(f"--task {task!r}: there is {', '.join(map(repr, known))}")
+    require_task(prompts["task"], task)
     if task:
         prompts = prompts.filter(pl.col("task") == task)
     iterations = _scored(run)

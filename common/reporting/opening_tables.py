@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import polars as pl
 
-from common.reporting.frames import Table
+from common.reporting.frames import Table, require_task
 from common.reporting.gain import gain_table, ways_table
 from common.reporting.openings import (
     SAMPLED,
@@ -13,7 +13,6 @@ from common.reporting.openings import (
     most_common,
     rollouts,
 )
-from common.reporting.rewards import of_task
 from common.runs.layout import Run
 
 
@@ -21,11 +20,12 @@ def opening_tables(run: Run, task: str = "") -> list[Table]:
     """What `stages.show openings` prints, of one task if it is named.
 
     Raises:
-        UserError: no iteration is scored, or there is no such task.
+        UserError: no iteration is scored, there is no such task, or the first and the last policy
+            judged no question both.
     """
     drawn, numbers = rollouts(run), run.evaluations()
     answered = answered_table(run) if numbers else pl.DataFrame(schema={"task": pl.String})
-    of_task(pl.concat([drawn.select("task"), answered.select("task")]), task)
+    require_task(pl.concat([drawn["task"], answered["task"]]), task)
     only = pl.col("task") == task if task else pl.lit(True)
     drawn = drawn.filter(only)
     share = "share of completions by first word, and how often they are right"

@@ -12,7 +12,7 @@ from pathlib import Path
 import polars as pl
 
 from common.errors import UserError
-from common.reporting.frames import Table, first_rows
+from common.reporting.frames import Table, first_rows, require_task
 from common.runs.schemas import KEY
 
 VERDICTS = ("correct", "wrong", "no_answer", "timeout", "infra_error")
@@ -85,9 +85,7 @@ def of_task(scored: pl.DataFrame, task: str) -> pl.Series:
     Raises:
         UserError: there is no such task; lists those there are.
     """
-    known = scored["task"].unique(maintain_order=True).to_list()
-    if task and task not in known:
-        raise UserError(f"--task {task!r}: there is {', '.join(map(repr, known))}")
+    require_task(scored["task"], task)
     return scored.select(pl.col("task") == task if task else pl.repeat(True, pl.len())).to_series()
 
 

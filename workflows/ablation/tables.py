@@ -18,7 +18,8 @@ T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 """Student's t at 0.975 for 1, 2, … degrees of freedom; beyond, the last is on the safe side."""
 
 TRIAL = ["variant", "seed"]
-BEFORE = " before"
+REFERENCE = " reference"
+"""Ends the names of columns with what a figure is compared with."""
 
 COLUMNS = {
     "steps": [*TRIAL, "iteration", "drawn_accuracy", "entropy", "skipped"],
@@ -35,9 +36,9 @@ def results(made: list[Trial], iterations: int) -> dict[str, pl.DataFrame]:
     }
 
 
-def printed(results: dict[str, pl.DataFrame]) -> list[Table]:
+def printed(found: dict[str, pl.DataFrame]) -> list[Table]:
     """What the command prints of `results`."""
-    steps, accuracy = results["steps"], results["accuracy"]
+    steps, accuracy = found["steps"], found["accuracy"]
     seeds, last = steps["seed"].n_unique(), accuracy["policy"].max()
     count = f"{last!s} iterations, {seeds} {'seed' if seeds == 1 else 'seeds'}"
     title = f"{count}; differences to {steps['variant'][0]}"
@@ -69,9 +70,9 @@ def comparison(steps: pl.DataFrame, accuracy: pl.DataFrame) -> pl.DataFrame:
     figures = last.select(*TRIAL, "greedy").join(whole, on=TRIAL, maintain_order="left")
     first = figures["variant"][0]
     of_first = figures.filter(pl.col("variant") == first).drop("variant")
-    paired = figures.join(of_first, on="seed", suffix=BEFORE, maintain_order="left")
+    paired = figures.join(of_first, on="seed", suffix=REFERENCE, maintain_order="left")
     rows = []
-    for name, own in _by_variant(paired.drop_nulls(f"greedy{BEFORE}")):
+    for name, own in _by_variant(paired.drop_nulls(f"greedy{REFERENCE}")):
         row: dict[str, object] = {"variant": name, "seeds": own.height}
         for metric in ("greedy", "drawn"):
             row[metric] = own[metric].mean()
@@ -88,12 +89,13 @@ def gains(accuracy: pl.DataFrame) -> pl.DataFrame:
     `comparison`.
     """
     before, after = (_mean_over_tasks(accuracy, n) for n in (0, accuracy["policy"].max()))
-    paired = after.join(before, on=TRIAL, suffix=BEFORE, how="inner", maintain_order="left")
+    paired = after.join(before, on=TRIAL, suffix=REFERENCE, how="inner", maintain_order="left")
     rows = []
     for name, own in _by_variant(paired):
         row: dict[str, object] = {"variant": name, "seeds": own.height}
         for metric in ("greedy", "sampled"):
-            row |= {f"{metric}{when}": own[f"{metric}{when}"].mean() for when in (BEFORE, "")}
+            row[f"{metric} before"] = own[f"{metric}{REFERENCE}"].mean()
+            row[metric] = own[metric].mean()
             row |= _change(own, metric, "gain")
         rows.append(row)
     return pl.DataFrame(rows).fill_nan(None)
@@ -146,7 +148,7 @@ def _by_variant(paired: pl.DataFrame) -> Iterator[tuple[str, pl.DataFrame]]:
 
 
 def _change(paired: pl.DataFrame, metric: str, name: str) -> dict[str, float | None]:
-    """`metric` minus what it was before, seed by seed, with its interval."""
+    """`metric` minus its reference, seed by seed, with its interval."""
     names = (f"{metric} {name}", f"{metric} low", f"{metric} high")
-    changes = (paired[metric] - paired[f"{metric}{BEFORE}"]).drop_nulls().to_list()
+    changes = (paired[metric] - paired[f"{metric}{REFERENCE}"]).drop_nulls().to_list()
     return dict(zip(names, interval(changes) if changes else (None,) * 3, strict=True))

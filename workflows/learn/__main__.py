@@ -2,7 +2,7 @@
 
 Reads   a recipe
 Writes  data/runs/NAME-SEED by the recipe's name; --svg a picture, --output a folder with the
-        tables that are printed and the curves that are drawn, as Parquet
+        tables that are printed and what is drawn, as Parquet
 
 Accuracy on held-out questions before and after, how much of the gain is another choice among the
 ways to answer and how much is accuracy within them, and how all of it moved from iteration to
@@ -44,8 +44,8 @@ Runs = Annotated[
     list[str] | None, typer.Option("--run", help="Train nothing: look at this run; repeatable.")
 ]
 Svg = Annotated[Path | None, typer.Option("--svg", help="Draw the curves into this file.")]
-LOOKS = ("svg", "quiet", "as_json", "debug")
-"""Options of a call that only looks."""
+SHOWING = ("svg", "quiet", "as_json", "debug")
+"""Options about what is shown."""
 
 
 def main(
@@ -69,10 +69,10 @@ def main(
     with_curves = output is not None or svg is not None
     stops: list[str] = []
     if read is not None:
-        refuse_besides(context, "--read", "read", *LOOKS)
+        refuse_besides(context, "--read", "read", *SHOWING)
         results = read_results(read, tables.COLUMNS)
     elif run:
-        refuse_besides(context, "--run", "run", "output", *LOOKS)
+        refuse_besides(context, "--run", "run", "output", *SHOWING)
         results = tables.results([opened(name) for name in dict.fromkeys(run)], with_curves)
     else:
         made, stops = trained(recipe, seeds, iterations, jobs, quiet or as_json)

@@ -10,8 +10,8 @@ import polars as pl
 from common.reporting.openings import RIGHT, SELDOM
 from workflows.drawing import finish, legend_below, look, panels
 
-MANY = 25
-"""Points from which on a line has no markers."""
+TOO_MANY_FOR_MARKERS = 25
+"""Points of a line."""
 
 
 def draw(curves: pl.DataFrame, evaluations: pl.DataFrame, path: Path) -> None:
@@ -61,7 +61,7 @@ def _line(panel: Any, rows: pl.DataFrame, x: str, y: str, label: str, index: int
         )
         .sort(x)
     )
-    style = look(index) | ({} if by_x.height < MANY else {"marker": ""})
+    style = look(index) | ({} if by_x.height < TOO_MANY_FOR_MARKERS else {"marker": ""})
     panel.plot(by_x[x].to_list(), by_x["mean"].to_list(), label=label, **style)
     panel.fill_between(
         by_x[x].to_list(),

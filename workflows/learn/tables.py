@@ -32,7 +32,10 @@ COLUMNS = {
 
 
 def results(runs: list[Run], with_curves: bool) -> dict[str, pl.DataFrame]:
-    """What evaluations of the runs say; with `curves`, which take reading every completion."""
+    """What is known of the runs: evaluations, and on demand `curves` over the iterations.
+
+    The curves take reading every completion that was drawn.
+    """
     found = {
         "evaluations": _by_run(runs, evaluation_facts),
         "greedy": _by_run(runs, _greedy),
@@ -40,25 +43,26 @@ def results(runs: list[Run], with_curves: bool) -> dict[str, pl.DataFrame]:
         "gain": _by_run(runs, lambda run: gain_table(run, *first_and_last(run))),
         "ways": _by_run(runs, lambda run: ways_table(run, *first_and_last(run))),
     }
-    return found | ({"curves": curves(runs)} if with_curves else {})
+    return found | ({"curves": _curves(runs)} if with_curves else {})
 
 
-def printed(results: dict[str, pl.DataFrame]) -> list[Table]:
+def printed(found: dict[str, pl.DataFrame]) -> list[Table]:
     """What the command prints of `results`."""
     ends = pl.col("policy").min().alias("first"), pl.col("policy").max().alias("last")
-    of_runs = results["evaluations"].group_by("run").agg(ends)
+    of_runs = found["evaluations"].group_by("run").agg(ends)
     pairs = of_runs.select("first", "last").unique().sort("first", "last").rows()
     which = ", ".join(f"policies {first} and {last}" for first, last in pairs)
     sampled = openings.SAMPLED
     gain = f"accuracy {sampled}: choosing other openings, and accuracy within them"
     return [
-        Table("greedy", f"held-out questions, greedy: {which}", results["greedy"]),
-        Table("sampled", f"the same, {sampled}", results["sampled"]),
-        Table("gain", gain, results["gain"]),
+        Table("greedy", f"held-out questions, greedy: {which}", found["greedy"]),
+        Table("sampled", f"the same, {sampled}", found["sampled"]),
+        Table("gain", gain, found["gain"]),
+        Table("ways", "the same, opening by opening", found["ways"]),
     ]
 
 
-def curves(runs: list[Run]) -> pl.DataFrame:
+def _curves(runs: list[Run]) -> pl.DataFrame:
     """One row a run and iteration: what was drawn and what training said of it.
 
     `correct` and `tokens` are means over all completions drawn, also of groups that dynamic
