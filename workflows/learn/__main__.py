@@ -82,7 +82,7 @@ def main(
     if svg is not None:
         draw(results["curves"], results["evaluations"], svg)
     if as_json or not quiet:
-        print_tables(tables.printed(results), as_json=as_json)
+        print_tables(tables.printed(results, as_json=as_json), as_json=as_json)
     if stops:
         raise UserError("\n".join(stops))
 

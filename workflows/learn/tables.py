@@ -46,19 +46,20 @@ def results(runs: list[Run], with_curves: bool) -> dict[str, pl.DataFrame]:
     return found | ({"curves": _curves(runs)} if with_curves else {})
 
 
-def printed(found: dict[str, pl.DataFrame]) -> list[Table]:
-    """What the command prints of `results`."""
+def printed(found: dict[str, pl.DataFrame], *, as_json: bool) -> list[Table]:
+    """What the command prints of `results`; `ways`, long with several runs, in JSON only."""
     ends = pl.col("policy").min().alias("first"), pl.col("policy").max().alias("last")
     of_runs = found["evaluations"].group_by("run").agg(ends)
     pairs = of_runs.select("first", "last").unique().sort("first", "last").rows()
     which = ", ".join(f"policies {first} and {last}" for first, last in pairs)
     sampled = openings.SAMPLED
     gain = f"accuracy {sampled}: choosing other openings, and accuracy within them"
+    ways = [Table("ways", "opening by opening", found["ways"])] if as_json else []
     return [
         Table("greedy", f"held-out questions, greedy: {which}", found["greedy"]),
         Table("sampled", f"the same, {sampled}", found["sampled"]),
         Table("gain", gain, found["gain"]),
-        Table("ways", "the same, opening by opening", found["ways"]),
+        *ways,
     ]
 
 
