@@ -57,7 +57,9 @@ def read_results(folder: Path, columns: Mapping[str, Sequence[str]]) -> dict[str
             fault = str(error).splitlines()[0]
         else:
             missing = [column for column in needed if column not in table.columns]
-            fault = f"no column {missing[0]!r}" if missing else "no rows" * table.is_empty()
+            fault = "no rows" if table.is_empty() else ""
+            if missing:
+                fault = f"no column {missing[0]!r}"
         if fault:
             raise UserError(
                 f"--read {folder}: {path.name}: {fault}; name a folder that --output of this "
