@@ -21,10 +21,10 @@ import pyarrow as pa
 import typer
 
 from common.config import Recipe
+from common.config.recipe_file import preset_remark, read_recipe_text
+from common.console import clean, say, set_quiet
 from common.errors import UserError
 from common.process import keep_freed_memory, leave_pandas_out, wait_briefly
-from common.recipe_file import preset_remark, read_recipe_text
-from common.reporting.progress import clean, say, set_quiet
 from common.runs.edits import accept_edits
 from common.runs.freshness import recover, status_of
 from common.runs.layout import Output, Run

@@ -37,23 +37,21 @@ from common.command import (
     open_context,
 )
 from common.config import MeshConfig
+from common.console import Bar, warn
 from common.errors import UserError
 from common.reporting.accuracy import GREEDY, figures_by_task, greedy_mean_over_tasks
-from common.reporting.progress import Bar, warn
 from common.reporting.terminal import print_table
-from common.rewards.judging import Judging
 from common.rewards.registry import package_versions
-from common.rewards.scoring import judge_rows, refuse_infra_errors
-from common.runs.folders import open_policy
+from common.rewards.scorer import Scorer, judge_rows, refuse_infra_errors
 from common.runs.freshness import input_hashes
 from common.runs.layout import shard_name
-from common.runs.prompts import read_split
+from common.runs.policies import open_policy
 from common.runs.schemas import EVALUATION
-from common.runs.shards import OutputWriter
+from common.runs.shards import OutputWriter, read_split
 
 if TYPE_CHECKING:
-    from common.generation.policy import Prompt, SamplingPolicy
-    from common.mesh.mesh import Mesh
+    from common.parallel.mesh import Mesh
+    from common.rollout.prompts import RenderedPrompt, SamplingPolicy
 
 Policy = Annotated[int, typer.Option("--iteration", min=0, help="Which policy; 0 is the base.")]
 
@@ -69,7 +67,7 @@ class Job:
 
     context: Context
     policy: SamplingPolicy
-    prompts: list[Prompt]
+    prompts: list[RenderedPrompt]
     dropped: int
     """Questions that leave no room for an answer."""
     max_completion_tokens: int
@@ -81,10 +79,10 @@ class Job:
         Raises:
             UserError: an input is missing, or a question leaves no room for an answer.
         """
-        from common.generation.policy import SamplingPolicy
+        from common.rollout.prompts import SamplingPolicy
 
         run, recipe, number = context.run, context.recipe, context.iteration
-        policy_dir = mesh.from_main(lambda: open_policy(run, number))
+        policy_dir = mesh.broadcast_from_rank0(lambda: open_policy(run, number))
         policy = SamplingPolicy(policy_dir, recipe.prompt)
         limit = recipe.evaluate.max_completion_tokens or recipe.rollout.max_completion_tokens
         rendered = [policy.render(row) for row in read_split(run, "eval").to_pylist()]
@@ -123,9 +121,9 @@ class Job:
     def verify_types(self) -> set[str]:
         return {prompt.row["verify_type"] for prompt in self.prompts}
 
-    def seeds(self, prompt: Prompt) -> list[int | None]:
+    def seeds(self, prompt: RenderedPrompt) -> list[int | None]:
         """Greedy, then the seeds of the samples."""
-        from common.generation.seeds import sample_seed
+        from common.seeds import sample_seed
 
         recipe = self.context.recipe
         return [None] + [
@@ -160,11 +158,11 @@ def main(
     if accept_edits:
         context.accept(output, EVALUATION)
         return
-    from common.mesh.mesh import Mesh
+    from common.parallel.mesh import Mesh
 
     processes = MeshConfig(timeout_seconds=context.recipe.mesh.timeout_seconds)
     with Mesh.from_environment(processes) as mesh:
-        if mesh.from_main(lambda: context.begin(output)):
+        if mesh.broadcast_from_rank0(lambda: context.begin(output)):
             figures = make(Job.of(context, mesh), mesh, shards)
             if figures is not None and not (quiet or as_json):
                 print_table(figures, title=f"policy {iteration}")
@@ -176,11 +174,11 @@ def make(job: Job, mesh: Mesh, shards: str) -> pl.DataFrame | None:
     Returns:
         The figures, one row a task, on the rank that committed.
     """
-    from common.generation.sampled_shards import sample_shards
+    from common.rollout.groups import sample_shards
 
     if job.dropped and mesh.is_main:
         warn(f"{job.dropped} questions leave no room for an answer and were dropped")
-    with Judging(job.context.recipe.rewards) as judging:
+    with Scorer(job.context.recipe.rewards) as judging:
         judging.open(job.verify_types, extras=False)
         writer = job.writer()
         chosen = chosen_shards(shards, len(writer.names))
@@ -198,7 +196,7 @@ def make(job: Job, mesh: Mesh, shards: str) -> pl.DataFrame | None:
     return commit(job, writer, reasons) if complete else None
 
 
-def judge_again(writer: OutputWriter, judging: Judging) -> list[str]:
+def judge_again(writer: OutputWriter, judging: Scorer) -> list[str]:
     """Judge what rules failed on in shards that are there: the rules may have been mended since.
 
     The completions stay as they were sampled.
@@ -222,27 +220,31 @@ def judge_again(writer: OutputWriter, judging: Judging) -> list[str]:
 class Work:
     """What a rank does: shard after shard, the weights loaded before the first one."""
 
-    def __init__(self, job: Job, mesh: Mesh, judging: Judging) -> None:
+    def __init__(self, job: Job, mesh: Mesh, judging: Scorer) -> None:
         self.reasons: list[str] = []
         """Of infra errors."""
         self._judging = judging
         self._job = job
         self._mesh = mesh
-        self._sampler: Any = None
+        self._engine: Any = None
 
     def shard(self, shard: int, shown: Bar) -> pa.Table:
         """Answer and judge the questions of one shard."""
-        from common.generation.sampler import Request
+        from common.engines.engine import Request, SamplingParams
 
         job, recipe = self._job, self._job.context.recipe
-        if self._sampler is None:
-            self._sampler = job.policy.sampler(recipe, self._mesh.device)
+        if self._engine is None:
+            self._engine = job.policy.engine(recipe, self._mesh.device)
         first = shard * QUESTIONS_PER_SHARD
         prompts = job.prompts[first : first + QUESTIONS_PER_SHARD]
-        samples = self._sampler.generate(
+        samples = self._engine.generate(
             [Request(prompt.ids, job.seeds(prompt)) for prompt in prompts],
-            max_completion_tokens=job.max_completion_tokens,
-            temperature=recipe.evaluate.temperature,
+            SamplingParams(
+                job.max_completion_tokens,
+                recipe.evaluate.temperature,
+                recipe.evaluate.top_p,
+                recipe.evaluate.top_k,
+            ),
             on_ended=shown.advance,
         )
         rows = [

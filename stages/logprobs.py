@@ -10,11 +10,11 @@ enough. Completions that dynamic sampling left out of the batch (`kept` is false
 nobody and have empty lists.
 
 Then `old_logprobs` is compared with what the sampler noted for the same tokens: a gap above
-`logprobs.alarm_gap_mean` or `alarm_gap_max` is warned of, above `stop_gap_mean` or `stop_gap_max`
+`logprobs.warn_gap_mean` or `warn_gap_max` is warned of, above `stop_gap_mean` or `stop_gap_max`
 it stops the iteration, naming the tokens and positions where it sits.
 
-With `logprobs.old_from = "sampler"` what the sampler noted is taken for `old_logprobs`: the policy
-is not loaded, `entropy` is null, and there is nothing to compare.
+With `logprobs.old_logprobs_from = "sampler"` what the sampler noted is taken for `old_logprobs`:
+the policy is not loaded, `entropy` is null, and there is nothing to compare.
 
 python -m stages.logprobs --run demo --iteration 3
 torchrun --standalone --nproc-per-node 2 -m -- stages.logprobs --run demo --iteration 3
@@ -45,25 +45,25 @@ from common.command import (
     launch,
     open_context,
 )
+from common.console import warn
 from common.errors import SamplerGapError
-from common.reporting.gap_tables import describe, exceeded, position_table, show_command
-from common.reporting.progress import warn
-from common.reporting.sampler_gap import SamplerGap, sampler_gap
-from common.reporting.token_texts import TokenTexts
+from common.modeling.token_texts import TokenTexts
+from common.objective.sampler_gap import SamplerGap, exceeded, sampler_gap
+from common.reporting.gap_tables import describe, position_table, show_command
+from common.runs.columns import flat_values, without_rejected
 from common.runs.freshness import input_hashes, require_fresh
 from common.runs.layout import Output
-from common.runs.list_columns import flat_values, without_rejected
 from common.runs.manifest import Manifest, read_manifest
-from common.runs.reference import keeps_average, reference_of
+from common.runs.policies import keeps_average, reference_of
 from common.runs.schemas import KEY, LOGPROBS
 from common.runs.shards import OutputWriter, read_named_shard
 
 if TYPE_CHECKING:
-    from common.mesh.mesh import Mesh
-    from common.modeling.columns import Numbers
+    from common.parallel.forward import TokenStats
+    from common.parallel.mesh import Mesh
 
 
-COLUMNS = [KEY, "group_id", "prompt_ids", "completion_ids", "sampler_full_logprobs", "kept"]
+COLUMNS = [KEY, "group_id", "prompt_ids", "completion_ids", "sampler_logprobs", "kept"]
 """What is read of a rollout."""
 
 
@@ -103,7 +103,7 @@ class Job:
                 f"iteration {context.iteration - 1} was trained without a moving average, so it "
                 'begins anew: the reference is policy 0 (reference.update = "ema")'
             )
-        from_sampler = context.recipe.logprobs.old_from == "sampler"
+        from_sampler = context.recipe.logprobs.old_logprobs_from == "sampler"
         return cls(
             context=context,
             source=source,
@@ -125,7 +125,7 @@ class Job:
             "model": {"dtype": recipe.model.dtype},
             "objective": {"kl_coef": recipe.objective.kl_coef},
             "logprobs": {
-                "old_from": recipe.logprobs.old_from,
+                "old_logprobs_from": recipe.logprobs.old_logprobs_from,
                 "tokens_per_pack": recipe.logprobs.tokens_per_pack,
             },
         }
@@ -172,10 +172,10 @@ def main(
     if accept_edits:
         context.accept(output, LOGPROBS)
         return
-    from common.mesh.mesh import Mesh
+    from common.parallel.mesh import Mesh
 
     with Mesh.from_environment(context.recipe.mesh) as mesh:
-        if mesh.from_main(lambda: context.begin(output)):
+        if mesh.broadcast_from_rank0(lambda: context.begin(output)):
             make(Job.of(context), mesh, shards)
 
 
@@ -187,8 +187,8 @@ def make(job: Job, mesh: Mesh, shards: str) -> None:
             bound needs no second computation.
         UserError: the sampler's numbers are wanted, and it computed otherwise than is done here.
     """
-    from common.mesh.shard_work import make_shards
-    from common.modeling.precision import precision, require_precision
+    from common.modeling.load import precision, require_precision
+    from common.parallel.shards import make_shards
 
     if job.from_sampler:
         require_precision(job.source, precision(job.context.recipe.model.dtype, mesh.device))
@@ -204,7 +204,7 @@ def commit(job: Job, writer: OutputWriter) -> None:
     """Check the gap, where there is one, write the manifest and say what was made."""
     recipe = job.context.recipe
     facts: dict[str, Any] = {
-        "old_from": recipe.logprobs.old_from,
+        "old_logprobs_from": recipe.logprobs.old_logprobs_from,
         "temperature": job.temperature,
         "kl_coef": recipe.objective.kl_coef,
         "policy_version": job.policy.iteration,
@@ -234,14 +234,13 @@ def compute(job: Job, mesh: Mesh, names: list[str]) -> Iterator[tuple[str, pa.Ta
 
     The reference goes over all shards before the policy is loaded, where that is needed at all.
     """
-    from common.modeling.columns import Numbers, logprobs_table
     from common.modeling.load import compute_dtype
-    from common.parallel.forward import forward_shards
+    from common.parallel.forward import TokenStats, forward_shards, logprobs_table
 
     recipe = job.context.recipe
     shards = {name: job.shard(name) for name in names}
 
-    def numbers(model: Output, label: str) -> Iterator[tuple[str, Numbers]]:
+    def numbers(model: Output, label: str) -> Iterator[tuple[str, TokenStats]]:
         return forward_shards(
             model,
             shards,
@@ -253,7 +252,7 @@ def compute(job: Job, mesh: Mesh, names: list[str]) -> Iterator[tuple[str, pa.Ta
             label=label,
         )
 
-    reference: dict[str, Numbers] = {}
+    reference: dict[str, TokenStats] = {}
     if job.reference is not None and not job.same_model:
         reference = dict(numbers(job.reference, "reference"))
         # A schedule's stage objects may be in reference cycles, and their model with them.
@@ -261,7 +260,7 @@ def compute(job: Job, mesh: Mesh, names: list[str]) -> Iterator[tuple[str, pa.Ta
     if not job.from_sampler:
         former = numbers(job.policy, "old policy")
     else:
-        former = ((n, Numbers.of_sampler(s)) for n, s in shards.items() if mesh.is_last)
+        former = ((n, TokenStats.of_sampler(s)) for n, s in shards.items() if mesh.is_last)
     for name, old in former:
         ref = old if job.same_model else reference.get(name)
         yield name, logprobs_table(shards[name], old, ref)
@@ -274,12 +273,12 @@ def check_gap(job: Job, gap: SamplerGap) -> None:
         SamplerGapError: the mean gap, or the largest, is above its bound.
     """
     bounds = job.context.recipe.logprobs
-    fatal, alarming = exceeded(gap, bounds, "stop"), exceeded(gap, bounds, "alarm")
-    if not fatal and not alarming:
+    fatal, notable = exceeded(gap, bounds, "stop"), exceeded(gap, bounds, "warn")
+    if not fatal and not notable:
         return
     message = (
         f"{job.source.path}: sampler and trainer disagree about the logprobs of these "
-        f"{gap.tokens} tokens: {' and '.join((fatal or alarming).values())}.\n"
+        f"{gap.tokens} tokens: {' and '.join((fatal or notable).values())}.\n"
         f"{describe(gap, TokenTexts(job.policy.path))}\n"
         f"All of it: {show_command(job.source)}"
     )

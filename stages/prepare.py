@@ -33,13 +33,13 @@ from common.command import (
     open_context,
 )
 from common.config import Recipe
+from common.console import say, warn
 from common.errors import MissingToolError, UserError
 from common.modeling.install import Model, find_model, install
-from common.reporting.progress import say, warn
-from common.rewards.judging import Judging
-from common.runs.folders import commit_policy
+from common.rewards.scorer import Scorer
 from common.runs.layout import Run
 from common.runs.manifest import has_manifest, read_manifest
+from common.runs.policies import commit_policy
 from common.runs.recipe import what_prepare_uses
 from common.runs.schemas import PROMPTS
 from common.runs.shards import OutputWriter
@@ -115,7 +115,7 @@ def check_inputs(recipe: Recipe) -> tuple[Prompts, Model]:
     prompts = model = None
     rewards = recipe.rewards.with_limit(recipe.rollout.max_completion_tokens)
     try:
-        with Judging(rewards) as judging:
+        with Scorer(rewards) as judging:
             prompts = read_sources(recipe.data, judging.unreadable_golds)
             judging.open({prompt.verify_type for prompt in [*prompts.train, *prompts.eval]})
         check_counts(recipe, prompts)
@@ -154,8 +154,8 @@ def check_tokenizer(recipe: Recipe, model: Model, prompt: Prompt) -> None:
         UserError: configuration or tokenizer cannot be used, the chat template is missing or
             refuses the prompt, or nothing would end a completion.
     """
-    from common.generation.policy import SamplingPolicy
     from common.modeling.chat import load_tokenizer
+    from common.rollout.prompts import SamplingPolicy
 
     (row,) = to_table([prompt]).to_pylist()
     if not SamplingPolicy(model.folder, recipe.prompt).render(row).ids:

@@ -40,18 +40,17 @@ from common.command import (
     open_context,
 )
 from common.config import MeshConfig
-from common.reporting.progress import say, warn
-from common.runs.folders import open_policy
+from common.console import say, warn
 from common.runs.freshness import input_hashes, require_fresh
 from common.runs.layout import shard_name
-from common.runs.prompts import read_split
+from common.runs.policies import open_policy
 from common.runs.schemas import ROLLOUT
-from common.runs.shards import OutputWriter
+from common.runs.shards import OutputWriter, read_split
 
 if TYPE_CHECKING:
-    from common.generation.dynamic import GroupJudge
-    from common.generation.groups import Groups
-    from common.mesh.mesh import Mesh
+    from common.parallel.mesh import Mesh
+    from common.rollout.dynamic_sampling import GroupJudge
+    from common.rollout.groups import Groups
 
 
 @dataclass(frozen=True)
@@ -72,8 +71,9 @@ class Job:
         Raises:
             UserError: an input is missing or stale, or a prompt leaves no room for a completion.
         """
-        from common.generation.groups import Groups, PromptOrder
-        from common.generation.policy import SamplingPolicy
+        from common.rollout.groups import Groups
+        from common.rollout.prompt_order import PromptOrder
+        from common.rollout.prompts import SamplingPolicy
 
         run, recipe, iteration = context.run, context.recipe, context.iteration
         if iteration > 1:
@@ -82,7 +82,7 @@ class Job:
         rows = read_split(run, "train").to_pylist()
         order = PromptOrder.of(run, recipe, iteration, [row["prompt_id"] for row in rows])
         groups = Groups(policy, rows, order, recipe, iteration)
-        groups.draw(recipe.rollout.prompts_per_iteration)
+        groups.add(recipe.rollout.prompts_per_iteration)
         return cls(context, groups, order.scores, {row["verify_type"] for row in rows})
 
     def writer(self, judge: GroupJudge | None) -> OutputWriter:
@@ -114,7 +114,7 @@ class Job:
 
     def judge(self) -> GroupJudge:
         """Of the completions, for dynamic sampling."""
-        from common.generation.dynamic import GroupJudge
+        from common.rollout.dynamic_sampling import GroupJudge
 
         recipe = self.context.recipe
         return GroupJudge(recipe.rewards, recipe.rollout, self.verify_types)
@@ -146,25 +146,25 @@ def main(
     if accept_edits:
         context.accept(output, ROLLOUT)
         return
-    from common.mesh.mesh import Mesh
+    from common.parallel.mesh import Mesh
 
     # Shards need no pipeline: any number of processes will do, whatever the recipe's mesh is.
     processes = MeshConfig(timeout_seconds=context.recipe.mesh.timeout_seconds)
     with Mesh.from_environment(processes) as mesh:
-        if mesh.from_main(lambda: context.begin(output)):
+        if mesh.broadcast_from_rank0(lambda: context.begin(output)):
             make(Job.of(context), mesh, shards)
 
 
 def make(job: Job, mesh: Mesh, shards: str) -> None:
     """Sample the missing shards of those asked for; commit once all are there."""
-    dropped = job.groups.drawn.dropped
+    dropped = job.groups.selection.dropped
     if dropped and mesh.is_main:
         warn(f"{len(dropped)} prompts leave no room for a completion and were dropped")
     if job.context.recipe.rollout.dynamic_sampling:
         with job.judge() as judge:
             make_and_fill(job, mesh, judge, shards)
         return
-    from common.generation.sampled_shards import SampledShards
+    from common.rollout.groups import SampledShards
 
     writer = job.writer(None)
     work = SampledShards(job.groups, mesh)
@@ -180,16 +180,21 @@ def make_and_fill(job: Job, mesh: Mesh, judge: GroupJudge, shards: str) -> None:
     Which shards further rounds have is known only when the first round is complete, so `shards`
     names shards of the first one, and a call without it goes on.
     """
-    from common.generation.dynamic import fill_batch, keep, tell_filled
-    from common.generation.outcomes import cost_facts, groups_kept
-    from common.generation.sampled_shards import SampledShards
+    from common.rollout.dynamic_sampling import (
+        cost_facts,
+        fill_batch,
+        groups_kept,
+        keep,
+        tell_filled,
+    )
+    from common.rollout.groups import SampledShards
 
     rollout, groups = job.context.recipe.rollout, job.groups
-    mesh.from_main(lambda: judge.check(groups.prompts))
+    mesh.broadcast_from_rank0(lambda: judge.check(groups.prompts))
     writer = job.writer(judge)
     work = SampledShards(job.groups, mesh)
     complete = work.make(writer, chosen_shards(shards, len(writer.names)))
-    if not mesh.from_main(lambda: complete):
+    if not mesh.broadcast_from_rank0(lambda: complete):
         return
     if shards:
         say(f"{writer.output.name}: the first round is complete; go on without --shards")
@@ -217,27 +222,25 @@ def commit(
         speeds: tokens and seconds of each rank, for the shards made in this call.
         dynamic_sampling: what it did, where it is on.
     """
-    from common.generation.prompt_order import cursor_of
-    from common.modeling.precision import precision
+    from common.modeling.load import precision
+    from common.rollout.prompt_order import cursor_of
 
     made = writer.read_all(["completion_ids", "finish_reason"])
-    run, rollout, drawn = job.context.run, job.context.recipe.rollout, job.groups.drawn
+    run, rollout, selection = job.context.run, job.context.recipe.rollout, job.groups.selection
     facts: dict[str, Any] = {
         "policy_version": job.context.iteration - 1,
         "temperature": rollout.temperature,
-        "top_p": rollout.top_p,
-        "top_k": rollout.top_k,
         "precision": precision(job.context.recipe.model.dtype, mesh.device),
         "max_completion_tokens": rollout.max_completion_tokens,
         "group_size": rollout.group_size,
         "cursor_start": cursor_of(run, job.context.iteration),
-        "cursor_end": drawn.cursor_end,
-        "dropped_prompts": len(drawn.dropped),
+        "cursor_end": selection.cursor_end,
+        "dropped_prompts": len(selection.dropped),
         "completions": len(made),
         "completion_tokens": pc.sum(pc.list_value_length(made["completion_ids"])).as_py(),
         "truncated": pc.sum(pc.equal(made["finish_reason"], "length")).as_py(),
     }
-    facts |= drawn.facts()
+    facts |= selection.facts()
     seconds = max(seconds for _, seconds in speeds)
     tokens_per_second = sum(tokens for tokens, _ in speeds) / seconds if seconds else None
     recorded = {"tokens_per_second": tokens_per_second}
@@ -245,14 +248,14 @@ def commit(
         facts["dynamic_sampling"] = dynamic_sampling
     writer.commit(facts, recorded, packages=("torch", "transformers"))
     line = (
-        f"{writer.output.name}: {len(made)} completions of {len(drawn.prompts)} prompts by policy "
-        f"{facts['policy_version']}, {facts['completion_tokens'] / len(made):.1f} tokens in the "
-        f"mean, {facts['truncated']} truncated"
+        f"{writer.output.name}: {len(made)} completions of {len(selection.prompts)} prompts by "
+        f"policy {facts['policy_version']}, {facts['completion_tokens'] / len(made):.1f} tokens in "
+        f"the mean, {facts['truncated']} truncated"
     )
     if tokens_per_second:
         line += f", {tokens_per_second:.0f} tokens/s"
     if dynamic_sampling is not None:
-        from common.generation.outcomes import cost_text
+        from common.rollout.dynamic_sampling import cost_text
 
         line += f"; {cost_text(dynamic_sampling, facts['completion_tokens'])}"
     job.context.result(facts | recorded, line)

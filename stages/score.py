@@ -38,16 +38,15 @@ from common.command import (
     open_context,
 )
 from common.config import Recipe, RewardsConfig
+from common.config.recipe_file import load_recipe
+from common.console import bar, say, set_quiet, warn
 from common.errors import UserError
-from common.generation.seeds import shuffle_seed
 from common.objective.advantages import compute_advantages
-from common.recipe_file import load_recipe
-from common.reporting.progress import bar, say, set_quiet, warn
 from common.rewards.completions import former_scores, group_numbers, kept_rows, read_completions
-from common.rewards.judging import Judging
 from common.rewards.registry import function_versions, package_versions
-from common.rewards.scoring import (
+from common.rewards.scorer import (
     JUDGED,
+    Scorer,
     check_columns,
     check_golds,
     judge_table,
@@ -63,6 +62,7 @@ from common.runs.manifest import read_manifest, write_atomically
 from common.runs.recipe import recipe_around
 from common.runs.schemas import KEY, score_schema
 from common.runs.shards import OutputWriter, encode_parquet, read_shard
+from common.seeds import shuffle_seed
 
 RunOption = Annotated[str, typer.Option("--run", help="Name of the run under data/runs.")]
 IterationOption = Annotated[int, typer.Option("--iteration", help="Which iteration, from 1.")]
@@ -132,7 +132,7 @@ def score_iteration(context: Context, shards: str) -> None:
     completions = {r.name: read_shard(source, r).select([*JUDGED, "kept"]) for r in rollout.shards}
     chosen = [list(completions)[i] for i in chosen_shards(shards, len(completions))]
     rewards = recipe.rewards.with_limit(rollout.recipe["rollout"]["max_completion_tokens"])
-    with Judging(rewards) as judging:
+    with Scorer(rewards) as judging:
         tables = {str(source.path / name): table for name, table in completions.items()}
         make_ready(judging, tables)
         writer = OutputWriter(
@@ -155,7 +155,7 @@ def score_iteration(context: Context, shards: str) -> None:
     context.result(facts, summary(writer.output.name, facts))
 
 
-def make_ready(judging: Judging, tables: Mapping[str, pa.Table]) -> None:
+def make_ready(judging: Scorer, tables: Mapping[str, pa.Table]) -> None:
     """Check gold answers and all that the rules need, before anything is judged.
 
     Raises:
@@ -170,7 +170,7 @@ def judge_shards(
     writer: OutputWriter,
     completions: dict[str, pa.Table],
     chosen: list[str],
-    judging: Judging,
+    judging: Scorer,
     extras: list[str],
 ) -> list[str]:
     """Write the chosen shards that are missing, advantages still 0; gives reasons of infra errors.
@@ -242,7 +242,7 @@ def score_file(source: Path, target: Path, recipe: Recipe, *, overwrite: bool) -
     check_columns(completions, rewards, str(source))
     groups = group_numbers(completions)
     kept = kept_rows(completions, groups, str(source))
-    with Judging(rewards) as judging:
+    with Scorer(rewards) as judging:
         make_ready(judging, {str(source): completions})
         with bar("score", completions.num_rows) as shown:
             judged, reasons = judge_table(

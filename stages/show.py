@@ -23,20 +23,20 @@ import polars as pl
 import typer
 
 from common.command import Context, Debug, Iteration, Json, RunName, launch, open_context
+from common.console import clean
 from common.errors import UserError
+from common.modeling.token_texts import TokenTexts
+from common.objective.sampler_gap import WORST
 from common.reporting import reward_changes, tables
 from common.reporting import rewards as reward_tables
 from common.reporting.accuracy import GREEDY
 from common.reporting.answers import answers_table, selected
 from common.reporting.frames import Table, first_rows, shortened
+from common.reporting.gain import opening_tables
 from common.reporting.gap_tables import gap_of_iteration, gap_tables, hints
 from common.reporting.ledger import read_ledger
-from common.reporting.opening_tables import opening_tables
-from common.reporting.progress import clean
-from common.reporting.sampler_gap import WORST
 from common.reporting.terminal import bytes_text, print_completion, print_table, print_tables
 from common.reporting.token_tables import for_terminal, token_summary, token_tables
-from common.reporting.token_texts import TokenTexts
 
 Svg = Annotated[Path | None, typer.Option("--svg", help="Also draw the table into this file.")]
 Task = Annotated[str, typer.Option("--task", help="Only this source of questions.")]
@@ -192,10 +192,10 @@ def ledger(
     """How often the prompts were solved, and which never were."""
     book = read_ledger(_open(run).run, task)
     if as_json:
-        print_tables(book.tables(drawings=True), as_json=as_json)
+        print_tables(book.tables(attempts=True), as_json=as_json)
         return
     print_tables(book.tables(limit or None), as_json=as_json)
-    if book.never_solved().is_empty() and not book.drawings.is_empty():
+    if book.never_solved().is_empty() and not book.attempts.is_empty():
         print("every prompt that was drawn has been solved")
 
 

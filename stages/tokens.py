@@ -40,18 +40,17 @@ from common.command import (
     open_context,
 )
 from common.config import ObjectiveConfig, TrainConfig
-from common.reporting.token_texts import TokenTexts
+from common.modeling.token_texts import TokenTexts
+from common.runs.columns import join, without_rejected
 from common.runs.freshness import input_hashes, require_fresh
-from common.runs.join import join
 from common.runs.layout import Output
-from common.runs.list_columns import without_rejected
 from common.runs.manifest import Manifest, read_manifest
 from common.runs.schemas import KEY, TOKEN_RECORDS
 from common.runs.shards import OutputWriter, read_named_shard
 
 if TYPE_CHECKING:
-    from common.mesh.mesh import Mesh
-    from common.parallel.token_records import Recorder
+    from common.parallel.mesh import Mesh
+    from common.training.token_records import Recorder
 
 COLUMNS = {
     "rollout": (
@@ -126,7 +125,7 @@ class Job:
         return without_rejected(joined)
 
     def recorder(self) -> Recorder:
-        from common.parallel.token_records import Recorder, entropy_thresholds
+        from common.training.token_records import Recorder, entropy_thresholds
 
         train = TrainConfig.model_validate(self.trained.recipe["train"])
         run, iteration = self.context.run, self.context.iteration
@@ -149,17 +148,17 @@ def main(
     """Per-token records of a trained iteration: ratios, what is clipped, entropy, KL, weights."""
     context = open_context(run, iteration, overwrite=overwrite, quiet=quiet, as_json=as_json)
     output = context.run.tokens(iteration)
-    from common.mesh.mesh import Mesh
+    from common.parallel.mesh import Mesh
 
     with Mesh.from_environment(context.recipe.mesh) as mesh:
-        if mesh.from_main(lambda: context.begin(output)):
+        if mesh.broadcast_from_rank0(lambda: context.begin(output)):
             make(Job.of(context), mesh, shards)
 
 
 def make(job: Job, mesh: Mesh, shards: str) -> None:
     """Record the missing shards of those asked for, and commit once all are there."""
-    from common.mesh.shard_work import make_shards
-    from common.parallel.token_records import record_facts
+    from common.parallel.shards import make_shards
+    from common.training.token_records import record_facts
 
     writer, recorder = job.writer(), job.recorder()
     chosen = chosen_shards(shards, len(writer.names))

@@ -33,26 +33,22 @@ from common.command import (
     launch,
     open_context,
 )
+from common.config import config_warnings
+from common.console import warn
 from common.errors import UserError
-from common.mesh.mesh import Mesh
-from common.modeling.load import compute_dtype
-from common.modeling.precision import precision, require_precision
-from common.objective.remarks import remarks
-from common.parallel.batches import group_samples, plan_minibatches
-from common.parallel.commit import commit_iteration, describe_outputs
-from common.parallel.masters import Masters
-from common.parallel.optimizer import Optimizer
+from common.modeling.load import compute_dtype, precision, require_precision
+from common.parallel.mesh import Mesh
 from common.parallel.pipeline import Pipeline
-from common.parallel.resume import continue_training, take_steps
-from common.parallel.rows import read_samples
-from common.parallel.training import Trainer
-from common.reporting.metrics import rebuild_metrics
-from common.reporting.progress import warn
-from common.runs.folders import open_policy
 from common.runs.manifest import read_manifest
-from common.runs.reference import reference_of
-from common.runs.retention import prune
+from common.runs.metrics import rebuild_metrics
+from common.runs.policies import open_policy, prune, reference_of
 from common.runs.schemas import TRAIN
+from common.training.commit import commit_iteration, describe_outputs
+from common.training.loop import Trainer
+from common.training.minibatches import group_samples, plan_minibatches
+from common.training.optimizer import MasterWeights, Optimizer
+from common.training.resume import continue_training, take_steps
+from common.training.samples import read_samples
 
 FreshOptimizer = Annotated[
     bool, typer.Option("--fresh-optimizer", help="Begin AdamW anew, from the policy alone.")
@@ -86,7 +82,7 @@ def main(
         context.accept(output, TRAIN)
         return
     with Mesh.from_environment(context.recipe.mesh) as mesh:
-        if mesh.from_main(lambda: context.begin(output)):
+        if mesh.broadcast_from_rank0(lambda: context.begin(output)):
             train(context, mesh, fresh_optimizer)
         if mesh.is_main:
             tidy(context)
@@ -111,8 +107,8 @@ def train(context: Context, mesh: Mesh, fresh_optimizer: bool) -> None:
     run, iteration, recipe = context.run, context.iteration, context.recipe
     objective = recipe.objective
     if mesh.is_main:
-        for remark in remarks(objective):
-            warn(remark)
+        for warning in config_warnings(objective):
+            warn(warning)
     outputs = describe_outputs(run, iteration, recipe, fresh_optimizer=fresh_optimizer)
     check_old_logprobs(context, mesh)
     data = read_samples(
@@ -142,7 +138,7 @@ def train(context: Context, mesh: Mesh, fresh_optimizer: bool) -> None:
         train=True,
         activation_checkpointing=recipe.train.activation_checkpointing,
     )
-    optimizer = Optimizer(Masters(pipeline.part, mesh), recipe.train)
+    optimizer = Optimizer(MasterWeights(pipeline.part, mesh), recipe.train)
     before = 0 if fresh_optimizer else iteration - 1
     continue_training(run, before, pipeline, optimizer)
     writer = outputs.writer()
@@ -171,13 +167,13 @@ def check_old_logprobs(context: Context, mesh: Mesh) -> None:
         UserError: the recipe is another than that which made them.
     """
     logprobs = context.run.logprobs(context.iteration)
-    if read_manifest(logprobs).facts.get("old_from") != "sampler":
+    if read_manifest(logprobs).facts.get("old_logprobs_from") != "sampler":
         return
     rollout, recipe = context.run.rollout(context.iteration), context.recipe
     require_precision(rollout, precision(recipe.model.dtype, mesh.device))
     if recipe.objective.sampler_correction != "none":
         raise UserError(
-            f'{logprobs.path}: made with logprobs.old_from = "sampler", so that '
+            f'{logprobs.path}: made with logprobs.old_logprobs_from = "sampler", so that '
             f"objective.sampler_correction = {recipe.objective.sampler_correction!r} has nothing "
             f'to correct; set it to "none", or make them again: {logprobs.command}'
         )

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from support import REPOSITORY
 
-from common.reporting.progress import set_quiet
+from common.console import set_quiet
 from common.runs.layout import Run
 
 # Content is bit-for-bit the same for the same thread count; ranks have one thread, so we have one.
@@ -31,7 +32,6 @@ settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.register_profile("explore", derandomize=False, deadline=None)
 settings.load_profile("repeatable")
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 
 TINY = {
     "hidden_size": 32,
@@ -186,7 +186,7 @@ def stage() -> Callable[..., subprocess.CompletedProcess[str]]:
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A runs directory with run `a` of `trained_runs` at the door of its first training."""
-    from trained_runs import prepare_training
+    from support.trained_runs import prepare_training
 
     folder = tmp_path_factory.mktemp("prepared")
     prepare_training(folder)
@@ -196,7 +196,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def finished(prepared: Path) -> Path:
     """A runs directory with that run trained for two iterations without interruption."""
-    from trained_runs import finish_training
+    from support.trained_runs import finish_training
 
     folder = prepared.with_name("finished")
     finish_training(prepared, folder)
@@ -219,6 +219,6 @@ def at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], Run]
 @pytest.fixture
 def seed_file(tmp_path: Path) -> Path:
     """Forty questions as JSON lines."""
-    from question_files import SEED_ROWS, write_lines
+    from support.question_files import SEED_ROWS, write_lines
 
     return write_lines(tmp_path / "seed.jsonl", SEED_ROWS)

@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.command import open_context
+from common.console import clean
 from common.errors import (
     NoLearningSignalError,
     NonFiniteError,
     SamplerGapError,
     UserError,
 )
-from common.reporting.progress import clean
 from common.runs.layout import Run
 
 CODE = """

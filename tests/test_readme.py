@@ -9,12 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from support import REPOSITORY
 
 from common.config import AdvantagesConfig, FunctionReward, ObjectiveConfig, RewardsConfig
-from common.recipe_file import parse_recipe
-from common.rewards.judging import Judging
+from common.config.recipe_file import parse_recipe
+from common.rewards.scorer import Scorer
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 README = (REPOSITORY / "README.md").read_text()
 BLOCK_LINES = [
     line.strip() for line in re.sub(r"\\\n\s+", "", README).splitlines() if line.startswith("    ")
@@ -76,8 +76,8 @@ def test_the_tree_is_the_tree() -> None:
         else:
             assert (REPOSITORY / folder / name).exists(), f"{folder}/{name}"
             found.setdefault(str(folder), set()).add(name.rstrip("/"))
-    wings = {p.name for p in (REPOSITORY / "common").iterdir() if (p / "__init__.py").exists()}
-    assert wings <= found["common"]
+    rooms = {p.name for p in (REPOSITORY / "common").iterdir() if (p / "__init__.py").exists()}
+    assert rooms <= found["common"]
 
 
 def test_recipes_are_listed() -> None:
@@ -110,7 +110,7 @@ def test_the_example_of_a_reward_is_one(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.chdir(tmp_path)
     brief = FunctionReward(function="mine:brief", weight=1)
     row = {"answer": "1", "verify_type": "EXACT"}
-    with Judging(RewardsConfig(functions={"brief": brief})) as judging:
+    with Scorer(RewardsConfig(functions={"brief": brief})) as judging:
         judged = judging.judge([("x", row), ("x" * 500, row)])
     assert [one.extras["brief"] for one in judged] == [1, 0]
 

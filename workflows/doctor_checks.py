@@ -177,15 +177,15 @@ def check_sandbox() -> Finding:
 def check_verify_type(name: str) -> Finding:
     """A right answer is judged right, by the same processes that `score` uses."""
     from common.config import RewardsConfig
-    from common.rewards.judging import Judging
     from common.rewards.registry import get_verifier
+    from common.rewards.scorer import Scorer
 
     rewards = RewardsConfig(workers=1)
     verifier = get_verifier(name)
     verifier.require(rewards)
     versions = [f"{package} {_version(package)}" for package in verifier.packages]
     text, row = EXAMPLES[name]
-    with Judging(rewards) as judging:
+    with Scorer(rewards) as judging:
         (verdict,) = judging.answers([(text, {"verify_type": name, **row})])
     found = ", ".join([*versions, "a right answer is judged right"])
     if verdict.verdict != "correct":

@@ -31,8 +31,8 @@ from transformers import (
     Qwen2Tokenizer,
 )
 
+from common.console import say
 from common.modeling.linear import use_fast_products
-from common.reporting.progress import say
 from common.rewards.registry import judge
 from common.tasks.question import Question
 from common.tasks.registry import TASKS

@@ -21,8 +21,8 @@ from typing import Annotated, Any
 import typer
 
 from common.command import launch
+from common.console import say
 from common.errors import UserError
-from common.reporting.progress import say
 from common.runs.manifest import write_atomically
 from workflows.question_kinds import EASY, HARDER, Kind
 

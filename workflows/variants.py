@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import tomlkit
 
 from common.config import PRESETS, Recipe
+from common.config.recipe_file import override_text, parse_recipe
 from common.errors import UserError
-from common.recipe_file import override_text, parse_recipe
 
 # A comma that another key follows: values may hold commas too.
 _NEXT_KEY = re.compile(r",(?=\s*(?:preset|[\w-]+(?:\.[\w-]+)+)\s*=)")

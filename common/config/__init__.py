@@ -24,6 +24,7 @@ from common.config.objective import (
     ReferenceConfig,
     SamplerCorrection,
     SamplerLevel,
+    config_warnings,
 )
 from common.config.presets import PRESETS, PresetName, overruled
 from common.config.recipe import (
@@ -72,5 +73,6 @@ __all__ = [
     "TaskName",
     "TrainConfig",
     "VerifyType",
+    "config_warnings",
     "overruled",
 ]

@@ -92,3 +92,23 @@ class ReferenceConfig(Section):
     """K of `refresh`: iteration N has policy floor((N - 1) / K) * K."""
     ema_alpha: Fraction = 0.05
     """Of `ema`: after each iteration, reference = (1 - alpha) * reference + alpha * policy."""
+
+
+UNWEIGHTED_K1 = (
+    "objective.kl_kind = 'k1' without kl_importance_weight: its gradient vanishes in expectation, "
+    "so it adds noise and holds nothing back; use k2 or k3, or kl_importance_weight = true"
+)
+
+
+def config_warnings(config: ObjectiveConfig) -> list[str]:
+    """What a user should hear of an objective that is allowed and rarely meant, in sentences."""
+    found = []
+    if config.kl_coef and config.kl_kind == "k1" and not config.kl_importance_weight:
+        found.append(UNWEIGHTED_K1)
+    if config.ratio_level != "token" and config.aggregation != "sequence_mean":
+        found.append(
+            f"objective.ratio_level = {config.ratio_level!r} gives all tokens of a completion one "
+            f"ratio, but objective.aggregation = {config.aggregation!r} weighs a completion by "
+            "its length; 'sequence_mean' goes with it"
+        )
+    return found

@@ -51,11 +51,6 @@ class RolloutConfig(Section):
     """Longest completion, the stop token included."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
     """Divides the logits, in sampling and in every logprob of training alike."""
-    top_p: Fraction = 1.0
-    """Smallest mass of most likely tokens to sample from; 1 for all."""
-    top_k: Annotated[int, Field(ge=0)] = 0
-    """0 for no limit. Truncated sampling is refused while training: the ratio of the objective is
-    taken over the full vocabulary."""
     max_concurrent: Positive = 64
     """Completions decoded at once, hence rows of the key-value cache."""
     on_long: Literal["error", "drop"] = "error"
@@ -75,18 +70,18 @@ class RolloutConfig(Section):
 
 
 class LogprobsConfig(Section):
-    old_from: Literal["policy", "sampler"] = "policy"
+    old_logprobs_from: Literal["policy", "sampler"] = "policy"
     """Where old_logprobs come from: `policy` computes them by the trainer's own forward; `sampler`
     takes what was noted while sampling, for the full vocabulary, and saves that forward. The ratio
     is then of trainer to sampler, no gap is checked and no entropy known; refused where both do
     not compute in the same type on the same kind of device."""
     tokens_per_pack: Positive = 1024
     """Most tokens of one pack: a shared prompt and completions behind it."""
-    alarm_gap_mean: Annotated[float, Field(gt=0)] = 0.02
-    """Warn when mean |old_logprobs - sampler_full_logprobs| of the iteration is above (nats)."""
+    warn_gap_mean: Annotated[float, Field(gt=0)] = 0.02
+    """Warn when mean |old_logprobs - sampler_logprobs| of the iteration is above (nats)."""
     stop_gap_mean: Annotated[float, Field(gt=0)] = 0.05
     """Stop when it is above, with exit code 5."""
-    alarm_gap_max: Annotated[float, Field(gt=0)] = 1.0
+    warn_gap_max: Annotated[float, Field(gt=0)] = 1.0
     """Warn when the largest gap of a single token is above (nats)."""
     stop_gap_max: Annotated[float, Field(gt=0)] | None = None
     """Stop when it is above; one token in bfloat16 may be far off, so never when not given."""
@@ -153,6 +148,10 @@ class EvaluateConfig(Section):
     """Completions sampled for each question besides the greedy one (pass@k, maj@k)."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
     """Of the sampled completions."""
+    top_p: Fraction = 1.0
+    """Sample from the smallest set of most likely tokens that has this mass; 1: from all."""
+    top_k: Annotated[int, Field(ge=0)] = 0
+    """Sample from so many most likely tokens; 0: from all."""
     max_completion_tokens: Positive | None = None
     """The rollout's when not given."""
 
@@ -188,12 +187,7 @@ class Recipe(Section):
     def _sections_agree(self) -> Recipe:
         if not self.data:
             raise ValueError("data: no source of questions; add a table such as [data.gsm8k]")
-        if self.rollout.top_p < 1 or self.rollout.top_k:
-            raise ValueError(
-                "rollout.top_p / rollout.top_k truncate the distribution that is sampled, while "
-                "the objective's ratio is over the full vocabulary; use top_p = 1, top_k = 0"
-            )
-        if self.logprobs.old_from == "sampler":
+        if self.logprobs.old_logprobs_from == "sampler":
             _fits_without_old_policy(self.objective)
         steps, prompts = self.train.prompts_per_step, self.rollout.prompts_per_iteration
         if steps is not None and prompts % steps:
@@ -211,12 +205,12 @@ def _fits_without_old_policy(objective: ObjectiveConfig) -> None:
     if objective.top_entropy_quantile < 1:
         raise ValueError(
             f"objective.top_entropy_quantile = {objective.top_entropy_quantile} ranks tokens by "
-            'the entropy that only logprobs.old_from = "policy" computes; a sampler notes none. '
-            "Set it to 1, or take the policy's"
+            'the entropy that only logprobs.old_logprobs_from = "policy" computes; a sampler notes '
+            "none. Set it to 1, or take the policy's"
         )
     if objective.sampler_correction != "none":
         raise ValueError(
             f"objective.sampler_correction = {objective.sampler_correction!r} weighs by the "
-            'difference of trainer and sampler; with logprobs.old_from = "sampler" there is none, '
-            'since the ratio itself is of trainer to sampler; set it to "none"'
+            'difference of trainer and sampler; with logprobs.old_logprobs_from = "sampler" there '
+            'is none, since the ratio itself is of trainer to sampler; set it to "none"'
         )

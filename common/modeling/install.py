@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from common.console import bars_wanted
 from common.errors import UserError
-from common.reporting.progress import bars_wanted
 from common.runs.hashing import DESCRIPTIONS, description_files, tokenizer_files
 from common.tasks.hub import first_line, is_hub_name
 

@@ -19,6 +19,8 @@ from torch import nn
 
 from common.errors import UserError
 from common.modeling.linear import use_fast_products
+from common.runs.layout import Output, Run
+from common.runs.manifest import read_manifest
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -285,3 +287,28 @@ def quiet_transformers() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
+
+
+def precision(dtype: Literal["auto", "float32", "bfloat16"], device: torch.device) -> str:
+    """Type and kind of device of the recipe's `model.dtype` here, as `float32 on cpu`."""
+    return f"{compute_dtype(dtype, device)} on {device.type}".removeprefix("torch.")
+
+
+def require_precision(rollout: Output, here: str) -> None:
+    """Refuse a rollout whose sampler computed otherwise than the trainer does here.
+
+    Args:
+        here: `precision` of the trainer.
+
+    Raises:
+        UserError: its manifest says so, or says nothing.
+    """
+    sampled = read_manifest(rollout).facts.get("precision")
+    logprobs = Run(rollout.run).logprobs(rollout.iteration)
+    if sampled != here:
+        raise UserError(
+            f'{rollout.path}: logprobs.old_logprobs_from = "sampler" takes its logprobs for the '
+            f"trainer's, but they were sampled in {sampled or 'a type that no manifest has'} "
+            f"and training is in {here}; set model.dtype and sample again ({rollout.command}), or "
+            f'make logprobs with logprobs.old_logprobs_from = "policy": {logprobs.command}'
+        )

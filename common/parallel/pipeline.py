@@ -15,13 +15,12 @@ import torch
 from torch import Tensor
 
 from common.errors import UserError
-from common.mesh.mesh import Mesh
-from common.mesh.split import split_layers
 from common.modeling.load import load_config, load_part, model_class
 from common.modeling.packing import PackBatch
+from common.modeling.split import split_layers
 from common.parallel.architecture import check_architecture
-from common.parallel.recompute import recompute_layers
-from common.parallel.stage_module import StageModule, stage_arguments
+from common.parallel.mesh import Mesh
+from common.parallel.stage_module import StageModule, recompute_layers, stage_arguments
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel

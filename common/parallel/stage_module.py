@@ -1,16 +1,25 @@
-"""One pipeline stage as a module: packs or hidden states in, hidden states or logprobs out."""
+"""What one pipeline stage computes: packs or hidden states in, hidden states or logprobs out.
+
+With `recompute_layers`, activation checkpointing: decoder layers keep their inputs and are computed
+again in backward (arXiv 1604.06174). Without it backward needs what every layer has computed; with
+it the input of each layer, and what one layer has computed while it is that layer's turn. The price
+is another forward of the layers. Models stay in eval mode: Hugging Face's own switch acts in
+training mode only, where dropout would be on.
+"""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from common.modeling.head import Head
+from common.errors import UserError
 from common.modeling.masks import attention_masks
 from common.modeling.packing import PackBatch
-from common.modeling.token_logprobs import token_logprobs
+from common.modeling.token_logprobs import Head, token_logprobs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -82,3 +91,24 @@ def stage_arguments(packs: PackBatch) -> dict[str, Any]:
         "predict_from": packs.predict_from,
         "target_ids": packs.target_ids,
     }
+
+
+def recompute_layers(part: PreTrainedModel) -> None:
+    """Let the decoder layers of a model, or of a part of it, be computed again in backward.
+
+    Raises:
+        UserError: the architecture has no list of decoder layers by the usual name.
+    """
+    layers = getattr(part.base_model, "layers", None)
+    if layers is None:
+        raise UserError(
+            f"model_type {part.config.model_type!r} has no `layers` to compute again: set "
+            "train.activation_checkpointing = false"
+        )
+    for layer in layers:
+        if next(layer.parameters(), None) is None:  # stands for a layer of another rank
+            continue
+        # Nothing is drawn at random, so there is no generator's state to be kept.
+        layer.forward = partial(
+            checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False
+        )

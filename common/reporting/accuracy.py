@@ -1,18 +1,117 @@
-"""Figures of an evaluation: one table of judged completions in, numbers by task out."""
+"""Figures of an evaluation: pass@k, maj@k, accuracy by task, and how sure they are."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
+import numpy as np
 import polars as pl
+from numpy.typing import ArrayLike, NDArray
 
-from common.reporting.passk import (
-    bootstrap_interval,
-    maj_at_k,
-    mean_over_tasks,
-    pass_at_k,
-    powers_up_to,
-)
+
+def pass_at_k(correct: int, samples: int, k: int) -> float:
+    """Probability that one of k samples is right, estimated without bias from n of them.
+
+    1 - C(n-c, k) / C(n, k), as a product (Chen et al., arXiv 2107.03374, section 2.1).
+
+    Args:
+        correct: c, how many of the n samples are right.
+        samples: n.
+        k: at most n.
+    """
+    assert 0 <= correct <= samples and 1 <= k <= samples, (correct, samples, k)
+    wrong = samples - correct
+    if wrong < k:
+        return 1.0
+    return float(1 - np.prod(1 - k / np.arange(wrong + 1, samples + 1)))
+
+
+def powers_up_to(samples: int) -> list[int]:
+    """The k that are reported for n samples: 1, 2, 4, ... and n."""
+    return sorted({2**i for i in range(samples.bit_length())} | {samples}) if samples else []
+
+
+def maj_at_k(answers: Sequence[str | None], rewards: Sequence[float]) -> float:
+    """Whether the answer given most often is right, over all k samples of a question.
+
+    Samples without an answer have no vote. Answers that tie for the most votes share them: the
+    value is the expected one of choosing among them at random.
+
+    Args:
+        answers: the text that the rule read in each sample, equal as texts.
+        rewards: of each sample; an answer is worth the mean of the samples that gave it.
+    """
+    by_answer: dict[str, list[float]] = {}
+    for answer, reward in zip(answers, rewards, strict=True):
+        if answer is not None:
+            by_answer.setdefault(answer, []).append(reward)
+    if not by_answer:
+        return 0.0
+    most = max(map(len, by_answer.values()))
+    winners = [float(np.mean(given)) for given in by_answer.values() if len(given) == most]
+    return sum(winners) / len(winners)
+
+
+def mean_over_tasks(values: Mapping[str, ArrayLike]) -> float:
+    """Mean of the tasks' means: a task with more questions weighs no more."""
+    return float(np.mean([np.mean(np.asarray(v, dtype=np.float64)) for v in values.values()]))
+
+
+def bootstrap_interval(
+    values: Mapping[str, ArrayLike], *, level: float = 0.95, resamples: int = 10_000, seed: int = 0
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of `mean_over_tasks`, questions resampled within each task.
+
+    It has no width where all values are equal: of n questions that are all wrong, an exact interval
+    would reach up to 3.7 / n.
+
+    Args:
+        values: one number a question, by task; no task empty.
+    """
+    generator = np.random.default_rng(seed)
+    total = np.zeros(resamples)
+    for task in values.values():
+        total += _resampled_means(np.asarray(task, dtype=np.float64), resamples, generator)
+    tail = (1 - level) / 2
+    low, high = np.quantile(total / len(values), [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def paired_difference(pairs: Mapping[str, tuple[ArrayLike, ArrayLike]]) -> dict[str, float]:
+    """After minus before on the same questions, as the mean over tasks, with its 95 % interval.
+
+    Pairing takes the questions' own difficulty out of the comparison: what is resampled are the
+    differences question by question.
+
+    Args:
+        pairs: by task, a value for each question before, and after in the same order.
+    """
+    before = {task: np.asarray(b, dtype=np.float64) for task, (b, _) in pairs.items()}
+    after = {task: np.asarray(a, dtype=np.float64) for task, (_, a) in pairs.items()}
+    difference = {task: after[task] - before[task] for task in pairs}
+    low, high = bootstrap_interval(difference)
+    return {
+        "questions": sum(map(len, difference.values())),
+        "before": mean_over_tasks(before),
+        "after": mean_over_tasks(after),
+        "difference": mean_over_tasks(difference),
+        "low": low,
+        "high": high,
+    }
+
+
+def _resampled_means(
+    values: NDArray[np.float64], resamples: int, generator: np.random.Generator
+) -> NDArray[np.float64]:
+    """Means of `resamples` draws with replacement.
+
+    Equal values are drawn together, by a multinomial: rewards take few values, so this costs
+    resamples × distinct values and not resamples × questions.
+    """
+    distinct, counts = np.unique(values, return_counts=True)
+    drawn = generator.multinomial(len(values), counts / len(values), size=resamples)
+    return drawn @ distinct / len(values)
+
 
 GREEDY = -1
 """`sample_index` of the greedy completion."""

@@ -6,9 +6,9 @@ import polars as pl
 
 from common.errors import UserError
 from common.reporting.accuracy import GREEDY, JUDGED
-from common.reporting.frames import polars_frame
 from common.reporting.rewards import of_task
 from common.reporting.tables import nothing_in_common
+from common.runs.columns import polars_frame
 from common.runs.layout import Run
 from common.runs.shards import read_output
 

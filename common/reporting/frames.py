@@ -6,7 +6,6 @@ from collections.abc import Collection
 from typing import NamedTuple
 
 import polars as pl
-import pyarrow as pa
 
 from common.errors import UserError
 
@@ -17,13 +16,6 @@ class Table(NamedTuple):
     key: str
     title: str
     frame: pl.DataFrame
-
-
-def polars_frame(table: pa.Table) -> pl.DataFrame:
-    """An Arrow table as a polars frame."""
-    frame = pl.from_arrow(table)
-    assert isinstance(frame, pl.DataFrame)
-    return frame
 
 
 def require_task(known: pl.Series, task: str) -> None:

@@ -12,14 +12,52 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from common.reporting.openings import OTHERS, SELDOM, evaluated, were_sampled
-from common.reporting.passk import paired_difference
+from common.reporting.accuracy import paired_difference
+from common.reporting.frames import Table, require_task
+from common.reporting.openings import (
+    OTHERS,
+    SAMPLED,
+    SELDOM,
+    answered_table,
+    by_iteration,
+    evaluated,
+    most_common,
+    rollouts,
+    were_sampled,
+)
 from common.reporting.tables import nothing_in_common
 from common.runs.layout import Run
 
 _COLUMNS = ("opening", "share", "share_after", "right", "right_after", "choice", "within")
 
 Matrix = NDArray[np.float64]
+
+
+def opening_tables(run: Run, task: str = "") -> list[Table]:
+    """What `stages.show openings` prints, of one task if it is named.
+
+    Raises:
+        UserError: no iteration is scored, there is no such task, or the first and the last policy
+            judged no question both.
+    """
+    drawn, numbers = rollouts(run), run.evaluations()
+    answered = answered_table(run) if numbers else pl.DataFrame(schema={"task": pl.String})
+    require_task(pl.concat([drawn["task"], answered["task"]]), task)
+    only = pl.col("task") == task if task else pl.lit(True)
+    drawn = drawn.filter(only)
+    share = "share of completions by first word, and how often they are right"
+    found = [
+        Table("iterations", share, by_iteration(drawn, most_common(drawn))),
+        Table("well_formed", f"held-out questions, {SAMPLED}", answered.filter(only)),
+    ]
+    if len(numbers) > 1:
+        first, last = numbers[0], numbers[-1]
+        title = f"accuracy {SAMPLED}, policy {last} minus {first}: choosing openings, and within"
+        found += [
+            Table("gain", title, gain_table(run, first, last).filter(only)),
+            Table("ways", "opening by opening", ways_table(run, first, last).filter(only)),
+        ]
+    return found
 
 
 def gain_table(run: Run, first: int, last: int) -> pl.DataFrame:

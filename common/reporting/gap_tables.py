@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from common.config import LogprobsConfig
 from common.errors import UserError
-from common.reporting.frames import Table, first_rows
-from common.reporting.sampler_gap import (
+from common.objective.sampler_gap import (
     OFTEN,
     WORST,
     GapBins,
@@ -21,8 +19,9 @@ from common.reporting.sampler_gap import (
     positions,
     sampler_gap,
 )
+from common.reporting.frames import Table, first_rows
+from common.runs.columns import without_rejected
 from common.runs.layout import Output, Run
-from common.runs.list_columns import without_rejected
 from common.runs.manifest import has_manifest, read_manifest
 from common.runs.schemas import KEY
 from common.runs.shards import read_partial, read_shards
@@ -39,22 +38,6 @@ FEW = 5
 ROUNDING, LARGE = 1e-4, 0.1
 """Mean gaps in nats: float32 has the first; the second is more than bfloat16 does to a token that
 the policy is unsure of, so that the place of a larger one means something."""
-
-
-def exceeded(
-    gap: SamplerGap, bounds: LogprobsConfig, kind: Literal["alarm", "stop"]
-) -> dict[str, str]:
-    """The recipe's bounds of a kind that the gap is above: by key, how far in words.
-
-    A gap that is no number is above each.
-    """
-    found: dict[str, str] = {}
-    for what in ("mean", "max"):
-        value, limit = getattr(gap, what), getattr(bounds, f"{kind}_gap_{what}")
-        if limit is not None and not value <= limit:
-            key = f"logprobs.{kind}_gap_{what}"
-            found[key] = f"{what} {value:.4g} nats, above {key} = {limit:g}"
-    return found
 
 
 def describe(gap: SamplerGap, text: Text) -> str:
@@ -133,7 +116,7 @@ def gap_of_iteration(run: Run, iteration: int, *, worst: int | None) -> SamplerG
         UserError: one of the two is missing, they are not of the same rollout, or the sampler's
             logprobs were taken for the trainer's.
     """
-    columns = [KEY, "completion_ids", "sampler_full_logprobs", "kept"]
+    columns = [KEY, "completion_ids", "sampler_logprobs", "kept"]
     rollout = run.rollout(iteration)
     logprobs = _logprobs_shards(run.logprobs(iteration), rollout)
     sampled = map(without_rejected, read_shards(rollout, columns))
@@ -147,11 +130,12 @@ def show_command(rollout: Output) -> str:
 
 def _logprobs_shards(logprobs: Output, rollout: Output) -> Iterator[pa.Table]:
     complete = has_manifest(logprobs)
-    if complete and read_manifest(logprobs).facts.get("old_from") == "sampler":
+    if complete and read_manifest(logprobs).facts.get("old_logprobs_from") == "sampler":
         raise UserError(
-            f'{logprobs.path}: made with logprobs.old_from = "sampler", so there is nothing to '
-            "compare the sampler with; approx_kl of the iteration's first optimizer step tells how "
-            f'far the trainer is from it, as does old_from = "policy": {logprobs.command}'
+            f'{logprobs.path}: made with logprobs.old_logprobs_from = "sampler", so there is '
+            "nothing to compare the sampler with; approx_kl of the iteration's first optimizer "
+            'step tells how far the trainer is from it, as does old_logprobs_from = "policy": '
+            f"{logprobs.command}"
         )
     stopped = None if complete else read_partial(logprobs)
     inputs, shards = stopped or (read_manifest(logprobs).inputs, read_shards(logprobs))

@@ -7,128 +7,22 @@ among those that could be judged.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import polars as pl
 
-from common.errors import UserError
-from common.reporting.accuracy import JUDGED
-from common.reporting.frames import Table, first_rows, polars_frame, require_task
+from common.reporting.frames import Table, first_rows, require_task
+from common.rollout.ledger import ATTEMPTS, attempts
+from common.runs.columns import polars_frame
 from common.runs.freshness import status_of
-from common.runs.join import join
 from common.runs.layout import Run
-from common.runs.manifest import has_manifest, read_manifest
-from common.runs.prompts import read_split
-from common.runs.schemas import KEY
-from common.runs.shards import read_output
+from common.runs.manifest import has_manifest
+from common.runs.shards import read_split
 
-NEVER, IN_PART, ALWAYS, NOT_DRAWN = "never", "in_part", "always", "not_drawn"
-STATES = (NEVER, IN_PART, ALWAYS, NOT_DRAWN)
+NEVER, IN_PART, ALWAYS, NOT_ATTEMPTED = "never", "in_part", "always", "not_attempted"
+STATES = (NEVER, IN_PART, ALWAYS, NOT_ATTEMPTED)
 """Of a prompt: `never` solved; `always`: by every completion of its last drawing; `in_part`:
-anything between; `not_drawn` yet, or never judged."""
-
-DRAWINGS = pl.Schema(
-    {
-        "prompt_id": pl.String,
-        "iteration": pl.Int64,
-        "groups": pl.Int64,
-        "samples": pl.Int64,
-        "correct": pl.Int64,
-        "pass_rate": pl.Float64,
-    }
-)
-
-
-def drawings(run: Run, iteration: int) -> pl.DataFrame:
-    """One row a prompt of a scored iteration, in the order drawn: `DRAWINGS`.
-
-    `groups` drawn of it, `samples` that could be judged, and how many of them are `correct`;
-    `pass_rate` is null where there are none.
-    """
-    rollout, score = run.rollout(iteration), run.score(iteration)
-    rows = join(
-        read_output(rollout, [KEY, "prompt_id", "group_id"]),
-        read_output(score, [KEY, "verdict"]),
-        key=KEY,
-        names=(rollout.name, score.name),
-    )
-    judged = JUDGED.sum()
-    correct = (pl.col("verdict") == "correct").sum()
-    return (
-        polars_frame(rows)
-        .group_by("prompt_id", maintain_order=True)
-        .agg(
-            pl.lit(iteration).alias("iteration"),
-            pl.col("group_id").n_unique().alias("groups"),
-            judged.alias("samples"),
-            correct.alias("correct"),
-            pl.when(judged > 0).then(correct / judged).alias("pass_rate"),
-        )
-        .cast(DRAWINGS)
-    )
-
-
-@dataclass(frozen=True)
-class LastDrawings:
-    """What a rollout may know of the prompts."""
-
-    pass_rates: dict[str, float]
-    """By id of the prompt, of all its completions in the last iteration that drew it."""
-    scores: list[str]
-    """Names of the outputs that were read for it, which the rollout depends on."""
-
-
-def last_drawings(run: Run, prompt_ids: Collection[str], iteration: int) -> LastDrawings:
-    """Pass rates at the last drawing before `iteration`, read back from the newest iteration.
-
-    Stops once all are known, or after so many turns that every prompt which may be drawn has had
-    its own: what is still unknown then is never drawn (`rollout.on_long` drops it), and however
-    long the run is, no more is read. What could not be judged in all these turns counts as new.
-
-    Args:
-        prompt_ids: all training prompts.
-
-    Raises:
-        UserError: the score of an iteration that is needed is missing or stale.
-    """
-    unknown = set(prompt_ids)
-    found: dict[str, float] = {}
-    scores: list[str] = []
-    for earlier in _within_reach(run, len(unknown), iteration):
-        if not unknown:
-            break
-        score = run.score(earlier)
-        status = status_of(run, score)
-        if status.state != "fresh":
-            raise UserError(
-                f"{score.path} is {status.state} ({status.reason}), and rollout.sampling = "
-                f'"ledger" reads it; make it first: {score.command}'
-            )
-        scores.append(score.name)
-        rows = drawings(run, earlier).filter(pl.col("pass_rate").is_not_null())
-        for prompt_id, rate in rows.select("prompt_id", "pass_rate").iter_rows():
-            if prompt_id in unknown:
-                found[prompt_id] = rate
-                unknown.remove(prompt_id)
-    return LastDrawings(found, scores[::-1])
-
-
-def _within_reach(run: Run, prompts: int, iteration: int) -> Iterator[int]:
-    """Earlier iterations, the newest first, until every prompt has had a turn since.
-
-    Always solved prompts rest in all but one of `ledger_recheck_epochs` epochs. So many epochs and
-    one more hold a whole turn of every prompt, wherever they begin (`draw_by_ledger`).
-    """
-    turns = recheck_epochs = 0
-    for earlier in range(iteration - 1, 0, -1):
-        if earlier < iteration - 1:
-            later = read_manifest(run.rollout(earlier + 1))
-            turns += later.facts["cursor_end"] - later.facts["cursor_start"]
-            recheck_epochs = max(recheck_epochs, later.recipe["rollout"]["ledger_recheck_epochs"])
-            if turns >= (recheck_epochs + 1) * prompts:
-                return
-        yield earlier
+anything between; `not_attempted` yet, or never judged."""
 
 
 @dataclass(frozen=True)
@@ -137,13 +31,13 @@ class Ledger:
 
     iterations: list[int]
     """Whose scores were read."""
-    drawings: pl.DataFrame
-    """One row a prompt and iteration: `DRAWINGS` and `task`."""
+    attempts: pl.DataFrame
+    """One row a prompt and iteration: `ATTEMPTS` and `task`."""
     prompts: pl.DataFrame
-    """One row a training prompt: `prompt_id task question times_drawn samples correct
+    """One row a training prompt: `prompt_id task question times_attempted samples correct
     last_pass_rate state`."""
 
-    def tables(self, limit: int | None = None, *, drawings: bool = False) -> list[Table]:
+    def tables(self, limit: int | None = None, *, attempts: bool = False) -> list[Table]:
         """What `stages.show ledger` prints: prompts by task and state, and those never solved.
 
         Args:
@@ -155,7 +49,7 @@ class Ledger:
             Table("tasks", f"prompts; iterations scored: {len(self.iterations)}", self.tasks()),
             first_rows(never, limit),
         ]
-        return [*found, Table("drawings", "", self.drawings)] if drawings else found
+        return [*found, Table("attempts", "", self.attempts)] if attempts else found
 
     def tasks(self) -> pl.DataFrame:
         """One row a task: its prompts, and how many are in each state."""
@@ -167,9 +61,9 @@ class Ledger:
     def never_solved(self) -> pl.DataFrame:
         """Prompts that no completion has solved, those drawn most often first."""
         never = self.prompts.filter(pl.col("state") == NEVER)
-        columns = ("prompt_id", "task", "question", "times_drawn", "samples")
+        columns = ("prompt_id", "task", "question", "times_attempted", "samples")
         return never.select(columns).sort(
-            "times_drawn", "samples", descending=True, maintain_order=True
+            "times_attempted", "samples", descending=True, maintain_order=True
         )
 
 
@@ -184,7 +78,7 @@ def read_ledger(run: Run, task: str = "") -> Ledger:
     if task:
         prompts = prompts.filter(pl.col("task") == task)
     iterations = _scored(run)
-    every = pl.concat([DRAWINGS.to_frame(), *(drawings(run, number) for number in iterations)])
+    every = pl.concat([ATTEMPTS.to_frame(), *(attempts(run, number) for number in iterations)])
     every = every.join(
         prompts.select("prompt_id", "task"), on="prompt_id", how="inner", maintain_order="left"
     )
@@ -193,15 +87,15 @@ def read_ledger(run: Run, task: str = "") -> Ledger:
 
 def _with_states(prompts: pl.DataFrame, every: pl.DataFrame) -> pl.DataFrame:
     totals = every.group_by("prompt_id").agg(
-        pl.col("groups").sum().alias("times_drawn"),
+        pl.col("groups").sum().alias("times_attempted"),
         pl.col("samples").sum(),
         pl.col("correct").sum(),
         pl.col("pass_rate").drop_nulls().last().alias("last_pass_rate"),
     )
-    counts = ("times_drawn", "samples", "correct")
+    counts = ("times_attempted", "samples", "correct")
     state = (
         pl.when(pl.col("samples") == 0)
-        .then(pl.lit(NOT_DRAWN))
+        .then(pl.lit(NOT_ATTEMPTED))
         .when(pl.col("correct") == 0)
         .then(pl.lit(NEVER))
         .when(pl.col("last_pass_rate") == 1)

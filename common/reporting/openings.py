@@ -10,7 +10,7 @@ import polars as pl
 
 from common.errors import UserError
 from common.reporting.accuracy import GREEDY, JUDGED
-from common.reporting.frames import polars_frame
+from common.runs.columns import polars_frame
 from common.runs.layout import Run
 from common.runs.manifest import has_manifest
 from common.runs.shards import read_output

@@ -6,13 +6,12 @@ import polars as pl
 
 from common.config import Recipe
 from common.errors import UserError
-from common.reporting.accuracy import GREEDY, JUDGED
-from common.reporting.frames import polars_frame
-from common.reporting.metrics import training_steps
-from common.reporting.passk import paired_difference
+from common.reporting.accuracy import GREEDY, JUDGED, paired_difference
+from common.runs.columns import polars_frame
 from common.runs.freshness import status_of
 from common.runs.layout import ITERATION_STAGES, Output, Run
 from common.runs.manifest import has_manifest, read_manifest
+from common.runs.metrics import training_steps
 from common.runs.recipe import differences
 from common.runs.shards import read_output
 

@@ -15,8 +15,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from common.console import clean
 from common.reporting import frames
-from common.reporting.progress import clean
 
 SVG_WIDTH = 140
 PIPE_WIDTH = 200

@@ -9,9 +9,9 @@ import polars as pl
 
 from common.config import ObjectiveConfig
 from common.errors import UserError
-from common.reporting.frames import Table, first_rows, polars_frame
+from common.reporting.frames import Table, first_rows
+from common.runs.columns import join, polars_frame
 from common.runs.freshness import status_of
-from common.runs.join import join
 from common.runs.layout import Run
 from common.runs.manifest import read_manifest
 from common.runs.schemas import KEY

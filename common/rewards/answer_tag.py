@@ -10,7 +10,7 @@ from common.rewards.answer_part import (
     tagged_answer,
 )
 from common.rewards.number import parse_number
-from common.rewards.verdict import NO_ANSWER, GoldError, Row, Verdict, graded
+from common.rewards.rule import NO_ANSWER, GoldError, Row, Verdict, graded
 
 
 def read_gold(answer: str) -> str:

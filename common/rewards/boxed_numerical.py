@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from common.rewards.answer_part import answer_part, last_box
 from common.rewards.number import Number, parse_number
-from common.rewards.verdict import NO_ANSWER, GoldError, Row, Verdict, graded
+from common.rewards.rule import NO_ANSWER, GoldError, Row, Verdict, graded
 
 
 def read_gold(answer: str) -> Number:

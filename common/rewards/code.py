@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING
 from common.rewards.answer_part import answer_part
 from common.rewards.programs.compare import same_output
 from common.rewards.programs.tests import CallTest, StdioTest, Test, read_tests
+from common.rewards.rule import NO_ANSWER, Row, Verdict
 from common.rewards.sandbox import run as sandbox
 from common.rewards.sandbox.bubblewrap import MIB, Limits
 from common.rewards.sandbox.check import self_test
 from common.rewards.sandbox.run import Clock
-from common.rewards.verdict import NO_ANSWER, Row, Verdict
 
 if TYPE_CHECKING:
     from common.config import RewardsConfig

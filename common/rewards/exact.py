@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from common.rewards.answer_part import answer_part
-from common.rewards.verdict import NO_ANSWER, GoldError, Row, Verdict, graded
+from common.rewards.rule import NO_ANSWER, GoldError, Row, Verdict, graded
 
 
 def read_gold(answer: str) -> str:

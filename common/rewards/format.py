@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from common.rewards.answer_part import ANSWER_CLOSE, ANSWER_OPEN, THINK_CLOSE, THINK_OPEN
-from common.rewards.verdict import Row
+from common.rewards.rule import Row
 
 
 def reward(text: str, row: Row) -> float:

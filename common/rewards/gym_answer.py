@@ -25,9 +25,8 @@ from common.rewards.answer_part import (
     several_answers,
     tagged_answer,
 )
-from common.rewards.rule import Judge
+from common.rewards.rule import NO_ANSWER, GoldError, Judge, Row, Verdict, graded
 from common.rewards.sandbox.check import self_test
-from common.rewards.verdict import NO_ANSWER, GoldError, Row, Verdict, graded
 from common.tasks.gym_entry import Entry, fault_of, read_entry, score
 
 INSTALL = "`make extras`"

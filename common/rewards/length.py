@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from common.config import RewardsConfig
 from common.errors import UserError
-from common.rewards.rule import Reward
-from common.rewards.verdict import Row
+from common.rewards.rule import Reward, Row
 
 
 def open_rule(rewards: RewardsConfig) -> Reward:

@@ -20,8 +20,7 @@ from common.rewards.latex.reader import read
 from common.rewards.latex.shape import Shape
 from common.rewards.latex.tokens import UnreadableError
 from common.rewards.latex.words import WORDS_AFTER, WORDS_BEFORE
-from common.rewards.rule import Judge
-from common.rewards.verdict import NO_ANSWER, GoldError, Row, Verdict, graded
+from common.rewards.rule import NO_ANSWER, GoldError, Judge, Row, Verdict, graded
 
 _MARK = re.compile(r"\\[\[\]()]|\\.|\${1,2}", re.DOTALL)
 _SAYS = re.compile(r"answer(?:\s+is)?\s*:|answer\s+is|####", re.IGNORECASE)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 
 from common.rewards.answer_part import answer_part
-from common.rewards.verdict import NO_ANSWER, GoldError, Row, Verdict, graded
+from common.rewards.rule import NO_ANSWER, GoldError, Row, Verdict, graded
 
 _GOLD = re.compile(r"\(([A-Za-z])\)|([A-Za-z])[.)]?")
 

@@ -20,11 +20,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from common.config import RewardsConfig
+from common.console import clean
 from common.errors import UserError
-from common.reporting.progress import clean
 from common.rewards.registry import fault, get_rule
+from common.rewards.rule import Row, Verdict
 from common.rewards.sandbox.jail import jailed
-from common.rewards.verdict import Row, Verdict
 from common.runs.layout import REPOSITORY
 
 OPENING_SECONDS = 180.0
@@ -39,7 +39,7 @@ MOST_FAILED_STARTS = 10
 
 
 @dataclass(frozen=True)
-class Job:
+class JudgeRequest:
     """One completion to be judged by one rule."""
 
     rule: str
@@ -65,7 +65,9 @@ class Pool:
         self._idle: list[Process] = []
         self._telling: set[asyncio.Task[None]] = set()
 
-    async def judge(self, jobs: Sequence[Job], on_verdict: Callable[[int], None]) -> list[Verdict]:
+    async def judge(
+        self, jobs: Sequence[JudgeRequest], on_verdict: Callable[[int], None]
+    ) -> list[Verdict]:
         """Verdicts on `jobs`, in their order; `on_verdict` is told the index of each at once.
 
         A job that takes longer than its rule may is a `timeout` worth 0; one whose process died is

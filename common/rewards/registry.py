@@ -25,8 +25,17 @@ from common.rewards import (
     similarity,
 )
 from common.rewards.function import find_function, source_hash
-from common.rewards.rule import Extra, Judge, Reward, Verifier, always
-from common.rewards.verdict import ABSTAINED, GoldError, Row, Verdict
+from common.rewards.rule import (
+    ABSTAINED,
+    AuxReward,
+    GoldError,
+    Judge,
+    Reward,
+    Row,
+    Verdict,
+    Verifier,
+    always,
+)
 
 GIB = 2**30
 
@@ -73,26 +82,26 @@ VERIFY: dict[str, Verifier] = {
     ),
 }
 
-EXTRAS: dict[str, Extra] = {
-    "format": Extra(lambda rewards: format.reward),
-    "length": Extra(length.open_rule, needs=("completion_tokens",)),
-    "repetition": Extra(repetition.open_rule),
+EXTRAS: dict[str, AuxReward] = {
+    "format": AuxReward(lambda rewards: format.reward),
+    "length": AuxReward(length.open_rule, needs=("completion_tokens",)),
+    "repetition": AuxReward(repetition.open_rule),
 }
 
 
-def extras_of(rewards: RewardsConfig) -> dict[str, Extra]:
+def extras_of(rewards: RewardsConfig) -> dict[str, AuxReward]:
     """The built-in extras and the recipe's own functions, by name."""
     return EXTRAS | {name: _own(name, reward) for name, reward in rewards.functions.items()}
 
 
-def _own(name: str, reward: FunctionReward) -> Extra:
+def _own(name: str, reward: FunctionReward) -> AuxReward:
     def open_function(rewards: RewardsConfig) -> Reward:
         return find_function(name, reward)
 
-    return Extra(open_function, place="worker", seconds=lambda rewards: reward.seconds)
+    return AuxReward(open_function, place="worker", seconds=lambda rewards: reward.seconds)
 
 
-def get_rule(name: str, rewards: RewardsConfig) -> Verifier | Extra:
+def get_rule(name: str, rewards: RewardsConfig) -> Verifier | AuxReward:
     """A verify type or an extra by name; the former have capitals, the latter none.
 
     Raises:
@@ -152,7 +161,7 @@ def open_rule(name: str, rewards: RewardsConfig) -> Judge:
             be read under the verify type.
     """
     rule = get_rule(name, rewards)
-    if isinstance(rule, Extra):
+    if isinstance(rule, AuxReward):
         return _guarded(name, _as_judge(name, rule.open(rewards)))
     return _guarded(name, rule.open(rewards))
 

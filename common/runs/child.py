@@ -21,12 +21,12 @@ from common.runs.freshness import input_hashes, is_pruned, needed, require_fresh
 from common.runs.layout import RUN_NAME_RULE, Output, Run
 from common.runs.manifest import (
     has_manifest,
+    publish,
     read_manifest,
     sync_directory,
     verify_files,
     write_atomically,
 )
-from common.runs.publish import publish
 from common.runs.recipe import differing_keys, recipe_in_force
 
 _LINKED = ".safetensors"

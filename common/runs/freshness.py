@@ -12,9 +12,8 @@ from typing import Literal
 from common.config import Recipe
 from common.errors import UserError
 from common.runs.layout import ITERATION_STAGES, STAGES, Output, Run, Stage
-from common.runs.manifest import Manifest, has_manifest, read_manifest, verify_files
-from common.runs.publish import publish
-from common.runs.reference import reference_of
+from common.runs.manifest import Manifest, has_manifest, publish, read_manifest, verify_files
+from common.runs.policies import reference_of
 
 State = Literal["missing", "partial", "stale", "fresh"]
 
@@ -28,7 +27,7 @@ class Status:
 
 
 @dataclass(frozen=True)
-class Step:
+class PlannedStage:
     """One stage that is to be run."""
 
     stage: Stage
@@ -144,7 +143,7 @@ def _companions_are_whole(run: Run, manifest: Manifest) -> Status:
 
 def plan(
     run: Run, recipe: Recipe, *, to: int, remake_from: int | None = None, prepare: bool = False
-) -> list[Step]:
+) -> list[PlannedStage]:
     """The stages to run, in order, so that the run is complete up to iteration `to`.
 
     Args:
@@ -170,7 +169,7 @@ def plan(
 
 class _Planner:
     def __init__(self, run: Run, remake_from: int | None) -> None:
-        self.steps: list[Step] = []
+        self.steps: list[PlannedStage] = []
         self._run = run
         self._remake_from = remake_from
         self._remade: set[str] = set()
@@ -186,7 +185,7 @@ class _Planner:
                 companions = (self._run.policy, self._run.reference, self._run.trainer)
                 self._remade |= {companion(iteration).name for companion in companions}
         if reason or forced:
-            self.steps.append(Step(stage, iteration, reason or "the recipe was given"))
+            self.steps.append(PlannedStage(stage, iteration, reason or "the recipe was given"))
 
     def evaluate(self, recipe: Recipe, policy: int) -> None:
         every = recipe.evaluate.every
@@ -213,7 +212,9 @@ class _Planner:
         return status_of(self._run, output).reason
 
 
-def _refuse_pruned(run: Run, steps: list[Step], remake_from: int | None, recipe: Recipe) -> None:
+def _refuse_pruned(
+    run: Run, steps: list[PlannedStage], remake_from: int | None, recipe: Recipe
+) -> None:
     """Refuse a plan that begins where weights or trainer state were pruned, before it begins."""
     first = min((s.iteration for s in steps if s.stage in ITERATION_STAGES), default=0)
     if not first:

@@ -1,6 +1,7 @@
 """The manifest of an output: what it consists of, and what it was made from.
 
-It is the last file written. What it lists is verified whenever it is read.
+It is the last file written; then the output gets its final name. What a manifest lists is verified
+whenever it is read.
 """
 
 from __future__ import annotations
@@ -110,6 +111,11 @@ def read_manifest(output: Output) -> Manifest:
             raise UserError(
                 f"{path}: schema version {version}, this program reads up to {SCHEMA_VERSION}; "
                 "update staged-grpo"
+            )
+        if isinstance(version, int) and version < SCHEMA_VERSION:
+            raise UserError(
+                f"{path}: schema version {version}, this program reads version {SCHEMA_VERSION}; "
+                "go on with the version of staged-grpo that began the run, or begin another RUN"
             )
         manifest = Manifest.model_validate(content)
     except FileNotFoundError:
@@ -232,3 +238,24 @@ def peak_memory_bytes() -> int:
     # Linux counts in KiB, macOS in bytes.
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+PLAN = "plan.json"
+"""In a partial output: what it is to be made of."""
+
+
+def publish(output: Output) -> None:
+    """Give a partial output that has its manifest the final name, replacing a former one.
+
+    Safe to repeat: a kill between the renames leaves a state that the next call completes.
+    """
+    if (output.partial / "manifest.json").is_file():
+        for scrap in (*output.partial.glob("*.done.json"), output.partial / PLAN):
+            scrap.unlink(missing_ok=True)
+        if output.path.exists():
+            shutil.rmtree(output.replaced, ignore_errors=True)
+            output.path.rename(output.replaced)
+        output.partial.rename(output.path)
+        sync_directory(output.path.parent)
+    if output.path.exists():
+        shutil.rmtree(output.replaced, ignore_errors=True)

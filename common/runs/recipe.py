@@ -8,8 +8,8 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from common.config import Recipe, Source
+from common.config.recipe_file import override_text, parse_recipe, read_recipe_text
 from common.errors import UserError
-from common.recipe_file import override_text, parse_recipe, read_recipe_text
 from common.runs.layout import DEFAULT_RECIPE, Run
 from common.runs.manifest import has_manifest, read_manifest, write_atomically
 

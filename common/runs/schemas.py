@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 KEY = "rollout_id"
 
@@ -59,7 +59,6 @@ ROLLOUT = pa.schema(
         _column("sample_index", pa.int32(), "which completion of its group"),
         *_SAMPLED,
         _column("sampler_logprobs", LOGPROBS_OF_TOKENS, "of the distribution sampled from, nats"),
-        _column("sampler_full_logprobs", LOGPROBS_OF_TOKENS, "the same before top-p and top-k"),
         _column("policy_version", pa.int32(), "number of the policy that sampled"),
         _column("seed", pa.int64(), "seed of this completion's random numbers"),
         _column("kept", pa.bool_(), "false when dynamic sampling left the group out of the batch"),
@@ -73,7 +72,7 @@ LOGPROBS = pa.schema(
         _column(
             "old_logprobs",
             LOGPROBS_OF_TOKENS,
-            "of the policy that sampled, by the trainer; logprobs.old_from: by the sampler",
+            "of the policy that sampled, by the trainer; or the sampler's, as the recipe says",
         ),
         _column(
             "ref_logprobs", LOGPROBS_OF_TOKENS, "of the reference; null at kl_coef 0", null=True

@@ -19,17 +19,18 @@ import pyarrow.parquet as pq
 
 from common.errors import UserError
 from common.runs.hashing import PartHashes, sha256_of_bytes, table_content_hash
-from common.runs.layout import Output
+from common.runs.layout import Output, Run
 from common.runs.manifest import (
+    PLAN,
     FileRecord,
     Manifest,
     check_sha256,
+    publish,
     read_manifest,
     recorded_now,
     write_atomically,
     write_manifest,
 )
-from common.runs.publish import PLAN, publish
 from common.runs.schemas import SCHEMA_VERSION
 
 
@@ -292,3 +293,19 @@ def _read_verified(output: Output, record: FileRecord, folder: Path) -> pa.Table
         raise UserError(f"{path} is missing; make it again: {output.command}") from None
     check_sha256(output, record, sha256_of_bytes(data))
     return pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
+
+
+def read_split(run: Run, split: str) -> pa.Table:
+    """The verified prompts of a split, `train` or `eval`, in order.
+
+    Raises:
+        UserError: there are none.
+    """
+    records = [r for r in read_manifest(run.prompts).shards if r.name.startswith(f"{split}-")]
+    tables = [read_shard(run.prompts, record) for record in records]
+    if not sum(len(table) for table in tables):
+        raise UserError(
+            f"{run.prompts.path}: there are no {split} questions; raise {split} of a source in the "
+            "recipe's [data]"
+        )
+    return pa.concat_tables(tables)

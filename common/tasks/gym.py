@@ -19,8 +19,8 @@ from importlib.util import find_spec
 from typing import IO, Any
 
 from common.config import GymSource
+from common.console import bar, say
 from common.errors import MissingToolError, UserError
-from common.reporting.progress import bar, say
 from common.runs.layout import REPOSITORY
 from common.tasks.prompts import Prompt, UnreadableGolds
 

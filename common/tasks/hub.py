@@ -10,8 +10,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from common.console import bars_wanted
 from common.errors import UserError
-from common.reporting.progress import bars_wanted
 from common.tasks.records import Record
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)

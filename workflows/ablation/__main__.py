@@ -21,8 +21,8 @@ from typing import Annotated
 import typer
 
 from common.command import Debug, Json, Quiet, launch, refuse_besides
+from common.console import set_quiet
 from common.errors import UserError
-from common.reporting.progress import set_quiet
 from common.reporting.terminal import print_tables
 from common.runs.layout import DEFAULT_RECIPE
 from workflows.ablation import tables

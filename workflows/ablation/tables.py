@@ -8,10 +8,11 @@ from statistics import mean, stdev
 
 import polars as pl
 
-from common.reporting.frames import Table, polars_frame
-from common.reporting.metrics import training_steps
+from common.reporting.frames import Table
 from common.reporting.openings import rollouts
 from common.reporting.tables import evaluation_facts
+from common.runs.columns import polars_frame
+from common.runs.metrics import training_steps
 from workflows.trials import Trial
 
 T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)

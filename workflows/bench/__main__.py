@@ -23,9 +23,9 @@ from typing import Annotated, Any
 import typer
 
 from common.command import Debug, Quiet, launch
+from common.console import say, set_quiet
 from common.errors import UserError
 from common.modeling.load import compute_dtype, load_config, model_class
-from common.reporting.progress import say, set_quiet
 from common.runs.layout import REPOSITORY
 from workflows.bench import (
     iteration,

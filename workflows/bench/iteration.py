@@ -16,8 +16,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from common.console import say
 from common.errors import MissingToolError
-from common.reporting.progress import say
 from workflows.bench.measure import Bench, Measurement, rounds
 from workflows.bench.process import Partner, run_module
 
@@ -178,10 +178,10 @@ class OurIteration:
 
     def _prompts(self) -> list[str]:
         from common.config import PromptConfig
-        from common.generation.seeds import permutation
         from common.modeling.chat import load_tokenizer, render
         from common.runs.layout import Run
         from common.runs.shards import read_output
+        from common.seeds import permutation
 
         tokenizer = load_tokenizer(self._bench.model)
         rows = read_output(Run(self._runs / RUN).prompts, ["messages"])["messages"].to_pylist()

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from common.reporting.progress import say
+from common.console import say
 from workflows.bench.floor import Machine, Phase, floor_seconds
 
 Contender = Callable[[], float]

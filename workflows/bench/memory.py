@@ -21,8 +21,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from common.modeling.head import Head
-from common.modeling.token_logprobs import token_logprobs
+from common.modeling.token_logprobs import Head, token_logprobs
 from common.process import keep_freed_memory
 from common.runs.manifest import peak_memory_bytes
 from workflows.bench.measure import Bench, Measurement, rounds

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common.mesh.mesh import Mesh
 from common.modeling.packing import Completion, PackBatch, gather_to_rows, pack
+from common.parallel.mesh import Mesh
 from common.parallel.pipeline import Pipeline
 from workflows.bench.floor import Shape
 from workflows.bench.measure import Bench, Measurement, rounds

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from common.config import MeshConfig
-from common.mesh.mesh import Mesh
+from common.console import say
 from common.modeling.packing import Completion, pack
+from common.parallel.mesh import Mesh
 from common.parallel.pipeline import Pipeline
-from common.reporting.progress import say
 from workflows.bench.floor import Shape
 from workflows.bench.measure import Bench, Measurement, rounds
 from workflows.bench.packs import mean_logprob
@@ -103,7 +103,7 @@ def take_turns(spec: Mapping[str, Any]) -> None:
         ]
         ready = {"layers": " and ".join(str(len(part)) for part in pipeline.layers)}
         channel = connect(ready) if mesh.is_main else None
-        while mesh.from_main(lambda: channel is not None and channel.wait()):
+        while mesh.broadcast_from_rank0(lambda: channel is not None and channel.wait()):
             answer = step(pipeline, rows)
             if channel is not None:
                 channel.tell(answer)

@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common.generation.sampler import Request, Sampler
+from common.engines.engine import Request, SamplingParams
+from common.engines.native.sampler import Sampler
 from common.modeling.load import load_causal_lm
 from workflows.bench.floor import Shape
 from workflows.bench.measure import Bench, Measurement, rounds
@@ -135,8 +136,8 @@ def sample(model: Any, prompts: Prompts, count: int, tokens: int) -> list[list[i
         for number, prompt in enumerate(prompts)
     ]
     sampler = Sampler(model, stop_ids=[], max_concurrent=count)
-    drawn = sampler.generate(requests, max_completion_tokens=tokens)
-    return [sample.completion_ids for samples in drawn for sample in samples]
+    sampled = sampler.generate(requests, SamplingParams(tokens))
+    return [sample.completion_ids for samples in sampled for sample in samples]
 
 
 def generate(model: Any, ids: Tensor, tokens: int) -> Tensor:

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from common.mesh.mesh import Mesh
 from common.modeling.linear import use_fast_products
 from common.modeling.load import load_causal_lm, load_config, model_class
+from common.parallel.mesh import Mesh
 from common.parallel.pipeline import Pipeline
 from workflows.bench.measure import Bench, rounds
 from workflows.bench.packs import packed_step, random_group

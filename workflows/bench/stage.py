@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from typing import Any
 
 WORK = {
-    "rollout": ("common.generation.sampler", "Sampler", "generate"),
+    "rollout": ("common.engines.native.sampler", "Sampler", "generate"),
     "score": ("stages.score", "", "judge_shards"),
     "logprobs": ("common.parallel.pipeline", "Pipeline", "run_forward"),
     "train": ("common.parallel.pipeline", "Pipeline", "run_step"),
@@ -81,7 +81,7 @@ def until_work(stage: str) -> None:
 
 def without_stops(stage: str) -> None:
     """Let no token end a completion."""
-    policy: Any = importlib.import_module("common.generation.policy")
+    policy: Any = importlib.import_module("common.rollout.prompts")
 
     def none(*args: Any, **kwargs: Any) -> list[int]:
         return []

@@ -17,8 +17,7 @@ from statistics import median
 import pyarrow as pa
 
 from common.config import RewardsConfig
-from common.rewards.judging import Judging
-from common.rewards.scoring import judge_table
+from common.rewards.scorer import Scorer, judge_table
 from common.runs.layout import REPOSITORY
 from common.tasks.registry import TASKS
 from workflows.bench.measure import Bench, Measurement, rounds
@@ -75,7 +74,7 @@ def measure_score(bench: Bench) -> list[Measurement]:
     """Judging rows of the default recipe's tasks and of MATH, half of them right, with `format`."""
     count, found = bench.sizes.scored_rows, []
     for name, table in (("built-in tasks", task_rows(count)), ("MATH", math_rows(count))):
-        with Judging(RewardsConfig.model_validate({"format": {"weight": 0.1}})) as judging:
+        with Scorer(RewardsConfig.model_validate({"format": {"weight": 0.1}})) as judging:
             judge = bench.clock(partial(judge_table, table, judging, ["format"]))
             taken = rounds({"score": judge}, bench.pairs)["score"]
         note = f"{count / median(taken):.0f} rows/s"

@@ -20,15 +20,15 @@ from typing import Annotated
 import typer
 
 from common.command import Debug, Iteration, Json, Quiet, RunName, launch
+from common.console import set_quiet
 from common.errors import UserError
-from common.reporting.progress import set_quiet
 from common.runs.child import Frozen
 from common.runs.layout import Run
 from common.runs.manifest import has_manifest
-from workflows.compare.children import Outcome, make_children, run_stages, take_over
+from workflows.compare.children import VariantResult, make_children, run_stages, take_over
 from workflows.compare.side_by_side import SideBySide
 from workflows.compare.variants import read_variants
-from workflows.drawing import check_file
+from workflows.plotting import check_file
 
 Presets = Annotated[
     list[str] | None,
@@ -97,7 +97,7 @@ def main(
         common=common or [],
     )
     children = make_children(frozen, variants, overwrite=overwrite)
-    outcomes = [Outcome(v, child) for v, child in zip(variants, children, strict=True)]
+    outcomes = [VariantResult(v, child) for v, child in zip(variants, children, strict=True)]
     for index, outcome in enumerate(outcomes):
         take_over(frozen, outcome, [parent, *children[:index]])
         run_stages(outcome, iteration, evaluate=evaluate, quiet=quiet or as_json)

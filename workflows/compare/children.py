@@ -6,8 +6,8 @@ import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from common.console import say
 from common.errors import UserError
-from common.reporting.progress import say
 from common.rewards.registry import function_versions, package_versions
 from common.runs.child import Frozen, adopt
 from common.runs.freshness import status_of
@@ -19,7 +19,7 @@ from workflows.variants import Variant
 
 
 @dataclass
-class Outcome:
+class VariantResult:
     """A variant and what became of it."""
 
     variant: Variant
@@ -69,7 +69,7 @@ def make_children(frozen: Frozen, variants: Iterable[Variant], *, overwrite: boo
     return [child for _, child in pairs]
 
 
-def take_over(frozen: Frozen, outcome: Outcome, donors: list[Run]) -> None:
+def take_over(frozen: Frozen, outcome: VariantResult, donors: list[Run]) -> None:
     """Scores and logprobs from the parent or from a variant before, where they are alike."""
     recipe, child, number = outcome.variant.recipe, outcome.child, frozen.iteration
     types = read_output(frozen.run.rollout(number), ["verify_type"])["verify_type"].unique()
@@ -80,7 +80,7 @@ def take_over(frozen: Frozen, outcome: Outcome, donors: list[Run]) -> None:
             say(f"{outcome.variant.name}: {output.name} taken from {donor.name}")
 
 
-def run_stages(outcome: Outcome, iteration: int, *, evaluate: bool, quiet: bool) -> None:
+def run_stages(outcome: VariantResult, iteration: int, *, evaluate: bool, quiet: bool) -> None:
     """Run the stages that are missing, as one would; the first that fails ends the variant."""
     child, variant = outcome.child, outcome.variant
     stages: tuple[Stage, ...] = ("score", "logprobs", "train")

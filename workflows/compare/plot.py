@@ -8,7 +8,7 @@ from typing import Any
 
 import polars as pl
 
-from workflows.drawing import finish, legend_below, look, panels
+from workflows.plotting import finish, legend_below, look, panels
 
 PANELS = {
     "policy_loss": "policy loss",

@@ -8,13 +8,13 @@ from typing import Any
 
 import polars as pl
 
-from common.reporting.metrics import finite_row
 from common.reporting.terminal import print_table
 from common.runs.child import Frozen
 from common.runs.manifest import write_atomically
+from common.runs.metrics import finite_row
 from common.runs.shards import encode_parquet
 from workflows.compare import tables
-from workflows.compare.children import Outcome
+from workflows.compare.children import VariantResult
 from workflows.compare.plot import draw
 
 
@@ -31,7 +31,7 @@ class SideBySide:
     accuracy: pl.DataFrame
 
     @classmethod
-    def of(cls, frozen: Frozen, outcomes: list[Outcome]) -> SideBySide:
+    def of(cls, frozen: Frozen, outcomes: list[VariantResult]) -> SideBySide:
         """Read what the children have on disk."""
         number, baseline = frozen.iteration, outcomes[0].variant.name
         trained = {o.variant.name: o.child for o in outcomes if o.is_trained}

@@ -8,14 +8,14 @@ from typing import Any
 
 import polars as pl
 
+from common.console import warn
 from common.errors import UserError
-from common.reporting.frames import polars_frame
-from common.reporting.passk import paired_difference
-from common.reporting.progress import warn
+from common.reporting.accuracy import paired_difference
 from common.reporting.tables import greedy_correct
-from common.runs.folders import open_policy
+from common.runs.columns import polars_frame
 from common.runs.layout import Run
 from common.runs.manifest import has_manifest, read_manifest
+from common.runs.policies import open_policy
 from common.runs.schemas import TRAIN
 from common.runs.shards import read_output
 from workflows.compare.policies import compare_updates

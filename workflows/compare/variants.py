@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from common.config.recipe_file import read_recipe_text
 from common.errors import UserError
-from common.recipe_file import read_recipe_text
 from common.runs.child import Frozen
 from common.runs.manifest import read_manifest
 from common.runs.recipe import changed_since_begun, differing_keys

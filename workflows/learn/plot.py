@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 
 from common.reporting.openings import RIGHT, SELDOM
-from workflows.drawing import finish, legend_below, look, panels
+from workflows.plotting import finish, legend_below, look, panels
 
 TOO_MANY_FOR_MARKERS = 25
 """Points of a line."""

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from common.rewards.programs.compare import Comparison
-from common.rewards.verdict import GoldError
+from common.rewards.rule import GoldError
 
 Parsed = tuple[str, tuple[Any, ...], tuple[Any, ...], Comparison, dict[str, Any]]
 """(function, arguments, right results, how to compare, keywords)."""

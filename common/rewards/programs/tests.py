@@ -21,8 +21,8 @@ from typing import Any
 
 from common.rewards.programs.asserts import read_asserts
 from common.rewards.programs.compare import Comparison
+from common.rewards.rule import GoldError
 from common.rewards.sandbox.child import TOO_MUCH, encode
-from common.rewards.verdict import GoldError
 
 MAX_STDIN = 4 << 20
 """Characters of one test, which becomes a file in the sandbox."""

@@ -1,0 +1,55 @@
+"""Shards divided over the mesh: each part makes its own, the first rank completes the output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from common.console import say
+from common.parallel.mesh import Mesh
+
+if TYPE_CHECKING:
+    from common.runs.shards import OutputWriter
+
+
+def make_shards(
+    writer: OutputWriter,
+    mesh: Mesh,
+    make: Callable[[list[str]], Iterable[tuple[str, pa.Table]]],
+    *,
+    chosen: range,
+    by_replica: bool = False,
+) -> bool:
+    """Make the shards that are missing, part p of P every P-th of them.
+
+    Which shards there are and what is in them does not depend on the parts.
+
+    Args:
+        make: names of shards to their tables, one after another. Every rank calls it, or none;
+            a rank that only takes part in making yields nothing.
+        chosen: shards asked for.
+        by_replica: whether a part is a replica (dp), of several ranks, or else a rank.
+
+    Returns:
+        Whether this rank is to complete the output: it is the first one and no shard is missing.
+    """
+    name = writer.output.name
+    if mesh.is_main:
+        writer.open()
+    pending: list[str] = mesh.broadcast_from_rank0(writer.pending)
+    missing = [writer.names[index] for index in chosen if writer.names[index] in pending]
+    if kept := len(chosen) - len(missing):
+        say(f"{name}: {kept} of {len(chosen)} shards were complete already")
+    parts = (mesh.dp_rank, mesh.dp_degree) if by_replica else (mesh.rank, mesh.world_size)
+    if missing:
+        for shard, table in make(missing[parts[0] :: parts[1]]):
+            writer.write(shard, table)
+    mesh.at(f"waiting for the other ranks' shards of {name}")
+    mesh.barrier()
+    if not mesh.is_main:
+        return False
+    if left := writer.pending():
+        say(f"{name}: {len(left)} of {len(writer.names)} shards are still missing")
+    return not left

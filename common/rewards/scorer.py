@@ -1,0 +1,475 @@
+"""Scores completions: each rule where it may run, what comes of all together, and tables of it."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from types import TracebackType
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from common.config import RewardsConfig
+from common.errors import UserError
+from common.process import usable_cores
+from common.rewards.pool import JudgeRequest, Pool
+from common.rewards.registry import (
+    check_gold,
+    extras_of,
+    get_rule,
+    get_verifier,
+    open_rule,
+    unreadable,
+)
+from common.rewards.rule import VERDICTS, Judge, Place, Row, Verdict, Verifier
+from common.runs.schemas import KEY
+from common.tasks.records import Faults
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """All that is said about one completion."""
+
+    reward: float | None
+    """Weighted sum of the parts; None when a rule failed."""
+    answer: float | None
+    """By the row's verify type, unweighted."""
+    extras: dict[str, float | None]
+    """By the recipe's extra rewards, unweighted."""
+    verdict: Verdict
+    """On the answer; `infra_error` or `timeout` also when that befell an extra only."""
+
+
+class Scorer:
+    """Judges completions by the rules of a recipe.
+
+    A context manager: rules are opened, and their processes started, once; leaving it ends them.
+    """
+
+    def __init__(self, rewards: RewardsConfig) -> None:
+        self._rewards = rewards
+        self._weights = weights_of(rewards)
+        self._here: dict[str, Judge] = {}
+        self._pools: dict[str, Pool] = {}
+        self._runner = asyncio.Runner()
+
+    def __enter__(self) -> Scorer:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for pool in self._pools.values():
+            self._runner.run(pool.close())
+        self._runner.close()
+
+    def open(self, verify_types: Iterable[str], *, extras: bool = True) -> None:
+        """Make ready what is needed to judge such rows, and so find out what is missing.
+
+        Raises:
+            UserError: a verify type is unknown, or a rule cannot be opened.
+            MissingToolError: a program or package that a rule needs is not there.
+        """
+        types = sorted(set(verify_types))
+        for name in types:
+            get_verifier(name)
+        names = [*types, *(self._extras() if extras else ())]
+        for name in names:
+            if name not in self._pools:
+                self._require(name)
+        for name in names:
+            if name in self._here or name in self._pools:
+                continue
+            if self._place(name) == "here":
+                self._here[name] = open_rule(name, self._rewards)
+            else:
+                self._runner.run(self._pool(name).open())
+
+    def judge(
+        self,
+        completions: Sequence[tuple[str, Row]],
+        on_judged: Callable[[], None] = lambda: None,
+    ) -> list[Judgement]:
+        """Judge (assistant prefix + completion, row) by the row's verify type and by all extras.
+
+        Args:
+            completions: texts and rows.
+            on_judged: called whenever all has been said about a completion.
+
+        Raises:
+            UserError: a verify type is unknown, a rule cannot be opened, or a gold answer cannot be
+                read.
+        """
+        rules = ["", *self._extras()]
+        self.open({row["verify_type"] for _, row in completions})
+        jobs = [
+            JudgeRequest(extra or row["verify_type"], text, row)
+            for extra in rules
+            for text, row in completions
+        ]
+        missing = [len(rules)] * len(completions)
+
+        def on_verdict(job: int) -> None:
+            missing[job % len(completions)] -= 1
+            if not missing[job % len(completions)]:
+                on_judged()
+
+        verdicts = self._verdicts(jobs, on_verdict)
+        by_rule = [verdicts[i :: len(completions)] for i in range(len(completions))]
+        return [
+            combine(answer, dict(zip(rules[1:], extras, strict=True)), self._weights)
+            for answer, *extras in by_rule
+        ]
+
+    def answers(self, completions: Sequence[tuple[str, Row]]) -> list[Verdict]:
+        """Judge by the row's verify type alone."""
+        self.open({row["verify_type"] for _, row in completions}, extras=False)
+        jobs = [JudgeRequest(row["verify_type"], text, row) for text, row in completions]
+        return self._verdicts(jobs, lambda job: None)
+
+    def unreadable_golds(self, golds: Sequence[tuple[str, str]]) -> list[str | None]:
+        """What is wrong with each (verify type, answer); None if it can be read.
+
+        Raises:
+            MissingToolError: what reads golds of a type is not there.
+        """
+        found: dict[tuple[str, str], str | None] = {}
+        elsewhere: dict[str, list[str]] = {}
+        for verify_type, answer in dict.fromkeys(golds):
+            try:
+                if get_verifier(verify_type).gold_place == "here":
+                    check_gold(verify_type, answer)
+                else:
+                    elsewhere.setdefault(verify_type, []).append(answer)
+                found[verify_type, answer] = None
+            except UserError as error:
+                found[verify_type, answer] = str(error)
+        for verify_type, answers in elsewhere.items():
+            self._require(verify_type)
+            reasons = self._runner.run(self._pool(verify_type).read_golds(answers))
+            for answer, reason in zip(answers, reasons, strict=True):
+                if reason is not None:
+                    found[verify_type, answer] = unreadable(verify_type, answer, reason)
+        return [found[gold] for gold in golds]
+
+    def _verdicts(
+        self, jobs: Sequence[JudgeRequest], on_verdict: Callable[[int], None]
+    ) -> list[Verdict]:
+        """Verdicts on jobs whose rules are open, rule by rule; `on_verdict` gets a job's index."""
+        verdicts: dict[int, Verdict] = {}
+        by_rule: dict[str, list[int]] = {}
+        for index, job in enumerate(jobs):
+            by_rule.setdefault(job.rule, []).append(index)
+        for name, mine in by_rule.items():
+            if name in self._here:
+                for index in mine:
+                    verdicts[index] = self._here[name](jobs[index].text, jobs[index].row)
+                    on_verdict(index)
+            else:
+                work = self._pools[name].judge(
+                    [jobs[i] for i in mine], partial(_renumbered, mine, on_verdict)
+                )
+                verdicts.update(zip(mine, self._runner.run(work), strict=True))
+        return [verdicts[i] for i in range(len(jobs))]
+
+    def _pool(self, name: str) -> Pool:
+        if name not in self._pools:
+            workers = self._rewards.workers
+            count = default_workers() if workers == "auto" else workers
+            self._pools[name] = Pool(name, self._rewards, count)
+        return self._pools[name]
+
+    def _require(self, name: str) -> None:
+        rule = get_rule(name, self._rewards)
+        if isinstance(rule, Verifier):
+            rule.require(self._rewards)
+
+    def _place(self, name: str) -> Place:
+        return get_rule(name, self._rewards).place
+
+    def _extras(self) -> list[str]:
+        return [name for name in self._weights if name != "answer"]
+
+
+def _renumbered(numbers: Sequence[int], tell: Callable[[int], None], index: int) -> None:
+    tell(numbers[index])
+
+
+def weights_of(rewards: RewardsConfig) -> dict[str, float]:
+    """Weight of `answer` and of each extra that the recipe uses."""
+    return {"answer": rewards.answer.weight} | rewards.extras()
+
+
+def combine(
+    answer: Verdict, extras: Mapping[str, Verdict], weights: Mapping[str, float]
+) -> Judgement:
+    """Add up what the rules say.
+
+    The sum is rounded once (`math.fsum`), so equal parts give equal sums whatever their order. An
+    extra that abstained adds nothing; one that ran out of time adds 0; when a rule failed, or the
+    sum is beyond all numbers, there is no reward.
+    """
+    verdicts = {"answer": answer, **extras}
+    rewards = {name: verdict.reward for name, verdict in verdicts.items()}
+    failed = _first(verdicts, "infra_error")
+    late = _first(verdicts, "timeout")
+    terms = [weights[name] * part for name, part in rewards.items() if part is not None]
+    total = _sum(terms)
+    if total is None and not failed:
+        failed = Verdict(None, "infra_error", None, f"the weighted sum of {terms} is not finite")
+    if (befallen := failed or late) and befallen is not answer:
+        reward = None if failed else answer.reward
+        answer = Verdict(reward, befallen.verdict, answer.extracted, befallen.reason)
+    rewards.pop("answer")
+    return Judgement(None if failed else total, verdicts["answer"].reward, rewards, answer)
+
+
+def _sum(terms: Sequence[float]) -> float | None:
+    try:
+        total = math.fsum(terms)
+    except (OverflowError, ValueError):
+        return None
+    return total if math.isfinite(total) else None
+
+
+def _first(verdicts: Mapping[str, Verdict], outcome: str) -> Verdict | None:
+    return next((v for v in verdicts.values() if v.verdict == outcome), None)
+
+
+def needed_columns(rewards: RewardsConfig) -> dict[str, str]:
+    """Columns that the recipe's extras need, and the extra that needs each."""
+    extras = extras_of(rewards)
+    return {column: name for name in rewards.extras() for column in extras[name].needs}
+
+
+def default_workers() -> int:
+    """One process for each core that is ours, shared with the other ranks of torchrun."""
+    return max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+JUDGED = (
+    *(KEY, "group_id", "prompt_id", "task", "question", "answer", "verify_type"),
+    *("assistant_prefix", "completion_text", "completion_ids", "finish_reason"),
+)
+"""Columns of a rollout that rules look at, and those that place a row."""
+
+MOST_INFRA_ERRORS = 0.01
+"""Share of completions whose rules may fail; beyond it the rules are at fault and not the rows."""
+
+
+def check_golds(tables: Mapping[str, pa.Table], judging: Scorer) -> None:
+    """Refuse gold answers that cannot be read: their rows would count as wrong for ever.
+
+    Args:
+        tables: by the name of their file, with `verify_type` and `answer`.
+        judging: reads golds where their types do.
+
+    Raises:
+        UserError: the first faults with file and row, and the number of others.
+    """
+    places: dict[tuple[str, str], str] = {}
+    for name, table in tables.items():
+        golds = zip(table["verify_type"].to_pylist(), table["answer"].to_pylist(), strict=True)
+        for row, gold in enumerate(golds):
+            places.setdefault(gold, f"{name} row {row}")
+    faults = Faults()
+    for gold, fault in zip(places, judging.unreadable_golds(list(places)), strict=True):
+        if fault is not None:
+            faults.add(places[gold], fault)
+    faults.raise_any()
+
+
+def types_in(tables: Iterable[pa.Table]) -> set[str]:
+    """The verify types of the rows."""
+    return {kind for table in tables for kind in pc.unique(table["verify_type"]).to_pylist()}
+
+
+def judge_table(
+    completions: pa.Table,
+    judging: Scorer,
+    extras: Iterable[str],
+    on_judged: Callable[[], None] = lambda: None,
+) -> tuple[pa.Table, list[str]]:
+    """Judge completions by their rows' verify types and by the recipe's extras.
+
+    Args:
+        completions: with `completion_text`, `answer`, `verify_type` and, if a template opened the
+            assistant's turn, `assistant_prefix`, which is judged as part of the text.
+        judging: of the recipe that has `extras`.
+        extras: names of the extras in use.
+        on_judged: called after each row.
+
+    Returns:
+        The columns `reward`, `reward_answer`, `reward_<extra>`, `extracted_answer`, `verdict`, and
+        the reasons of all infra errors.
+
+    Raises:
+        UserError: a gold cannot be read under its verify type.
+    """
+    texts = [
+        ((row.get("assistant_prefix") or "") + row["completion_text"], row)
+        for row in rows_for_rules(completions).to_pylist()
+    ]
+    rows: list[dict[str, Any]] = []
+    reasons: list[str] = []
+    for judged in judging.judge(texts, on_judged):
+        rows.append(
+            {"reward": judged.reward, "reward_answer": judged.answer}
+            | {f"reward_{name}": reward for name, reward in judged.extras.items()}
+            | {
+                "extracted_answer": judged.verdict.extracted,
+                "verdict": judged.verdict.verdict,
+            }
+        )
+        if judged.reward is None:
+            reasons.append(judged.verdict.reason)
+    return pa.Table.from_pylist(rows, schema=_schema(extras)), reasons
+
+
+SEEN = ("prompt_id", "task", "question", "answer", "verify_type", "finish_reason")
+"""What a rule sees of a row of an evaluation."""
+
+
+def judge_rows(rows: Sequence[dict[str, Any]], judging: Scorer) -> list[str]:
+    """Set in rows of an evaluation what their verify types say; gives reasons of infra errors."""
+    texts = [
+        (row["assistant_prefix"] + row["completion_text"], {name: row[name] for name in SEEN})
+        for row in rows
+    ]
+    verdicts = judging.answers(texts)
+    for row, verdict in zip(rows, verdicts, strict=True):
+        row["reward_answer"] = verdict.reward
+        row["extracted_answer"] = verdict.extracted
+        row["verdict"] = verdict.verdict
+    return [verdict.reason for verdict in verdicts if verdict.reward is None]
+
+
+def rows_for_rules(completions: pa.Table) -> pa.Table:
+    """What rules see of a row: its columns of text and numbers, and `completion_tokens`.
+
+    Lists are left out, since unpacking ids and logprobs of tokens takes longer than judging; of the
+    ids their number stays.
+    """
+    plain = [field.name for field in completions.schema if _is_plain(field.type)]
+    rows = completions.select(plain)
+    if "completion_ids" in completions.column_names and _is_list(completions["completion_ids"]):
+        tokens = pc.list_value_length(completions["completion_ids"])
+        rows = rows.drop_columns([n for n in plain if n == "completion_tokens"])
+        rows = rows.append_column("completion_tokens", tokens)
+    return rows
+
+
+def _is_plain(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        return _is_plain(kind.value_type)
+    texts = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    numbers = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean)
+    return any(test(kind) for test in (*texts, *numbers))
+
+
+def _is_list(column: pa.ChunkedArray) -> bool:
+    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    return any(test(column.type) for test in lists)
+
+
+def check_columns(completions: pa.Table, rewards: RewardsConfig, where: str) -> None:
+    """Raise `UserError` if an extra of the recipe needs a column that is not there."""
+    rows = rows_for_rules(completions)
+    for column, name in needed_columns(rewards).items():
+        source = {"completion_tokens": "completion_ids"}.get(column, column)
+        if column not in rows.column_names or not pa.types.is_integer(rows[column].type):
+            raise UserError(f"{where}: the reward {name!r} needs a column {source!r} of lists")
+        if rows[column].null_count:
+            row = rows[column].is_null().to_pylist().index(True)
+            raise UserError(
+                f"{where} row {row}: no value in column {source!r}, which the reward {name!r} needs"
+            )
+
+
+def _schema(extras: Iterable[str]) -> pa.Schema:
+    rewards = ["reward", "reward_answer", *(f"reward_{name}" for name in extras)]
+    texts = ["extracted_answer", "verdict"]
+    return pa.schema([(r, pa.float64()) for r in rewards] + [(t, pa.string()) for t in texts])
+
+
+def with_columns(table: pa.Table, columns: Mapping[str, Any]) -> pa.Table:
+    """`table` with columns set or, if it has them, replaced."""
+    for name, column in columns.items():
+        if name in table.column_names:
+            table = table.set_column(table.column_names.index(name), name, column)
+        else:
+            table = table.append_column(name, column)
+    return table
+
+
+def refuse_infra_errors(scored: pa.Table, reasons: list[str]) -> None:
+    """Raise `UserError` with the first three reasons if more than 1 % of the rows failed.
+
+    Args:
+        scored: with `verdict`.
+        reasons: of the infra errors.
+    """
+    failed = scored["verdict"].to_pylist().count("infra_error")
+    refuse_failures(failed, scored.num_rows, reasons)
+
+
+def refuse_failures(failed: int, completions: int, reasons: list[str]) -> None:
+    """As `refuse_infra_errors`, of rows that were counted before."""
+    if failed > MOST_INFRA_ERRORS * completions:
+        first = "".join(f"\n  {reason}" for reason in list(dict.fromkeys(reasons))[:3])
+        raise UserError(
+            f"the reward rules failed on {failed} of {completions} completions, more than "
+            f"{MOST_INFRA_ERRORS:.0%}; mend them and run the same command again, which judges "
+            f"these anew. First reasons:{first}"
+        )
+
+
+def reward_facts(scored: pa.Table) -> dict[str, Any]:
+    """Mean reward, accuracy and verdicts of scored rows, of all and by `task` if there is one.
+
+    Accuracy is the share of `correct` among the rows that could be judged.
+    """
+    facts = _facts(scored)
+    if "task" in scored.column_names:
+        facts["tasks"] = {
+            task: _facts(scored.filter(pc.equal(scored["task"], task)))
+            for task in pc.unique(scored["task"].drop_null()).to_pylist()
+        }
+    return facts
+
+
+def summary(name: str, facts: dict[str, Any]) -> str:
+    """One line about what was scored.
+
+    Args:
+        facts: of `reward_facts` and, if there are groups, how many have no variance.
+    """
+    counts = [f"{n} {outcome}" for outcome, n in facts["verdicts"].items() if n]
+    mean, accuracy = facts["reward_mean"], facts["accuracy"]
+    figures = "no rewards" if mean is None else f"mean reward {mean:.3f}, accuracy {accuracy:.3f}"
+    groups = ""
+    if "groups" in facts:
+        groups = f"; {facts['zero_variance_groups']} of {facts['groups']} groups without variance"
+    if rejected := facts.get("rejected_groups"):
+        groups += f", and {facts['rejected_zero_variance_groups']} of {rejected} rejected ones"
+    return f"{name}: {facts['completions']} completions, {figures} ({', '.join(counts)}){groups}"
+
+
+def _facts(scored: pa.Table) -> dict[str, Any]:
+    counts = Counter(scored["verdict"].to_pylist())
+    judged = scored.num_rows - counts["infra_error"]
+    return {
+        "completions": scored.num_rows,
+        "reward_mean": pc.mean(scored["reward"]).as_py(),
+        "accuracy": counts["correct"] / judged if judged else None,
+        "verdicts": {outcome: counts[outcome] for outcome in VERDICTS},
+    }

@@ -1,0 +1,78 @@
+"""The policy that is sampled: prompts rendered for it, its samples as rows of a table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from common.config import PromptConfig, Recipe
+from common.engines.engine import Engine, Sample, beyond_context, load_engine
+from common.errors import UserError
+from common.modeling.chat import completion_text, load_tokenizer, render, stop_ids
+from common.modeling.load import load_config
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class RenderedPrompt:
+    """A row of `prompts/`, rendered."""
+
+    row: Mapping[str, Any]
+    ids: list[int]
+    prefix: str
+    """What of the text of `ids` belongs to the assistant."""
+
+
+class SamplingPolicy:
+    """A policy to be sampled: its tokenizer, what ends its turn, and its weights when needed."""
+
+    def __init__(self, policy_dir: Path, prompt: PromptConfig) -> None:
+        """Raises:
+        UserError: no usable tokenizer or configuration, or nothing that ends a completion.
+        """
+        self.policy_dir = policy_dir
+        self._prompt = prompt
+        self._tokenizer = load_tokenizer(policy_dir)
+        self._stops = stop_ids(policy_dir, self._tokenizer)
+        self._config = load_config(policy_dir).get_text_config()
+
+    def render(self, row: Mapping[str, Any]) -> RenderedPrompt:
+        """The prompt of a row of `prompts/`."""
+        ids, prefix = render(row["messages"], self._tokenizer, self._prompt)
+        return RenderedPrompt(row, ids, prefix)
+
+    def fits(
+        self, prompt: RenderedPrompt, max_completion_tokens: int, on_long: Literal["error", "drop"]
+    ) -> bool:
+        """Whether the longest completion stays within the model's context.
+
+        Raises:
+            UserError: it does not, and `on_long` is "error".
+        """
+        fault = beyond_context(len(prompt.ids), max_completion_tokens, self._config)
+        if fault and on_long == "error":
+            raise UserError(f"prompt {prompt.row['prompt_id']} ({prompt.row['task']}) {fault}")
+        return fault is None
+
+    def engine(self, recipe: Recipe, device: torch.device) -> Engine:
+        """The engine that samples this policy, its weights loaded."""
+        return load_engine(self.policy_dir, recipe, self._stops, device)
+
+    def columns(self, prompt: RenderedPrompt, sample: Sample) -> dict[str, Any]:
+        """The columns that rollouts and evaluations share, for one completion."""
+        return {
+            "prompt_id": prompt.row["prompt_id"],
+            "task": prompt.row["task"],
+            "prompt_ids": prompt.ids,
+            "completion_ids": sample.completion_ids,
+            "assistant_prefix": prompt.prefix,
+            "completion_text": completion_text(sample.completion_ids, self._tokenizer, self._stops),
+            "finish_reason": sample.finish_reason,
+            "question": prompt.row["question"],
+            "answer": prompt.row["answer"],
+            "verify_type": prompt.row["verify_type"],
+        }

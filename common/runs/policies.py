@@ -1,0 +1,176 @@
+"""Outputs that are folders of any files: policies, references and trainer states.
+
+How they are committed and opened, which one is an iteration's reference, and how old ones are
+pruned to bound the disk.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any, Literal
+
+from common.config import Recipe
+from common.errors import UserError
+from common.runs.hashing import model_hashes, sha256_of_file
+from common.runs.layout import Output, Run
+from common.runs.manifest import (
+    FileRecord,
+    Manifest,
+    check_sha256,
+    has_manifest,
+    publish,
+    read_manifest,
+    recorded_now,
+    write_manifest,
+)
+
+
+def commit_folder(
+    output: Output,
+    *,
+    inputs: dict[str, str],
+    recipe: dict[str, Any],
+    seed: int,
+    content_hash: str,
+    facts: dict[str, Any],
+    started: float | None = None,
+    publish_output: bool = True,
+) -> Manifest:
+    """Write the manifest over all files in `output.partial` and give it its final name.
+
+    Args:
+        content_hash: of what the files say; `hashing.model_hashes` for a policy.
+        publish_output: leave the rename to the caller, who commits several outputs as one.
+    """
+    paths = sorted(p for p in output.partial.iterdir() if p.is_file() and p.name[0] != ".")
+    manifest = Manifest(
+        stage=output.stage,
+        iteration=output.iteration,
+        inputs=inputs,
+        recipe=recipe,
+        seed=seed,
+        files=[FileRecord.of(path) for path in paths if path.name != "manifest.json"],
+        rows=0,
+        content_hash=content_hash,
+        facts=facts,
+        recorded=recorded_now(time.monotonic() if started is None else started),
+    )
+    write_manifest(output.partial, manifest)
+    if publish_output:
+        publish(output)
+    return manifest
+
+
+def commit_policy(
+    output: Output,
+    *,
+    inputs: dict[str, str],
+    recipe: dict[str, Any],
+    seed: int,
+    facts: dict[str, Any] | None = None,
+    publish_output: bool = True,
+) -> Manifest:
+    """`commit_folder` of a Hugging Face directory, hashed by tensors, tokenizer and config."""
+    hashes = model_hashes(output.partial)
+    return commit_folder(
+        output,
+        inputs=inputs,
+        recipe=recipe,
+        seed=seed,
+        content_hash=hashes["model"],
+        facts={"hashes": hashes} | (facts or {}),
+        publish_output=publish_output,
+    )
+
+
+def open_policy(run: Run, number: int) -> Path:
+    """The directory of a policy, every file of it verified.
+
+    Raises:
+        UserError: it is missing, pruned, or a file is not what its manifest says.
+    """
+    return open_folder(run.policy(number))
+
+
+def open_folder(output: Output) -> Path:
+    """The directory of a policy or trainer state, every file of it verified by sha256.
+
+    Raises:
+        UserError: it is missing, pruned, or a file is not what its manifest says.
+    """
+    manifest = read_manifest(output)
+    if manifest.pruned:
+        raise UserError(
+            f"{output.path}: its files were pruned to bound the disk; make them again with "
+            f"FROM={max(1, output.iteration)}, and raise run.keep_policies / run.keep_trainer"
+        )
+    for record in manifest.files:
+        path = output.path / record.name
+        if not path.is_file():
+            raise UserError(f"{path} is missing; make it again: {output.command}")
+        check_sha256(output, record, sha256_of_file(path))
+    return output.path
+
+
+def reference_of(run: Run, iteration: int, recipe: Recipe) -> Output | None:
+    """What iteration N's KL pulls towards; None when `objective.kl_coef` is 0.
+
+    `fixed`: policy 0. `refresh`: policy floor((N - 1) / K) * K. `ema`: the average that training
+    N - 1 wrote beside its policy; policy 0 where it wrote none, so at the beginning.
+    """
+    if not recipe.objective.kl_coef:
+        return None
+    if recipe.reference.update == "refresh":
+        every = recipe.reference.refresh_every
+        return run.policy((iteration - 1) // every * every)
+    if recipe.reference.update == "ema" and iteration > 1:
+        train, average = run.train(iteration - 1), run.reference(iteration - 1)
+        # One left over from a training that has been made again without it is not listed there.
+        if has_manifest(train) and average.name in read_manifest(train).facts:
+            return average
+    return run.policy(0)
+
+
+def keeps_average(recipe: Recipe) -> bool:
+    """Whether `train` writes a moving average of the policies."""
+    return recipe.objective.kl_coef != 0 and recipe.reference.update == "ema"
+
+
+def prune(
+    run: Run,
+    *,
+    newest: int,
+    keep_policies: int | Literal["all"],
+    keep_trainer: int | Literal["all"],
+    in_use: Collection[str] = (),
+) -> None:
+    """Delete weights and trainer states but the last so many up to `newest`; policy 0 stays.
+
+    Moving averages go with their policies. What `in_use` names stays: the reference to come.
+
+    Those beyond `newest` are of a training that is being made again and are left alone.
+
+    The manifest says `pruned` before the first file goes, so a kill in between loses nothing
+    that was promised; its hashes stay, so that finished iterations remain fresh.
+    """
+    old: list[Output] = []
+    for number in range(1, newest + 1):
+        if keep_policies != "all" and number <= newest - keep_policies:
+            old += [run.policy(number), run.reference(number)]
+        if keep_trainer != "all" and number <= newest - keep_trainer:
+            old.append(run.trainer(number))
+    for output in old:
+        if output.name not in in_use:
+            _prune(output)
+
+
+def _prune(output: Output) -> None:
+    if not has_manifest(output):
+        return
+    manifest = read_manifest(output)
+    if not manifest.pruned:
+        write_manifest(output.path, manifest.model_copy(update={"pruned": True}))
+    for record in manifest.files:
+        (output.path / record.name).unlink(missing_ok=True)

@@ -1,0 +1,228 @@
+"""Optimizer steps of one iteration: pipeline, objective and optimizer brought together."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from common.config import ObjectiveConfig, TrainConfig
+from common.console import warn
+from common.errors import NonFiniteError
+from common.objective.loss import TokenBatch, grpo_loss, merge_sums, metrics
+from common.parallel.mesh import Mesh
+from common.parallel.pipeline import Pipeline
+from common.runs.manifest import peak_memory_bytes
+from common.training.minibatches import Minibatch, ReplicaBatch, make_replica_batch
+from common.training.optimizer import Optimizer, learning_rate
+
+Row = dict[str, Any]
+"""One optimizer step as a row of `schemas.TRAIN`; also `computed`: was any token in the loss?"""
+
+_SKIPS_ALLOWED = 2
+_SAMPLES_NAMED = 8
+_FIRST_BOUND = 1e-2
+"""At the first step policy and old policy are the same. In float32 the mean ratio is 1 to 1e-4,
+approx_kl 0 to 1e-6; this leaves room for bfloat16, whose rounding depends on how rows are packed.
+The mean ratio alone would not do: to another distribution that was sampled from, it is 1 too."""
+
+
+@dataclass
+class LossRecorder:
+    """What the loss saw on the last pipeline stage of one replica, microbatch by microbatch."""
+
+    share: ReplicaBatch
+    objective: ObjectiveConfig
+    sums: dict[str, Tensor] | None = None
+    finite: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
+    """Indices of packs, finite targets [B, T], whether the loss is finite."""
+
+    def __call__(self, outputs: Tensor, packs: Tensor) -> Tensor:
+        """The loss of a microbatch: outputs [B, T, 2] of the packs with these indices [B]."""
+        batch = self.share.tokens.select(packs)
+        loss, sums = grpo_loss(outputs[..., 0], outputs[..., 1], batch, self.objective)
+        self.sums = merge_sums(self.sums, sums)
+        fine = (outputs.detach().isfinite().all(-1) & _finite(batch)) | ~batch.mask
+        # Only noted: to look at it here would stop the device once a microbatch.
+        self.finite.append((packs, fine, loss.detach().isfinite()))
+        return loss
+
+    def not_finite(self) -> list[str] | None:
+        """Ids of the completions whose numbers are not finite; None if all are."""
+        bad: list[str] = []
+        for packs, fine, loss_is_fine in self.finite:
+            if not bool(fine.all()):
+                targets = torch.zeros_like(self.share.packs.target_mask)
+                targets[packs.cpu()] = ~fine.cpu()
+                bad += self.share.rollout_ids(targets)
+            elif not bool(loss_is_fine):
+                bad += self.share.rollout_ids(packs)
+        return bad or None
+
+
+class Trainer:
+    """Takes the minibatches of one iteration in order and keeps the rows of its metrics."""
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        optimizer: Optimizer,
+        *,
+        train: TrainConfig,
+        objective: ObjectiveConfig,
+        iteration: int,
+        steps: int,
+        max_completion_tokens: int,
+    ) -> None:
+        """Prepare for an iteration.
+
+        Args:
+            steps: optimizer steps of the iteration.
+            max_completion_tokens: the rollout's limit.
+        """
+        self.pipeline = pipeline
+        self.optimizer = optimizer
+        self.mesh: Mesh = pipeline.mesh
+        self.rows: list[Row] = []
+        self._train = train
+        self._objective = objective
+        self._iteration = iteration
+        self._steps = steps
+        self._max_completion_tokens = max_completion_tokens
+
+    def step(self, minibatch: Minibatch) -> Row:
+        """One optimizer step; the same row on every rank.
+
+        Raises:
+            NonFiniteError: the third step in a row whose update is left out because its loss,
+                its entropy or its gradient is not finite.
+        """
+        place = f"iteration {self._iteration}, step {minibatch.step}"
+        self.mesh.at(f"{place}, forward and backward")
+        started = time.perf_counter()
+        seen = self.accumulate(minibatch)
+        self.mesh.at(f"{place}, optimizer")
+        rate = learning_rate(
+            self._train, iteration=self._iteration, step=minibatch.step, steps=self._steps
+        )
+        faulty = seen.not_finite() if seen else None
+        result = self.optimizer.step(
+            rate, loss_is_finite=faulty is None, wanted=minibatch.has_gradient
+        )
+        row = self._row(minibatch, seen, started)
+        row |= {
+            "skipped": not result.applied,
+            "grad_norm": result.grad_norm,
+            "learning_rate": rate,
+        }
+        self.rows.append(row)
+        if minibatch.has_gradient and not result.applied:
+            self._left_out(place, minibatch, faulty)
+        elif minibatch.step == 0 and minibatch.has_gradient:
+            self._alarm(row)
+        return row
+
+    def accumulate(self, minibatch: Minibatch) -> LossRecorder | None:
+        """Add the gradients of this replica's share; what the loss saw, on the last stage."""
+        share = make_replica_batch(
+            minibatch,
+            self._objective,
+            replica=self.mesh.dp_rank,
+            replicas=self.mesh.dp_degree,
+            tokens_per_pack=self._train.tokens_per_pack,
+            share_prompts=self._train.share_prompts,
+            packing=self.pipeline.packing(self._train.microbatches),
+            max_completion_tokens=self._max_completion_tokens,
+            dtype=torch.promote_types(self.pipeline.part.dtype, torch.float32),
+        )
+        on_device = ReplicaBatch(share.samples, share.packs, share.tokens.to(self.mesh.device))
+        seen = LossRecorder(on_device, self._objective)
+        self.pipeline.run_step(share.packs, self._train.microbatches, seen)
+        return seen if self.mesh.is_last else None
+
+    def _row(self, minibatch: Minibatch, seen: LossRecorder | None, started: float) -> Row:
+        """Metrics over all replicas, merged in rank order so that all ranks have the same."""
+        sums = seen.sums if seen else None
+        mine = None if sums is None else {name: float(value) for name, value in sums.items()}
+        seconds = time.perf_counter() - started
+        total: dict[str, Tensor] | None = None
+        everyone = self.mesh.gather_objects((mine, seconds, _peak_memory(self.mesh.device)))
+        for part, _, _ in everyone:
+            if part is not None:
+                total = merge_sums(total, {name: torch.tensor(v) for name, v in part.items()})
+        assert total is not None
+        slowest = max(seconds for _, seconds, _ in everyone)
+        facts = minibatch.facts()
+        return {
+            "iteration": self._iteration,
+            "epoch": minibatch.epoch,
+            "step": minibatch.step,
+            "computed": minibatch.has_gradient,
+            **metrics(total),
+            **facts,
+            "tokens_per_second": facts["completion_tokens"] / slowest,
+            "peak_memory_bytes": max(memory for _, _, memory in everyone),
+            "step_seconds": slowest,
+        }
+
+    def _left_out(self, place: str, minibatch: Minibatch, faulty: list[str] | None) -> None:
+        """Name what was not finite; give up on the third such step in a row."""
+        found = [ids for ids in self.mesh.gather_objects(faulty) if ids]
+        ids = sorted({rollout_id for part in found for rollout_id in part})
+        named = ids or [sample.rollout_id for sample in minibatch.samples]
+        what = "the loss of" if ids else "no loss, but the gradient of a step with"
+        more = f" and {len(named) - _SAMPLES_NAMED} more" if len(named) > _SAMPLES_NAMED else ""
+        message = f"{place}: not finite: {what} {', '.join(named[:_SAMPLES_NAMED])}{more}"
+        recent = [row for row in self.rows if row["computed"]][-_SKIPS_ALLOWED - 1 :]
+        if len(recent) > _SKIPS_ALLOWED and all(row["skipped"] for row in recent):
+            raise NonFiniteError(
+                f"{message}; {len(recent)} steps in a row, so training stops and the policy stays "
+                "as it was. Lower train.learning_rate or train.max_grad_norm"
+            )
+        if self.mesh.is_main:
+            warn(f"{message}; the update was left out")
+
+    def _alarm(self, row: Row) -> None:
+        off = max(abs(row["ratio_mean"] - 1), row["approx_kl"])
+        if self.mesh.is_main and off > _FIRST_BOUND:
+            warn(
+                f"iteration {self._iteration}: before the first update the mean ratio to the old "
+                f"policy is {row['ratio_mean']:.4f}, not 1, approx_kl {row['approx_kl']:.2g}, not "
+                "0: old_logprobs are not of this policy as it is computed here (another dtype or "
+                'machine?); make logprobs again, with logprobs.old_logprobs_from = "policy"'
+            )
+
+
+def step_line(row: Row, steps: int) -> str:
+    """A step for the terminal."""
+    if row["skipped"]:
+        return f"step {row['step'] + 1}/{steps}: left out"
+    shown = {
+        "loss": f"{row['loss']:+.4f}",
+        "reward": f"{row['reward_mean']:.3f}",
+        "kl": f"{row['kl']:.2g}",
+        "entropy": f"{row['entropy']:.3f}",
+        "ratio": f"{row['ratio_mean']:.4f}",
+        "grad": f"{row['grad_norm']:.3g}",
+        "lr": f"{row['learning_rate']:.2g}",
+        "tokens/s": f"{row['tokens_per_second']:.0f}",
+    }
+    numbers = "  ".join(f"{name} {value}" for name, value in shown.items())
+    return f"step {row['step'] + 1}/{steps}  {numbers}"
+
+
+def _finite(batch: TokenBatch) -> Tensor:
+    """[B, T] bool: targets whose given numbers are finite."""
+    given = [batch.old_logprobs, batch.advantages, batch.sampler_weights]
+    given += [batch.ref_logprobs] if batch.ref_logprobs is not None else []
+    return torch.stack([values.isfinite() for values in given]).all(0)
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Bytes: of the accelerator, else of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return peak_memory_bytes()

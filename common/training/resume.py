@@ -1,0 +1,127 @@
+"""Going on: from the iteration before, and within an iteration from its last commit.
+
+Commits after so many optimizer steps lie in the partial output of `train`, which is begun anew
+when inputs or recipe change; they go away when the iteration is committed.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from common.console import say, warn
+from common.errors import UserError
+from common.parallel.pipeline import Pipeline
+from common.runs.hashing import sha256_of_file
+from common.runs.layout import Run
+from common.runs.manifest import read_manifest, sync_directory
+from common.runs.policies import open_folder
+from common.training.checkpoint import load_trainer, read_state, save_trainer
+from common.training.loop import Row, Trainer, step_line
+from common.training.minibatches import Minibatch
+from common.training.optimizer import Optimizer
+
+_MAKING = "checkpoint.making"
+
+
+def continue_training(run: Run, before: int, pipeline: Pipeline, optimizer: Optimizer) -> None:
+    """Take up masters and optimizer after iteration `before`, if they made this very policy.
+
+    Called on every rank. With 0, or another policy (then with a warning), training starts from
+    the policy's own content and a new optimizer.
+    """
+    mesh, policy = pipeline.mesh, run.policy(before)
+    loaded = with_masters = False
+    if before > 0:
+        state = run.trainer(before)
+        folder = open_folder(state) if mesh.is_main else state.path
+        mesh.barrier()
+        if read_manifest(state).facts[policy.name] == read_manifest(policy).content_hash:
+            with_masters = read_state(folder)["masters"]
+            loaded = load_trainer(folder, optimizer, as_policy=True)
+        if not loaded and mesh.is_main:
+            warn(
+                f"{policy.path} is not the policy that {state.path} was saved with: training "
+                "starts from the policy, with a new optimizer"
+            )
+    if optimizer.masters.separate and not (loaded and with_masters):
+        optimizer.masters.fill(pipeline.wide_parameters())
+
+
+def take_steps(
+    trainer: Trainer, minibatches: list[Minibatch], partial: Path, *, checkpoint_every: int
+) -> None:
+    """All optimizer steps of an iteration, from the last commit within it if there is one.
+
+    Args:
+        partial: the partial output of `train`, where commits lie.
+        checkpoint_every: steps between commits; 0 for none.
+    """
+    steps = len(minibatches)
+    trainer.rows = resume_progress(partial, trainer.optimizer)
+    if trainer.rows:
+        say(f"continuing after step {len(trainer.rows)} of {steps}")
+    for minibatch in minibatches[len(trainer.rows) :]:
+        say(step_line(trainer.step(minibatch), steps))
+        done = len(trainer.rows)
+        if checkpoint_every and done % checkpoint_every == 0 and done < steps:
+            save_progress(partial, trainer.optimizer, trainer.rows)
+
+
+def save_progress(folder: Path, optimizer: Optimizer, rows: list[Row]) -> None:
+    """Commit the state after `rows` steps in `folder`; the one before goes when this one stands.
+
+    Called on every rank.
+    """
+    mesh = optimizer.masters.mesh
+    making, final = folder / _MAKING, folder / f"checkpoint-{len(rows):05d}"
+    if mesh.is_main:
+        shutil.rmtree(making, ignore_errors=True)
+        making.mkdir()
+    save_trainer(making, optimizer, with_masters=True, facts={"rows": rows}, checksums=True)
+    if mesh.is_main:
+        before = _committed(folder)
+        making.rename(final)
+        sync_directory(folder)
+        for old in before:
+            shutil.rmtree(old)
+    mesh.barrier()
+
+
+def resume_progress(folder: Path, optimizer: Optimizer) -> list[Row]:
+    """Continue from the last commit in `folder`; the rows of the steps it includes, or none.
+
+    Called on every rank. A damaged commit is removed: the iteration is then replayed.
+    """
+    mesh = optimizer.masters.mesh
+    path = mesh.broadcast_from_rank0(lambda: _newest_sound(folder))
+    if path is None:
+        return []
+    load_trainer(path, optimizer, as_policy=False)
+    return read_state(path)["rows"]
+
+
+def clear_progress(folder: Path) -> None:
+    """Remove all commits; called on rank 0."""
+    for path in (*_committed(folder), folder / _MAKING):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _committed(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.glob("checkpoint-*") if p.is_dir())
+
+
+def _newest_sound(folder: Path) -> Path | None:
+    committed = _committed(folder)
+    if not committed:
+        return None
+    newest = committed[-1]
+    try:
+        for name, recorded in read_state(newest)["sha256"].items():
+            if sha256_of_file(newest / name) != recorded:
+                raise UserError(f"{newest / name} is not what was written")
+    except (OSError, ValueError, KeyError) as error:
+        warn(f"{newest}: damaged ({error}); the iteration begins again")
+        shutil.rmtree(newest)
+        return None
+    return newest

@@ -1,0 +1,137 @@
+"""The joined shards of an iteration as samples: rollout, score and logprobs by key."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from common.errors import UserError
+from common.runs.columns import join
+from common.runs.layout import Output, Run
+from common.runs.manifest import read_manifest
+from common.runs.schemas import KEY
+from common.runs.shards import read_output
+from common.training.minibatches import TrainingSample
+
+_OF_ROLLOUT = [
+    KEY,
+    "group_id",
+    "prompt_ids",
+    "completion_ids",
+    "sampler_logprobs",
+    "finish_reason",
+    "kept",
+]
+_OF_LOGPROBS = [KEY, "old_logprobs", "ref_logprobs", "entropy"]
+
+
+@dataclass(frozen=True)
+class IterationRows:
+    """What training reads of an iteration."""
+
+    samples: list[TrainingSample]
+    """Of kept groups, in the order of the rollout."""
+    temperature: float
+    max_completion_tokens: int
+
+
+def read_samples(
+    run: Run, iteration: int, *, with_reference: bool, with_entropy: bool
+) -> IterationRows:
+    """Every kept completion with its advantage and logprobs, keys and lengths checked.
+
+    Args:
+        with_reference: `ref_logprobs` are needed.
+        with_entropy: `entropy` is needed; else it may be null.
+
+    Raises:
+        UserError: rows missing or superfluous in one of the three, or values that do not fit.
+    """
+    rollout, score, logprobs = run.rollout(iteration), run.score(iteration), run.logprobs(iteration)
+    table = read_output(rollout, _OF_ROLLOUT)
+    table = _joined(table, rollout, score, [KEY, "reward", "advantage"])
+    table = _joined(table, rollout, logprobs, _OF_LOGPROBS)
+    by_token = {"sampler_logprobs": rollout}
+    by_token |= dict.fromkeys(("old_logprobs", "entropy"), logprobs)
+    if with_reference:
+        by_token["ref_logprobs"] = logprobs
+    nullable = () if with_entropy else ("entropy",)
+    samples = [_sample(row, by_token, nullable) for row in _rows(table) if row["kept"]]
+    sampling = read_manifest(rollout).recipe["rollout"]
+    return IterationRows(samples, sampling["temperature"], sampling["max_completion_tokens"])
+
+
+def _joined(table: pa.Table, left: Output, right: Output, columns: list[str]) -> pa.Table:
+    return join(table, read_output(right, columns), key=KEY, names=(left.name, right.name))
+
+
+def _rows(table: pa.Table) -> list[dict[str, Any]]:
+    """Rows with lists of numbers as arrays: Python objects for each token would cost minutes."""
+    columns: dict[str, list[Any]] = {}
+    for field in table.schema:
+        column = table.column(field.name)
+        if pa.types.is_list(field.type):
+            columns[field.name] = [
+                None if cell is None else np.asarray(cell)
+                for chunk in column.chunks
+                for cell in _cells(chunk)
+            ]
+        else:
+            columns[field.name] = column.to_pylist()
+    names = list(columns)
+    return [dict(zip(names, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _cells(lists: pa.ListArray) -> list[np.ndarray | None]:
+    offsets = lists.offsets.to_numpy()
+    values = lists.values.to_numpy(zero_copy_only=False)
+    valid = lists.is_valid().to_numpy(zero_copy_only=False)
+    return [
+        values[begin:end] if there else None
+        for begin, end, there in zip(offsets[:-1], offsets[1:], valid, strict=True)
+    ]
+
+
+_WANTED_BY = {
+    "ref_logprobs": "objective.kl_coef is not 0",
+    "entropy": "objective.top_entropy_quantile is not 1",
+}
+
+
+def _sample(
+    row: dict[str, Any], by_token: dict[str, Output], nullable: Collection[str]
+) -> TrainingSample:
+    """The row, after a look at its columns with one value a token, each of an output."""
+    tokens = len(row["completion_ids"])
+    for name, output in by_token.items():
+        values = row[name]
+        if values is None and name in nullable:
+            continue
+        if values is None:
+            wanted = f", but {_WANTED_BY[name]}" if name in _WANTED_BY else ""
+            raise UserError(
+                f"{output.path}: {name} of {row[KEY]} is null{wanted}; "
+                f"make it with the recipe in force: {output.command}"
+            )
+        if len(values) != tokens:
+            raise UserError(
+                f"{output.path}: {name} of {row[KEY]} has {len(values)} values for {tokens} "
+                f"completion tokens; make it again: {output.command}"
+            )
+    return TrainingSample(
+        rollout_id=row[KEY],
+        group=row["group_id"],
+        prompt_ids=row["prompt_ids"].tolist(),
+        completion_ids=row["completion_ids"].tolist(),
+        old_logprobs=row["old_logprobs"],
+        ref_logprobs=row["ref_logprobs"] if "ref_logprobs" in by_token else None,
+        entropy=row["entropy"],
+        sampler_logprobs=row["sampler_logprobs"],
+        advantage=row["advantage"],
+        reward=row["reward"],
+        truncated=row["finish_reason"] == "length",
+    )
