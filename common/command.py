@@ -12,23 +12,18 @@ import re
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
 
-import pyarrow as pa
 import typer
 
 from common.config import Recipe
 from common.config.recipe_file import preset_remark, read_recipe_text
-from common.console import clean, say, set_quiet
+from common.console import clean, say
 from common.errors import UserError
 from common.process import keep_freed_memory, leave_pandas_out, wait_briefly
-from common.runs.edits import accept_edits
-from common.runs.freshness import recover, status_of
-from common.runs.layout import Output, Run
-from common.runs.manifest import has_manifest
+from common.runs.layout import Run
 from common.runs.recipe import recipe_in_force
 
 wait_briefly(os.environ)  # before torch is loaded
@@ -52,80 +47,43 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 
 
-@dataclass(frozen=True)
-class Context:
-    """The run, the iteration and the recipe in force that a command works with."""
-
-    run: Run
-    iteration: int
-    recipe: Recipe
-    overwrite: bool = False
-    as_json: bool = False
-
-    def begin(self, output: Output) -> bool:
-        """Whether `output` is to be made; says so when it is fresh and nothing is to be done.
-
-        Finishes first what a kill interrupted between writing a manifest and renaming.
-        """
-        if rank() == 0:
-            recover(self.run, output)
-        if self.overwrite or not has_manifest(output):
-            return True
-        status = status_of(self.run, output)
-        if status.state != "fresh":
-            say(f"{output.name}: {status.reason}; making it again")
-            return True
-        line = f"{output.name} is complete and fresh; nothing to do (--overwrite makes it again)"
-        self.result({"fresh": True}, line)
-        return False
-
-    def accept(self, output: Output, schema: pa.Schema) -> None:
-        """Take shards of `output` that were edited by hand as they are now, and say which."""
-        names = accept_edits(output, schema)
-        self.result({"accepted": names}, f"{output.name}: accepted {', '.join(names) or 'none'}")
-
-    def result(self, facts: dict[str, Any], line: str) -> None:
-        """Print the command's result: one line for people, or JSON when asked for."""
-        if rank() != 0:
-            return
-        if self.as_json:
-            print(json.dumps(facts))
-        else:
-            say(line)
-
-
-def open_context(
-    run: str,
-    iteration: int = 0,
+def open_run(
+    name: str,
     *,
     recipe: Path | None = None,
     overrides: list[str] | None = None,
-    overwrite: bool = False,
-    quiet: bool = False,
-    as_json: bool = False,
-    write: bool = True,
+    write: bool = False,
     create: bool = False,
-) -> Context:
-    """Find the run and its recipe in force; with `recipe` or `overrides`, write them into it.
+) -> tuple[Run, Recipe]:
+    """The run of that name and its recipe in force; `recipe` and `overrides` change it.
 
     Args:
-        write: store the recipe in the run.
+        write: store the recipe in the run, on rank 0.
         create: the run need not exist yet.
 
     Raises:
         UserError: a bad name, a bad recipe, or one that names another model or data.
     """
-    set_quiet(quiet or as_json)
-    place = Run.named(run)
-    if not create and not place.root.is_dir():
-        raise UserError(f"{place.root}: no such run; begin it with: make prepare RUN={place.name}")
+    run = Run.named(name)
+    if not create and not run.root.is_dir():
+        raise UserError(f"{run.root}: no such run; begin it with: make prepare RUN={run.name}")
     writes = write and rank() == 0
-    in_force = recipe_in_force(place, recipe, overrides or [], write=writes)
+    in_force = recipe_in_force(run, recipe, overrides or [], write=writes)
     if writes and (recipe or overrides):
-        remark = preset_remark(read_recipe_text(place.recipe))
+        remark = preset_remark(read_recipe_text(run.recipe))
         if remark:
             say(remark)
-    return Context(place, iteration, in_force, overwrite, as_json)
+    return run, in_force
+
+
+def tell_result(facts: dict[str, Any], line: str, *, as_json: bool) -> None:
+    """Print a command's result on rank 0: one line for people, or JSON when asked for."""
+    if rank() != 0:
+        return
+    if as_json:
+        print(json.dumps(facts))
+    else:
+        say(line)
 
 
 def refuse_besides(context: typer.Context, option: str, *allowed: str) -> None:

@@ -20,6 +20,11 @@ def set_quiet(quiet: bool) -> None:
     _quiet = quiet
 
 
+def quiet() -> bool:
+    """Whether only what went wrong is said."""
+    return _quiet
+
+
 def clean(text: str) -> str:
     """`text` without control and bidirectional characters, which could rewrite the terminal."""
     return "".join(c for c in text if c in "\n\t" or not unicodedata.category(c).startswith("C"))

@@ -7,7 +7,7 @@ Everything is checked before the first byte is written: each row's columns and g
 model's files, and that its tokenizer renders a prompt. No training prompt is an evaluation prompt.
 Policy 0 is made of hard links where the file system allows; only safetensors are taken.
 
-python -m stages.prepare --run demo --recipe workflows/recipes/arithmetic.toml
+    python -m stages.prepare --run demo --recipe workflows/recipes/arithmetic.toml
 """
 
 from __future__ import annotations
@@ -15,34 +15,18 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import pyarrow as pa
 
-from common.command import (
-    AcceptEdits,
-    Context,
-    Debug,
-    Json,
-    Overrides,
-    Overwrite,
-    Quiet,
-    RecipePath,
-    RunName,
-    launch,
-    open_context,
-)
+from common.command import launch
 from common.config import Recipe
 from common.console import say, warn
 from common.errors import MissingToolError, UserError
 from common.modeling.install import Model, find_model, install
 from common.rewards.scorer import Scorer
-from common.runs.layout import Run
-from common.runs.manifest import has_manifest, read_manifest
+from common.runs.manifest import Manifest
 from common.runs.policies import commit_policy
-from common.runs.recipe import what_prepare_uses
-from common.runs.schemas import PROMPTS
-from common.runs.shards import OutputWriter
+from common.stage import StageRun, stage_command
 from common.tasks.prompts import Prompt, to_table
 from common.tasks.records import Faults
 from common.tasks.sources import Prompts, read_sources
@@ -50,55 +34,37 @@ from common.tasks.sources import Prompts, read_sources
 PROMPTS_PER_FILE = 20_000
 
 
-def main(
-    run: RunName,
-    recipe: RecipePath = None,
-    overrides: Overrides = None,
-    overwrite: Overwrite = False,
-    accept_edits: AcceptEdits = False,
-    quiet: Quiet = False,
-    as_json: Json = False,
-    debug: Debug = False,
-) -> None:
-    """Make prompts of the recipe's questions and policy 0 of its model."""
-    context = open_context(
-        run,
-        recipe=recipe,
-        overrides=overrides,
-        overwrite=overwrite,
-        quiet=quiet,
-        as_json=as_json,
-        create=True,
-    )
-    output = context.run.prompts
-    if accept_edits:
-        context.accept(output, PROMPTS)
-    elif not has_manifest(context.run.policy(0)) or context.begin(output):
-        prepare(context)
+def prepare(stage: StageRun) -> None:
+    """Make prompts of the recipe's questions and policy 0 of its model.
 
-
-def prepare(context: Context) -> None:
-    """Check all inputs, then write policy 0, then the prompts, whose manifest completes both.
+    All inputs are checked first. Policy 0 is written before the prompts, whose manifest completes
+    both.
 
     Raises:
         UserError: everything wrong with data and model, before anything is written.
     """
-    run, recipe = context.run, context.recipe
+    recipe = stage.recipe
     prompts, model = check_inputs(recipe)
     for notice in prompts.notices:
         say(notice)
-    settings = what_prepare_uses(recipe)
-    install(model, run.policy(0).partial)
-    facts = {"parameters": model.parameters}
-    commit_policy(run.policy(0), inputs={}, recipe=settings, seed=recipe.run.seed, facts=facts)
-    write_prompts(run, recipe, prompts)
+    policy = stage.run.policy(0)
+    install(model, policy.partial)
+    parameters = {"parameters": model.parameters}
+    installed = commit_policy(
+        policy,
+        inputs={},
+        recipe=stage.stage.recorded(recipe),
+        seed=recipe.run.seed,
+        facts=parameters,
+    )
     counts = {"train": count_tasks(prompts.train), "eval": count_tasks(prompts.eval)}
+    write_prompts(stage, prompts, counts, installed)
     tasks = ", ".join(
         f"{task} {counts['train'].get(task, 0)} + {counts['eval'].get(task, 0)}"
         for task in recipe.data
     )
-    context.result(
-        counts | facts,
+    stage.tell(
+        counts | parameters,
         f"prompts: {len(prompts.train)} for training + {len(prompts.eval)} for evaluation "
         f"({tasks}); policy 0: {recipe.model.path}, {model.parameters / 1e6:.1f} M parameters",
     )
@@ -115,9 +81,9 @@ def check_inputs(recipe: Recipe) -> tuple[Prompts, Model]:
     prompts = model = None
     rewards = recipe.rewards.with_limit(recipe.rollout.max_completion_tokens)
     try:
-        with Scorer(rewards) as judging:
-            prompts = read_sources(recipe.data, judging.unreadable_golds)
-            judging.open({prompt.verify_type for prompt in [*prompts.train, *prompts.eval]})
+        with Scorer(rewards) as scorer:
+            prompts = read_sources(recipe.data, scorer.unreadable_golds)
+            scorer.open({prompt.verify_type for prompt in [*prompts.train, *prompts.eval]})
         check_counts(recipe, prompts)
     except MissingToolError:
         raise
@@ -170,26 +136,20 @@ def check_tokenizer(recipe: Recipe, model: Model, prompt: Prompt) -> None:
         )
 
 
-def write_prompts(run: Run, recipe: Recipe, prompts: Prompts) -> None:
-    """Write both splits, a bounded number of prompts in a file."""
+def write_prompts(
+    stage: StageRun, prompts: Prompts, counts: dict[str, dict[str, int]], policy: Manifest
+) -> None:
+    """Write both splits, a bounded number of prompts in a file.
+
+    Args:
+        counts: prompts by split and task.
+        policy: manifest of policy 0, which the manifest of the prompts completes.
+    """
     shards = {**cut("train", prompts.train), **cut("eval", prompts.eval)}
-    writer = OutputWriter(
-        run.prompts,
-        inputs={},
-        recipe=what_prepare_uses(recipe),
-        seed=recipe.run.seed,
-        names=list(shards),
-        schema=PROMPTS,
-    ).open()
+    writer = stage.writer(list(shards)).open()
     for name, table in shards.items():
         writer.write(name, table)
-    policy = run.policy(0)
-    facts: dict[str, Any] = {
-        "train": count_tasks(prompts.train),
-        "eval": count_tasks(prompts.eval),
-        policy.name: read_manifest(policy).content_hash,
-    }
-    writer.commit(facts)
+    writer.commit(counts | {stage.run.policy(0).name: policy.content_hash})
 
 
 def cut(split: str, prompts: Sequence[Prompt]) -> dict[str, pa.Table]:
@@ -206,6 +166,8 @@ def count_tasks(prompts: Iterable[Prompt]) -> dict[str, int]:
     """How many prompts each task has."""
     return dict(Counter(prompt.task for prompt in prompts))
 
+
+main = stage_command("prepare", prepare)
 
 if __name__ == "__main__":
     launch(main)

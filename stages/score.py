@@ -7,9 +7,9 @@ Each completion is judged by its row's verify type and by the recipe's extra rew
 shard; a killed score goes on from the shards it has. When all are judged, one pass over the whole
 iteration takes the advantages. No tensor library is loaded: trying another reward takes seconds.
 
-python -m stages.score --run demo --iteration 3
-python -m stages.score --run demo --iteration 3 --set rewards.format.weight=0.2 --overwrite
-python -m stages.score --input any.parquet --output scored.parquet
+    python -m stages.score --run demo --iteration 3
+    python -m stages.score --run demo --iteration 3 --set rewards.format.weight=0.2 --overwrite
+    python -m stages.score --input any.parquet --output scored.parquet
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ import typer
 
 from common.command import (
     AcceptEdits,
-    Context,
     Debug,
     Json,
     Overrides,
@@ -35,9 +34,8 @@ from common.command import (
     Shards,
     chosen_shards,
     launch,
-    open_context,
 )
-from common.config import Recipe, RewardsConfig
+from common.config import Recipe
 from common.config.recipe_file import load_recipe
 from common.console import bar, say, set_quiet, warn
 from common.errors import UserError
@@ -56,13 +54,14 @@ from common.rewards.scorer import (
     types_in,
     with_columns,
 )
-from common.runs.freshness import input_hashes, require_fresh
+from common.runs.freshness import require_fresh
 from common.runs.layout import DEFAULT_RECIPE
 from common.runs.manifest import read_manifest, write_atomically
 from common.runs.recipe import recipe_around
-from common.runs.schemas import KEY, score_schema
+from common.runs.schemas import KEY
 from common.runs.shards import OutputWriter, encode_parquet, read_shard
 from common.seeds import shuffle_seed
+from common.stage import StageRun, run_stage
 
 RunOption = Annotated[str, typer.Option("--run", help="Name of the run under data/runs.")]
 IterationOption = Annotated[int, typer.Option("--iteration", help="Which iteration, from 1.")]
@@ -101,76 +100,65 @@ def main(
         return
     if not run or not iteration:
         raise UserError(USAGE)
-    context = open_context(
-        run,
-        iteration,
+    run_stage(
+        "score",
+        score,
+        run=run,
+        iteration=iteration,
         recipe=recipe,
         overrides=overrides,
         overwrite=overwrite,
+        accept_edits=accept_edits,
         quiet=quiet,
         as_json=as_json,
+        shards=shards,
     )
-    output = context.run.score(iteration)
-    if accept_edits:
-        made_with = RewardsConfig.model_validate(read_manifest(output).recipe["rewards"])
-        context.accept(output, score_schema(made_with.extras()))
-    elif context.begin(output):
-        score_iteration(context, shards)
 
 
-def score_iteration(context: Context, shards: str) -> None:
+def score(stage: StageRun, shards: str) -> None:
     """Judge the shards that are missing; once all are there, take advantages and commit.
 
     Raises:
         UserError: the rollout is missing or stale, a gold answer cannot be read, or the rules
             failed on more than 1 % of the completions.
     """
-    run, recipe = context.run, context.recipe
-    source = run.rollout(context.iteration)
+    recipe, source = stage.recipe, stage.run.rollout(stage.iteration)
     rollout = read_manifest(source)
-    require_fresh(run, source)
+    require_fresh(stage.run, source)
     completions = {r.name: read_shard(source, r).select([*JUDGED, "kept"]) for r in rollout.shards}
     chosen = [list(completions)[i] for i in chosen_shards(shards, len(completions))]
     rewards = recipe.rewards.with_limit(rollout.recipe["rollout"]["max_completion_tokens"])
-    with Scorer(rewards) as judging:
+    with Scorer(rewards) as scorer:
         tables = {str(source.path / name): table for name, table in completions.items()}
-        make_ready(judging, tables)
-        writer = OutputWriter(
-            run.score(context.iteration),
-            inputs=input_hashes(run, [source.name]),
-            recipe={
-                "rewards": recipe.rewards.model_dump(mode="json", exclude={"workers"}),
-                "advantages": recipe.advantages.model_dump(mode="json"),
-            },
-            seed=recipe.run.seed,
-            names=list(completions),
-            schema=score_schema(rewards.extras()),
-            made_by=package_versions(types_in(completions.values())) | function_versions(rewards),
-        ).open()
-        reasons = judge_shards(writer, completions, chosen, judging, list(rewards.extras()))
+        make_ready(scorer, tables)
+        versions = package_versions(types_in(completions.values())) | function_versions(rewards)
+        writer = stage.writer(list(completions), made_by=versions).open()
+        reasons = judge_shards(writer, completions, chosen, scorer, list(rewards.extras()))
     if missing := writer.pending():
         say(f"{writer.output.name}: {len(missing)} of {len(completions)} shards are still missing")
         return
-    facts = finish(writer, completions, advantage_settings(recipe, context.iteration), reasons)
-    context.result(facts, summary(writer.output.name, facts))
+    settings = advantage_settings(recipe, stage.iteration)
+    facts = take_advantages(writer, completions, settings, reasons)
+    stage.commit(writer, facts, summary(writer.output.name, facts))
+    tell_faults(facts, reasons)
 
 
-def make_ready(judging: Scorer, tables: Mapping[str, pa.Table]) -> None:
+def make_ready(scorer: Scorer, tables: Mapping[str, pa.Table]) -> None:
     """Check gold answers and all that the rules need, before anything is judged.
 
     Raises:
         UserError: a gold cannot be read, or a rule cannot be opened.
         MissingToolError: a program or package is not installed.
     """
-    check_golds(tables, judging)
-    judging.open(types_in(tables.values()))
+    check_golds(tables, scorer)
+    scorer.open(types_in(tables.values()))
 
 
 def judge_shards(
     writer: OutputWriter,
     completions: dict[str, pa.Table],
     chosen: list[str],
-    judging: Scorer,
+    scorer: Scorer,
     extras: list[str],
 ) -> list[str]:
     """Write the chosen shards that are missing, advantages still 0; gives reasons of infra errors.
@@ -186,7 +174,7 @@ def judge_shards(
     with bar("score", sum(completions[name].num_rows for name in todo)) as shown:
         for name in todo:
             rows = completions[name]
-            judged, faults = judge_table(rows, judging, extras, shown.advance)
+            judged, faults = judge_table(rows, scorer, extras, shown.advance)
             reasons += faults
             unknown = pa.nulls(rows.num_rows, pa.float64())
             advantages = {
@@ -198,13 +186,13 @@ def judge_shards(
     return reasons
 
 
-def finish(
+def take_advantages(
     writer: OutputWriter,
     completions: dict[str, pa.Table],
     settings: dict[str, Any],
     reasons: list[str],
 ) -> dict[str, Any]:
-    """The pass over the whole iteration: advantages into every shard, then the manifest.
+    """The pass over the whole iteration: advantages into every shard.
 
     A kill on the way costs nothing, since the rewards that it starts from stay as they are.
     """
@@ -220,10 +208,7 @@ def finish(
         part = {key: column.slice(start, table.num_rows) for key, column in advantages.items()}
         writer.write(name, with_columns(table, part))
         start += table.num_rows
-    facts = reward_facts(scored) | groups
-    writer.commit(facts)
-    tell_faults(facts, reasons)
-    return facts
+    return reward_facts(scored) | groups
 
 
 def score_file(source: Path, target: Path, recipe: Recipe, *, overwrite: bool) -> dict[str, Any]:
@@ -242,11 +227,11 @@ def score_file(source: Path, target: Path, recipe: Recipe, *, overwrite: bool) -
     check_columns(completions, rewards, str(source))
     groups = group_numbers(completions)
     kept = kept_rows(completions, groups, str(source))
-    with Scorer(rewards) as judging:
-        make_ready(judging, {str(source): completions})
+    with Scorer(rewards) as scorer:
+        make_ready(scorer, {str(source): completions})
         with bar("score", completions.num_rows) as shown:
             judged, reasons = judge_table(
-                completions, judging, list(rewards.extras()), shown.advance
+                completions, scorer, list(rewards.extras()), shown.advance
             )
     scored = with_columns(completions, dict(zip(judged.column_names, judged.columns, strict=True)))
     refuse_infra_errors(scored, reasons)

@@ -22,7 +22,8 @@ from typing import Annotated
 import polars as pl
 import typer
 
-from common.command import Context, Debug, Iteration, Json, RunName, launch, open_context
+from common.command import Debug, Iteration, Json, RunName, launch, open_run
+from common.config import Recipe
 from common.console import clean
 from common.errors import UserError
 from common.modeling.token_texts import TokenTexts
@@ -37,6 +38,7 @@ from common.reporting.gap_tables import gap_of_iteration, gap_tables, hints
 from common.reporting.ledger import read_ledger
 from common.reporting.terminal import bytes_text, print_completion, print_table, print_tables
 from common.reporting.token_tables import for_terminal, token_summary, token_tables
+from common.runs.layout import Run
 
 Svg = Annotated[Path | None, typer.Option("--svg", help="Also draw the table into this file.")]
 Task = Annotated[str, typer.Option("--task", help="Only this source of questions.")]
@@ -47,8 +49,7 @@ def run(
     run: RunName = "demo", svg: Svg = None, as_json: Json = False, debug: Debug = False
 ) -> None:
     """One line an iteration: reward, loss, KL, entropy, lengths."""
-    context = _open(run)
-    _print(tables.run_table(context.run), f"run {run}", as_json, svg=svg)
+    _print(tables.run_table(_open(run)), f"run {run}", as_json, svg=svg)
 
 
 def iteration(
@@ -60,8 +61,7 @@ def iteration(
     debug: Debug = False,
 ) -> None:
     """The groups of an iteration: question, rewards, lengths."""
-    context = _open(run)
-    groups = tables.groups_table(context.run, iteration)
+    groups = tables.groups_table(_open(run), iteration)
     _print(groups, f"iteration {iteration}", as_json, limit=limit or None)
 
 
@@ -75,9 +75,7 @@ def completions(
     debug: Debug = False,
 ) -> None:
     """The best and the worst completions of an iteration, as they were written."""
-    frame = tables.scored_completions(_open(run).run, iteration).filter(
-        pl.col("reward").is_not_null()
-    )
+    frame = tables.scored_completions(_open(run), iteration).filter(pl.col("reward").is_not_null())
     if task:
         known = frame["task"].unique(maintain_order=True).to_list()
         if task not in known:
@@ -113,7 +111,7 @@ def rewards(
         scored, name = reward_tables.read_scored(source), str(source)
     else:
         name = f"iteration {iteration} of {run}"
-        rows = tables.scored_completions(_open(run).run, iteration)
+        rows = tables.scored_completions(_open(run), iteration)
         scored = reward_tables.scored_rows(rows, name)
     shown = None if as_json else limit or None
     if against is not None:
@@ -137,7 +135,7 @@ def openings(
     debug: Debug = False,
 ) -> None:
     """How completions begin, how often that is right, and what of the gain is another choice."""
-    print_tables(opening_tables(_open(run).run, task), as_json=as_json)
+    print_tables(opening_tables(_open(run), task), as_json=as_json)
 
 
 def gap(
@@ -149,7 +147,7 @@ def gap(
     debug: Debug = False,
 ) -> None:
     """Where sampler and trainer disagree: by position, by token id, and the worst tokens."""
-    place = _open(run).run
+    place = _open(run)
     shown = None if as_json else limit or None
     found = gap_of_iteration(place, iteration, worst=None if shown is None else max(shown, WORST))
     text = TokenTexts(place.policy(0).path)
@@ -171,7 +169,7 @@ def tokens(
     debug: Debug = False,
 ) -> None:
     """Which tokens of which prompts the objective clips, with the text around them."""
-    place = _open(run).run
+    place = _open(run)
     said = token_summary(place, iteration)
     shown = None if as_json else limit or None
     overall, *found = token_tables(place, iteration, prompt=prompt, every=every, limit=shown)
@@ -190,7 +188,7 @@ def ledger(
     debug: Debug = False,
 ) -> None:
     """How often the prompts were solved, and which never were."""
-    book = read_ledger(_open(run).run, task)
+    book = read_ledger(_open(run), task)
     if as_json:
         print_tables(book.tables(attempts=True), as_json=as_json)
         return
@@ -201,16 +199,16 @@ def ledger(
 
 def status(run: RunName = "demo", as_json: Json = False, debug: Debug = False) -> None:
     """What is complete, what is stale and why, and what was made with another recipe."""
-    context = _open(run)
-    _print(tables.status_table(context.run), f"run {run}", as_json)
-    changes = tables.recipe_changes(context.run, context.recipe)
+    place, recipe = _open_with_recipe(run)
+    _print(tables.status_table(place), f"run {run}", as_json)
+    changes = tables.recipe_changes(place, recipe)
     if not changes.is_empty() and not as_json:
         print_table(changes, title="made with other values than those now in force")
 
 
 def evaluations(run: RunName = "demo", as_json: Json = False, debug: Debug = False) -> None:
     """Held-out accuracy by policy and task, and the last policy against the first."""
-    place = _open(run).run
+    place = _open(run)
     facts = tables.evaluation_facts(place)
     numbers = place.evaluations()
     first, last = numbers[0], numbers[-1]
@@ -236,7 +234,7 @@ def answers(
     debug: Debug = False,
 ) -> None:
     """Held-out questions, and what the first and the last evaluated policy answered."""
-    place = _open(run).run
+    place = _open(run)
     first, last = tables.first_and_last(place)
     found = selected(answers_table(place, first, last, sample), task, change)
     shown = found if as_json else shortened(found, keep_end=["question"])
@@ -245,7 +243,7 @@ def answers(
 
 def disk(run: RunName = "demo", as_json: Json = False, debug: Debug = False) -> None:
     """Bytes on disk by part of the run."""
-    frame = tables.disk_table(_open(run).run)
+    frame = tables.disk_table(_open(run))
     if not as_json:
         size = pl.col("bytes").map_elements(bytes_text, return_dtype=pl.String).alias("size")
         frame = frame.select("part", size)
@@ -254,14 +252,18 @@ def disk(run: RunName = "demo", as_json: Json = False, debug: Debug = False) -> 
 
 def recipe(run: RunName = "demo", debug: Debug = False) -> None:
     """The recipe in force, every key with its value."""
-    print(json.dumps(_open(run).recipe.model_dump(mode="json"), indent=2))
+    print(json.dumps(_open_with_recipe(run)[1].model_dump(mode="json"), indent=2))
 
 
-def _open(run: str) -> Context:
-    context = open_context(run, write=False)
-    if not context.run.root.is_dir() or context.run.last_policy() < 0:
-        raise UserError(f"{context.run.root}: no such run yet; make iteration N=1 RUN={run}")
-    return context
+def _open(name: str) -> Run:
+    return _open_with_recipe(name)[0]
+
+
+def _open_with_recipe(name: str) -> tuple[Run, Recipe]:
+    run, recipe = open_run(name)
+    if run.last_policy() < 0:
+        raise UserError(f"{run.root}: no such run yet; make iteration N=1 RUN={name}")
+    return run, recipe
 
 
 def _print(

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.command import open_context
+from common.command import open_run
+from common.config import Recipe
 from common.console import clean
 from common.errors import (
     NoLearningSignalError,
@@ -86,27 +87,31 @@ def test_clean_leaves_nothing_that_moves_the_cursor(text: str) -> None:
     assert [c for c in cleaned if c.isalnum()] == kept
 
 
+def recipe_of(name: str, **options: object) -> Recipe:
+    return open_run(name, write=True, **options)[1]  # type: ignore[arg-type]
+
+
 def test_the_recipe_in_force_is_the_runs_own(runs: Path, recipe_file: Path) -> None:
-    first = open_context("a", recipe=recipe_file, overrides=["train.epochs=2"], create=True)
-    assert first.recipe.train.epochs == 2
-    assert open_context("a").recipe == first.recipe
-    changed = open_context("a", overrides=["train.epochs=3"]).recipe
+    first = recipe_of("a", recipe=recipe_file, overrides=["train.epochs=2"], create=True)
+    assert first.train.epochs == 2
+    assert recipe_of("a") == first
+    changed = recipe_of("a", overrides=["train.epochs=3"])
     assert changed.train.epochs == 3
-    assert changed.rollout == first.recipe.rollout
+    assert changed.rollout == first.rollout
     stored = Run.named("a", runs).recipe.read_text()
     assert "epochs = 3" in stored
     Run.named("a", runs).recipe.write_text(stored.replace("epochs = 3", "epochs = 4"))
-    assert open_context("a").recipe.train.epochs == 4
+    assert recipe_of("a").train.epochs == 4
 
 
 def test_a_faulty_recipe_leaves_the_one_in_force(runs: Path, recipe_file: Path) -> None:
-    before = open_context("a", recipe=recipe_file, create=True).recipe
+    before = recipe_of("a", recipe=recipe_file, create=True)
     with pytest.raises(UserError, match="did you mean"):
-        open_context("a", overrides=["train.epoch=3"])
-    assert open_context("a").recipe == before
+        recipe_of("a", overrides=["train.epoch=3"])
+    assert recipe_of("a") == before
 
 
 def test_a_mistyped_run_is_not_begun(runs: Path) -> None:
     with pytest.raises(UserError, match="make prepare RUN=nosuch"):
-        open_context("nosuch")
+        recipe_of("nosuch")
     assert not list(runs.iterdir())

@@ -28,6 +28,7 @@ ROOMS = (
     "training",
     "reporting",
     "command",
+    "stage",
 )
 SOURCES = sorted(
     path

@@ -31,7 +31,7 @@ def main(
     in_force = recipe_in_force(place, recipe, overrides)
     given = recipe is not None or bool(overrides)
     steps = plan(place, in_force, to=to, remake_from=remake_from, prepare=given)
-    print(*(step.target for step in steps))
+    print(*(str(step) for step in steps))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""What every table of the recipe is made of."""
+"""What every table of the recipe is made of, and views that hold some of its keys only."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -17,3 +18,31 @@ class Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
     )
+
+    def restricted_to(self, keys: Iterable[str]) -> Self:
+        """A view that holds the given keys only; reading another one raises `AttributeError`.
+
+        Args:
+            keys: names of this table's keys, or dotted names below them: `rollout`, `model.dtype`.
+        """
+        below: dict[str, set[str]] = {}
+        for key in keys:
+            name, _, rest = key.partition(".")
+            below.setdefault(name, set()).add(rest)
+        view = self.model_copy()
+        for name in type(self).model_fields:
+            if name not in below:
+                view.__dict__.pop(name, None)
+            elif "" not in below[name]:
+                view.__dict__[name] = getattr(self, name).restricted_to(below[name])
+        return view
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            if name in type(self).model_fields:
+                raise AttributeError(
+                    f"{type(self).__name__}.{name} is not among the recipe keys that this stage "
+                    "declares in common/runs/stages.py"
+                )
+            return super().__getattr__(name)

@@ -15,9 +15,9 @@ from common.errors import UserError
 from common.modeling.packing import Completion, PackBatch, gather_to_rows, pack
 from common.parallel.mesh import Mesh
 from common.parallel.pipeline import Pipeline
+from common.parallel.shards import open_verified
 from common.runs.columns import check_lengths, flat_values, list_column, list_lengths
 from common.runs.layout import Output
-from common.runs.policies import open_folder
 from common.runs.schemas import KEY, LOGPROBS_OF_TOKENS
 
 
@@ -48,9 +48,7 @@ def forward_shards(
         UserError: the model is missing, pruned or damaged, or a row does not fit it.
     """
     mesh.at(f"loading {model.name} ({label})")
-    folder = open_folder(model) if mesh.is_main else model.path
-    mesh.barrier()
-    pipeline = Pipeline(folder, mesh, dtype=dtype, temperature=temperature)
+    pipeline = Pipeline(open_verified(model, mesh), mesh, dtype=dtype, temperature=temperature)
     for name, shard in track(shards.items(), label, len(shards)):
         mesh.at(f"{label}, {name}")
         completions = shard_completions(shard)

@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from common.console import say
 from common.parallel.mesh import Mesh
+from common.runs.layout import Output
+from common.runs.policies import open_folder
 
 if TYPE_CHECKING:
     from common.runs.shards import OutputWriter
+
+
+def open_verified(output: Output, mesh: Mesh) -> Path:
+    """The directory of a policy, reference or trainer state; the first rank verifies every file.
+
+    Called on every rank.
+
+    Raises:
+        UserError: it is missing, pruned, or a file is not what its manifest says.
+    """
+    folder = open_folder(output) if mesh.is_main else output.path
+    mesh.barrier()
+    return folder
 
 
 def make_shards(

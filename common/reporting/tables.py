@@ -9,11 +9,12 @@ from common.errors import UserError
 from common.reporting.accuracy import GREEDY, JUDGED, paired_difference
 from common.runs.columns import polars_frame
 from common.runs.freshness import status_of
-from common.runs.layout import ITERATION_STAGES, Output, Run
+from common.runs.layout import Output, Run
 from common.runs.manifest import has_manifest, read_manifest
 from common.runs.metrics import training_steps
 from common.runs.recipe import differences
 from common.runs.shards import read_output
+from common.runs.stages import SIDE_STAGES, STAGES
 
 STEP_COLUMNS = (
     "loss",
@@ -86,14 +87,14 @@ def recipe_changes(run: Run, recipe: Recipe) -> pl.DataFrame:
     """Where a finished stage was made with other recipe values than those now in force."""
     rows = []
     for iteration in run.iterations():
-        for stage in ITERATION_STAGES:
-            output = run.stage_output(stage, iteration)
-            if not has_manifest(output):
+        for stage in STAGES:
+            output = run.of(stage.name, iteration)
+            if stage.per != "iteration" or not has_manifest(output):
                 continue
             made_with = read_manifest(output).recipe
             now = recipe.model_dump(mode="json")
             rows += [
-                {"iteration": iteration, "stage": stage, "key": key}
+                {"iteration": iteration, "stage": stage.name, "key": key}
                 | {"made with": str(a), "now": str(b)}
                 for key, a, b in differences(made_with, now)
             ]
@@ -197,11 +198,10 @@ def _state(run: Run, output: Output) -> str:
 
 def _states(run: Run, iteration: int) -> dict[str, object]:
     row: dict[str, object] = {"iteration": iteration}
-    row["prepare"] = "" if iteration else _state(run, run.prompts)
-    for stage in ITERATION_STAGES:
-        row[stage] = _state(run, run.stage_output(stage, iteration)) if iteration else ""
-    row["evaluate"] = _optional_state(run, run.evaluation(iteration))
-    row["tokens"] = _optional_state(run, run.tokens(iteration)) if iteration else ""
+    for stage in STAGES:
+        exists = {"run": iteration == 0, "iteration": iteration > 0, "policy": True}[stage.per]
+        state = _optional_state if stage.name in SIDE_STAGES else _state
+        row[stage.name] = state(run, run.of(stage.name, iteration)) if exists else ""
     return row
 
 

@@ -107,6 +107,8 @@ def get_rule(name: str, rewards: RewardsConfig) -> Verifier | AuxReward:
     Raises:
         UserError: there is none; lists the known ones.
     """
+    if name in VERIFY:
+        return VERIFY[name]
     return extras_of(rewards).get(name) or get_verifier(name)
 
 

@@ -8,7 +8,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from types import TracebackType
 from typing import Any
 
@@ -54,10 +54,13 @@ class Scorer:
 
     def __init__(self, rewards: RewardsConfig) -> None:
         self._rewards = rewards
-        self._weights = weights_of(rewards)
         self._here: dict[str, Judge] = {}
         self._pools: dict[str, Pool] = {}
         self._runner = asyncio.Runner()
+
+    @cached_property
+    def _weights(self) -> dict[str, float]:
+        return weights_of(self._rewards)
 
     def __enter__(self) -> Scorer:
         return self

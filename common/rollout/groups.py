@@ -45,11 +45,16 @@ class Groups:
         self.rounds = 0
         """How often groups were added."""
         self.policy = policy
+        self.order = order
         self._rows = rows
-        self._order = order
         self.recipe = recipe
         self.iteration = iteration
         self._rendered: dict[int, RenderedPrompt] = {}
+
+    @property
+    def verify_types(self) -> set[str]:
+        """Of all training prompts."""
+        return {row["verify_type"] for row in self._rows}
 
     def add(self, count: int) -> None:
         """Add `count` groups, in shards of their own.
@@ -59,7 +64,7 @@ class Groups:
         """
         first, size = len(self.prompts), self.recipe.rollout.groups_per_shard
         end = first + count
-        self.selection = self._order.select(end, fits=self._fits)
+        self.selection = self.order.select(end, fits=self._fits)
         self.prompts += [self._prompt(index) for index in self.selection.prompts[first:]]
         self.shards += [range(at, min(at + size, end)) for at in range(first, end, size)]
         self.rounds += 1

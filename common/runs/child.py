@@ -28,10 +28,9 @@ from common.runs.manifest import (
     write_atomically,
 )
 from common.runs.recipe import differing_keys, recipe_in_force
+from common.runs.stages import BY_NAME, SIDE_STAGES
 
 _LINKED = ".safetensors"
-_ASIDE = ("tokens", "evaluate")
-"""Stages that nothing is trained from: the parent may have run them later."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +101,7 @@ class Frozen:
             return f"no {child.child_of.name} in it says so"
         for output in self.outputs():
             mine = child.output(output.name)
-            if output.stage in _ASIDE:
+            if output.stage in SIDE_STAGES:  # the parent may have run it later
                 continue
             if not has_manifest(mine):
                 return f"it has no {output.name}"
@@ -183,26 +182,24 @@ def adopt(
     return None
 
 
-# Sections whose keys all count, also those that a manifest does not list: bounds that stop a
-# stage, and keys that are younger than the manifest.
-_DECISIVE = {"score": ("rewards", "advantages"), "logprobs": ("logprobs",)}
-
-
 def _would_be_alike(
     child: Run, source: Output, donor: Run, recipe: Recipe, made_by: Mapping[str, str] | None
 ) -> bool:
     """Whether the child's stage would make this very output of another run.
 
-    Inputs, the recipe's sections that made it, seed and versions must be the same; and, since a
-    manifest lists only what decides the numbers, the donor's recipe in all that concerns the stage.
+    Inputs, the recipe's keys that made it, seed and versions must be the same; and the donor's
+    recipe in force in all that decides or stops the stage, since keys may be younger than the
+    manifest.
     """
     manifest, settings = read_manifest(source), recipe.model_dump(mode="json")
-    theirs = recipe_in_force(donor).model_dump(mode="json")
+    stage = BY_NAME[source.stage]
+    keys = [*stage.deciding(recipe), *stage.stops]
+    ours, theirs = (r.restricted_to(keys) for r in (recipe, recipe_in_force(donor)))
     return (
         manifest.seed == recipe.run.seed
         and manifest.recorded.get("made_by", {}) == dict(made_by or {})
         and not differing_keys(manifest.recipe, settings)
-        and all(theirs[name] == settings[name] for name in _DECISIVE[source.stage])
+        and ours.model_dump() == theirs.model_dump()
         and status_of(donor, source).state == "fresh"
         and manifest.inputs == input_hashes(child, list(manifest.inputs))
     )

@@ -11,9 +11,10 @@ from typing import Literal
 
 from common.config import Recipe
 from common.errors import UserError
-from common.runs.layout import ITERATION_STAGES, STAGES, Output, Run, Stage
+from common.runs.layout import Output, Run
 from common.runs.manifest import Manifest, has_manifest, publish, read_manifest, verify_files
 from common.runs.policies import reference_of
+from common.runs.stages import BY_NAME, STAGES, Stage, StageName
 
 State = Literal["missing", "partial", "stale", "fresh"]
 
@@ -31,29 +32,50 @@ class PlannedStage:
     """One stage that is to be run."""
 
     stage: Stage
-    iteration: int
+    number: int
+    """Of the iteration, or the policy that is evaluated."""
     reason: str
 
-    @property
-    def target(self) -> str:
-        """Its name as a make target: `rollout-3`."""
-        return self.stage if self.stage == "prepare" else f"{self.stage}-{self.iteration}"
+    def __str__(self) -> str:
+        return f"{self.stage.name}-{self.number}" if self.stage.has_number else self.stage.name
 
 
 def recover(run: Run, output: Output) -> None:
     """Finish renames that a kill interrupted after the manifest was written.
 
-    Training commits several outputs as one; the manifest of its metrics decides for all of them.
+    Several outputs are committed as one; the manifest of the stage's own decides for all of them.
     """
-    if output.stage != "train":
-        publish(output)
-        return
-    train = run.train(output.iteration)
-    if (train.partial / "manifest.json").is_file():
-        publish(run.reference(output.iteration))
-        publish(run.trainer(output.iteration))
-        publish(run.policy(output.iteration))
-    publish(train)
+    if (output.partial / "manifest.json").is_file():
+        for name in reversed(list(BY_NAME[output.stage].companions)):
+            publish(run.companion(name, output.iteration))
+    publish(output)
+
+
+def inputs_of(run: Run, stage: StageName, number: int, recipe: Recipe) -> list[str]:
+    """Names of what a stage is made from under a recipe, as manifests list them."""
+    found: list[str] = []
+    for source in BY_NAME[stage].inputs:
+        at = number - source.back
+        if not source.when(recipe) or (at < 1 and source.output not in _FROM_THE_START):
+            continue
+        output = _input(run, source.output, at, recipe)
+        found.append(f"{output.name}:{source.part}" if source.part else output.name)
+    return list(dict.fromkeys(found))
+
+
+_FROM_THE_START = ("prepare", "policies")
+"""Outputs that are there before the first iteration."""
+
+
+def _input(run: Run, name: str, number: int, recipe: Recipe) -> Output:
+    if name == "reference":
+        reference = reference_of(run, number, recipe)
+        assert reference is not None, "a stage asks for it only where the objective has a KL"
+        return reference
+    for stage in STAGES:
+        if stage.name == name:
+            return run.of(stage.name, number)
+    return run.companion(name, number)
 
 
 def input_hash(run: Run, name: str) -> str:
@@ -103,7 +125,8 @@ def require_fresh(run: Run, output: Output) -> None:
     Raises:
         UserError: the first one to make again, with the command.
     """
-    needed = sorted(_made_from(run, output), key=lambda o: (o.iteration, STAGES.index(o.stage)))
+    order = list(BY_NAME)
+    needed = sorted(_made_from(run, output), key=lambda o: (o.iteration, order.index(o.stage)))
     for found in needed:
         status = status_of(run, found)
         if status.state != "fresh":
@@ -128,8 +151,9 @@ def _made_from(run: Run, output: Output) -> list[Output]:
 
 def _companions_are_whole(run: Run, manifest: Manifest) -> Status:
     """Fresh only if policy, reference and trainer state are those committed with the output."""
+    companions = BY_NAME[manifest.stage].companions
     for name, recorded in manifest.facts.items():
-        if not name.startswith(("policies/", "references/", "trainer/")):
+        if name.partition("/")[0] not in companions:
             continue
         other = run.output(name)
         if not has_manifest(other):
@@ -157,12 +181,12 @@ def plan(
     if remake_from is not None and remake_from > to:
         raise UserError(f"FROM={remake_from} is beyond N={to}: nothing would be made again")
     planner = _Planner(run, remake_from)
-    planner.visit("prepare", 0, forced=prepare)
-    planner.evaluate(recipe, 0)
-    for iteration in range(1, to + 1):
-        for stage in ITERATION_STAGES:
-            planner.visit(stage, iteration)
-        planner.evaluate(recipe, iteration)
+    for number in range(to + 1):
+        for stage in STAGES:
+            begins = 1 if stage.per == "iteration" else 0
+            ends = 0 if stage.per == "run" else to
+            if begins <= number <= ends and stage.planned(recipe, number):
+                planner.visit(stage, number, forced=prepare and stage.per == "run")
     _refuse_pruned(run, planner.steps, remake_from, recipe)
     return planner.steps
 
@@ -174,23 +198,16 @@ class _Planner:
         self._remake_from = remake_from
         self._remade: set[str] = set()
 
-    def visit(self, stage: Stage, iteration: int, *, forced: bool = False) -> None:
-        output = self._run.stage_output(stage, iteration)
+    def visit(self, stage: Stage, number: int, *, forced: bool = False) -> None:
+        if stage.per == "policy" and self._gone(number):
+            return
+        output = self._run.of(stage.name, number)
         reason = self._reason(output)
         if reason:
-            self._remade.add(output.name)
-            if stage == "prepare":
-                self._remade.add(self._run.policy(0).name)
-            if stage == "train":
-                companions = (self._run.policy, self._run.reference, self._run.trainer)
-                self._remade |= {companion(iteration).name for companion in companions}
+            made = (self._run.companion(name, number) for name in stage.companions)
+            self._remade |= {output.name, *(companion.name for companion in made)}
         if reason or forced:
-            self.steps.append(PlannedStage(stage, iteration, reason or "the recipe was given"))
-
-    def evaluate(self, recipe: Recipe, policy: int) -> None:
-        every = recipe.evaluate.every
-        if every and policy % every == 0 and not self._gone(policy):
-            self.visit("evaluate", policy)
+            self.steps.append(PlannedStage(stage, number, reason or "the recipe was given"))
 
     def _gone(self, policy: int) -> bool:
         """Whether a policy was pruned and is not made again: it can be evaluated no more."""
@@ -201,7 +218,7 @@ class _Planner:
     def _reason(self, output: Output) -> str:
         if (
             self._remake_from is not None
-            and output.stage != "prepare"
+            and BY_NAME[output.stage].has_number
             and output.iteration >= self._remake_from
         ):
             return f"asked for from iteration {self._remake_from}"
@@ -216,7 +233,7 @@ def _refuse_pruned(
     run: Run, steps: list[PlannedStage], remake_from: int | None, recipe: Recipe
 ) -> None:
     """Refuse a plan that begins where weights or trainer state were pruned, before it begins."""
-    first = min((s.iteration for s in steps if s.stage in ITERATION_STAGES), default=0)
+    first = min((s.number for s in steps if s.stage.per == "iteration"), default=0)
     if not first:
         return
     pruned = [output for output in needed(run, first, recipe) if is_pruned(output)]

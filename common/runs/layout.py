@@ -13,16 +13,12 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from common.errors import UserError
+from common.runs.stages import BY_NAME, STAGES, StageName
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DEFAULT_RECIPE = REPOSITORY / "workflows" / "recipes" / "arithmetic.toml"
-
-Stage = Literal["prepare", "rollout", "score", "logprobs", "train", "tokens", "evaluate"]
-ITERATION_STAGES: tuple[Stage, ...] = ("rollout", "score", "logprobs", "train")
-STAGES: tuple[Stage, ...] = ("prepare", *ITERATION_STAGES, "tokens", "evaluate")
 
 _RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 RUN_NAME_RULE = (
@@ -42,7 +38,7 @@ class Output:
     """Root of the run."""
     name: str
     """Path within the run, also the name under which manifests list it as an input."""
-    stage: Stage
+    stage: StageName
     iteration: int
 
     @property
@@ -65,7 +61,7 @@ class Output:
     @property
     def command(self) -> str:
         """The command line that makes this output again."""
-        number = "" if self.stage == "prepare" else f" --iteration {self.iteration}"
+        number = f" --iteration {self.iteration}" if BY_NAME[self.stage].has_number else ""
         return f"python -m stages.{self.stage} --run {self.run.name}{number} --overwrite"
 
 
@@ -108,63 +104,69 @@ class Run:
         """Where a child run is made until it is whole; no name that a run can have."""
         return Run(self.root.with_name(f".{self.name}.making"))
 
+    def of(self, stage: StageName, number: int = 0) -> Output:
+        """The output whose manifest says that a stage is complete.
+
+        Args:
+            number: the iteration, or the policy that is evaluated.
+
+        Raises:
+            UserError: an iteration below 1.
+        """
+        if BY_NAME[stage].per == "iteration" and number < 1:
+            raise UserError(f"--iteration {number}: iterations are counted from 1")
+        return Output(self.root, BY_NAME[stage].path.format(number), stage, number)
+
     @property
     def prompts(self) -> Output:
-        return Output(self.root, "prompts", "prepare", 0)
-
-    def policy(self, number: int) -> Output:
-        stage: Stage = "train" if number else "prepare"
-        return Output(self.root, f"policies/{number:04d}", stage, number)
-
-    def reference(self, number: int) -> Output:
-        """Moving average of the policies up to `number`; only with `reference.update = "ema"`."""
-        return Output(self.root, f"references/{number:04d}", "train", number)
-
-    def trainer(self, number: int) -> Output:
-        """Optimizer, masters and schedule after iteration `number`."""
-        return Output(self.root, f"trainer/{number:04d}", "train", number)
+        return self.of("prepare")
 
     def rollout(self, iteration: int) -> Output:
-        return self._of_iteration(iteration, "rollout")
+        return self.of("rollout", iteration)
 
     def score(self, iteration: int) -> Output:
-        return self._of_iteration(iteration, "score")
+        return self.of("score", iteration)
 
     def logprobs(self, iteration: int) -> Output:
-        return self._of_iteration(iteration, "logprobs")
+        return self.of("logprobs", iteration)
 
     def train(self, iteration: int) -> Output:
-        return self._of_iteration(iteration, "train")
+        """The metrics of an iteration's training, whose manifest completes it."""
+        return self.of("train", iteration)
 
     def tokens(self, iteration: int) -> Output:
         """Per-token records of an iteration, where `stages.tokens` was asked for them."""
-        return self._of_iteration(iteration, "tokens")
+        return self.of("tokens", iteration)
 
     def evaluation(self, policy: int) -> Output:
-        return Output(self.root, f"evaluations/{policy:04d}", "evaluate", policy)
+        return self.of("evaluate", policy)
+
+    def companion(self, name: str, number: int) -> Output:
+        """An output that is committed with a stage's own, such as `trainer`."""
+        stage: StageName = "train" if number else "prepare"
+        return Output(self.root, BY_NAME["train"].companions[name].format(number), stage, number)
+
+    def policy(self, number: int) -> Output:
+        return self.companion("policies", number)
+
+    def reference(self, number: int) -> Output:
+        """Moving average of the policies up to `number`; only with `reference.update = "ema"`."""
+        return self.companion("references", number)
+
+    def trainer(self, number: int) -> Output:
+        """Optimizer, master weights and schedule after iteration `number`."""
+        return self.companion("trainer", number)
 
     def output(self, name: str) -> Output:
         """The output that manifests call `name`: `policies/0002`, `iterations/0003/rollout`."""
-        kind, _, rest = name.partition("/")
-        number, _, stage = rest.partition("/")
-        if kind == "prompts":
-            return self.prompts
-        if kind == "iterations":
-            return getattr(self, stage)(int(number))
-        singular = {
-            "policies": "policy",
-            "references": "reference",
-            "evaluations": "evaluation",
-        }.get(kind, kind)
-        return getattr(self, singular)(int(number))
-
-    def stage_output(self, stage: Stage, iteration: int) -> Output:
-        """The output whose manifest says that `stage` of `iteration` is complete."""
-        if stage == "prepare":
-            return self.prompts
-        if stage == "evaluate":
-            return self.evaluation(iteration)
-        return self._of_iteration(iteration, stage)
+        number = next((int(part) for part in name.split("/") if part.isdecimal()), 0)
+        for stage in STAGES:
+            if stage.path.format(number) == name:
+                return self.of(stage.name, number)
+            for companion, path in stage.companions.items():
+                if path.format(number) == name:
+                    return self.companion(companion, number)
+        raise UserError(f"{self.root / name}: no stage makes such an output")
 
     def last_policy(self) -> int:
         """Number of the newest complete policy, -1 before `prepare`."""
@@ -185,11 +187,6 @@ class Run:
             for path in (self.root / folder).glob("*/manifest.json")
             if path.parent.name.isdecimal()
         ]
-
-    def _of_iteration(self, iteration: int, stage: Stage) -> Output:
-        if iteration < 1:
-            raise UserError(f"--iteration {iteration}: iterations are counted from 1")
-        return Output(self.root, f"iterations/{iteration:04d}/{stage}", stage, iteration)
 
 
 def default_runs_directory() -> Path:

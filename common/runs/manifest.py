@@ -27,6 +27,7 @@ from common.errors import UserError
 from common.runs.hashing import sha256_of_file
 from common.runs.layout import Output
 from common.runs.schemas import SCHEMA_VERSION
+from common.runs.stages import BY_NAME
 
 
 class FileRecord(BaseModel):
@@ -168,7 +169,7 @@ def check_sha256(output: Output, record: FileRecord, found: str) -> None:
     if found == record.sha256:
         return
     remedies = f"  Damaged?           {output.command}"
-    if record.name.endswith(".parquet") and output.stage != "tokens":  # records of a computation
+    if record.name.endswith(".parquet") and BY_NAME[output.stage].editable:
         accept = output.command.replace("--overwrite", "--accept-edits")
         remedies = f"  Edited on purpose? {accept}\n{remedies}"
     raise UserError(

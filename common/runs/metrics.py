@@ -17,6 +17,9 @@ from common.runs.manifest import has_manifest, write_atomically
 from common.runs.schemas import TRAIN
 from common.runs.shards import read_output
 
+StepRow = dict[str, Any]
+"""One optimizer step as a row of `schemas.TRAIN`; also `computed`: was any token in the loss?"""
+
 
 def training_steps(run: Run) -> pa.Table:
     """The metrics of all optimizer steps of all complete iterations (schema `TRAIN`)."""

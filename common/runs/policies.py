@@ -133,11 +133,6 @@ def reference_of(run: Run, iteration: int, recipe: Recipe) -> Output | None:
     return run.policy(0)
 
 
-def keeps_average(recipe: Recipe) -> bool:
-    """Whether `train` writes a moving average of the policies."""
-    return recipe.objective.kl_coef != 0 and recipe.reference.update == "ema"
-
-
 def prune(
     run: Run,
     *,

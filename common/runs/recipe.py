@@ -12,6 +12,7 @@ from common.config.recipe_file import override_text, parse_recipe, read_recipe_t
 from common.errors import UserError
 from common.runs.layout import DEFAULT_RECIPE, Run
 from common.runs.manifest import has_manifest, read_manifest, write_atomically
+from common.runs.stages import BY_NAME
 
 
 def recipe_in_force(
@@ -40,14 +41,6 @@ def recipe_in_force(
     return parsed
 
 
-def what_prepare_uses(recipe: Recipe) -> dict[str, Any]:
-    """The sections that decide prompts and policy 0; fixed once a run has begun."""
-    return {
-        "model": {"path": recipe.model.path},
-        "data": {name: source.model_dump(mode="json") for name, source in recipe.data.items()},
-    }
-
-
 def differences(recorded: Any, now: Any, key: str = "") -> list[tuple[str, Any, Any]]:
     """Dotted keys of `recorded` whose values are not those of `now`, with both values."""
     if not (isinstance(recorded, dict) and isinstance(now, dict)):
@@ -71,7 +64,7 @@ def changed_since_begun(run: Run, recipe: Recipe) -> list[str]:
 
     A key that was not there yet when it began has its default.
     """
-    began, now = read_manifest(run.prompts).recipe, what_prepare_uses(recipe)
+    began, now = read_manifest(run.prompts).recipe, BY_NAME["prepare"].recorded(recipe)
     began = began | {"data": {task: _as_today(source) for task, source in began["data"].items()}}
     changed = {key: (was, new) for key, was, new in differences(began, now)}
     changed |= {key: (was, new) for key, new, was in differences(now, began)}

@@ -18,21 +18,21 @@ import pyarrow as pa
 from common.config import Recipe
 from common.errors import NonFiniteError, UserError
 from common.parallel.pipeline import Pipeline
-from common.runs.freshness import input_hashes, recover, require_fresh
+from common.parallel.shards import open_verified
+from common.runs.freshness import input_hashes, inputs_of, recover, require_fresh
 from common.runs.hashing import hash_of_parts, sha256_of_file, tensors_content_hash
 from common.runs.layout import Output, Run, shard_name
 from common.runs.manifest import has_manifest, read_manifest
+from common.runs.metrics import StepRow
 from common.runs.policies import (
     commit_folder,
     commit_policy,
-    keeps_average,
-    open_folder,
     reference_of,
 )
 from common.runs.schemas import TRAIN
 from common.runs.shards import OutputWriter
+from common.runs.stages import BY_NAME, keeps_average
 from common.training.checkpoint import STATE, save_average, save_policy, save_trainer
-from common.training.loop import Row
 from common.training.optimizer import Optimizer
 from common.training.resume import clear_progress
 
@@ -90,30 +90,22 @@ def describe_outputs(
     Raises:
         UserError: an input is missing or stale, or the trainer state to continue from was pruned.
     """
-    joined = [run.rollout(iteration), run.score(iteration), run.logprobs(iteration)]
-    for output in joined:
+    for output in (run.rollout(iteration), run.score(iteration), run.logprobs(iteration)):
         # Keys alone would not tell: a rollout that was made again has the keys of the former.
         require_fresh(run, output)
-    inputs = [*(output.name for output in joined), run.policy(iteration - 1).name]
-    if iteration > 1 and not fresh_optimizer:
+    inputs = inputs_of(run, "train", iteration, recipe)
+    before = run.trainer(iteration - 1)
+    if fresh_optimizer:
+        inputs = [name for name in inputs if name != before.name]
+    elif iteration > 1:
         _require_trainer(run, iteration - 1)
-        inputs.append(run.trainer(iteration - 1).name)
-    sections = {
-        "objective": recipe.objective.model_dump(mode="json"),
-        "train": recipe.train.model_dump(mode="json"),
-        "model": {"dtype": recipe.model.dtype},
-    }
-    averaged = reference_of(run, iteration, recipe) if keeps_average(recipe) else None
-    if averaged is not None:
-        inputs.append(averaged.name)
-        sections["reference"] = {"ema_alpha": recipe.reference.ema_alpha}
     return TrainOutputs(
         run=run,
         iteration=iteration,
-        inputs=input_hashes(run, list(dict.fromkeys(inputs))),
-        recipe=sections,
+        inputs=input_hashes(run, inputs),
+        recipe=BY_NAME["train"].recorded(recipe),
         seed=recipe.run.seed,
-        averaged=averaged,
+        averaged=reference_of(run, iteration, recipe) if keeps_average(recipe) else None,
     )
 
 
@@ -140,7 +132,7 @@ def commit_iteration(
     writer: OutputWriter,
     pipeline: Pipeline,
     optimizer: Optimizer,
-    rows: list[Row],
+    rows: list[StepRow],
     *,
     source: Path,
 ) -> None:
@@ -168,8 +160,7 @@ def commit_iteration(
     mesh.barrier()
     save_policy(policy.partial, optimizer.masters, source=source)
     if outputs.averaged is not None:
-        before = open_folder(outputs.averaged) if mesh.is_main else outputs.averaged.path
-        mesh.barrier()
+        before = open_verified(outputs.averaged, mesh)
         save_average(
             reference.partial,
             optimizer.masters,
@@ -184,7 +175,7 @@ def commit_iteration(
     mesh.barrier()
 
 
-def _publish(outputs: TrainOutputs, writer: OutputWriter, rows: list[Row]) -> None:
+def _publish(outputs: TrainOutputs, writer: OutputWriter, rows: list[StepRow]) -> None:
     policy, reference, trainer = outputs.policy, outputs.reference, outputs.trainer
     made: dict[str, Any] = {
         "inputs": outputs.inputs,

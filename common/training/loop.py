@@ -1,26 +1,45 @@
-"""Optimizer steps of one iteration: pipeline, objective and optimizer brought together."""
+"""One iteration of GRPO: load, continue; for each minibatch forward, loss, backward, step; commit.
+
+`train_iteration` is the whole of it, in order; every rank of the mesh runs it. What it reads is in
+`samples.py`, how completions become optimizer batches in `minibatches.py`, the loss in
+`objective/loss.py`, the schedule over pipeline stages in `parallel/pipeline.py`.
+"""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from common.config import ObjectiveConfig, TrainConfig
-from common.console import warn
+from common.config import ObjectiveConfig, Recipe, TrainConfig
+from common.console import say, warn
 from common.errors import NonFiniteError
+from common.modeling.load import compute_dtype
 from common.objective.loss import TokenBatch, grpo_loss, merge_sums, metrics
 from common.parallel.mesh import Mesh
 from common.parallel.pipeline import Pipeline
+from common.parallel.shards import open_verified
+from common.runs.layout import Run
 from common.runs.manifest import peak_memory_bytes
-from common.training.minibatches import Minibatch, ReplicaBatch, make_replica_batch
-from common.training.optimizer import Optimizer, learning_rate
-
-Row = dict[str, Any]
-"""One optimizer step as a row of `schemas.TRAIN`; also `computed`: was any token in the loss?"""
+from common.runs.metrics import StepRow
+from common.training.commit import commit_iteration, describe_outputs
+from common.training.minibatches import (
+    Minibatch,
+    ReplicaBatch,
+    make_replica_batch,
+    plan_minibatches,
+)
+from common.training.optimizer import MasterWeights, Optimizer, learning_rate
+from common.training.resume import continue_training, resume_progress, save_progress
+from common.training.samples import (
+    IterationRows,
+    check_old_logprobs,
+    group_samples,
+    read_samples,
+)
 
 _SKIPS_ALLOWED = 2
 _SAMPLES_NAMED = 8
@@ -30,41 +49,97 @@ approx_kl 0 to 1e-6; this leaves room for bfloat16, whose rounding depends on ho
 The mean ratio alone would not do: to another distribution that was sampled from, it is 1 too."""
 
 
-@dataclass
-class LossRecorder:
-    """What the loss saw on the last pipeline stage of one replica, microbatch by microbatch."""
+def train_iteration(
+    run: Run, iteration: int, recipe: Recipe, mesh: Mesh, *, fresh_optimizer: bool = False
+) -> list[StepRow]:
+    """Train policy N from policy N-1 and commit it; called on every rank.
 
-    share: ReplicaBatch
-    objective: ObjectiveConfig
-    sums: dict[str, Tensor] | None = None
-    finite: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
-    """Indices of packs, finite targets [B, T], whether the loss is finite."""
+    Args:
+        fresh_optimizer: begin AdamW anew, from the policy alone.
 
-    def __call__(self, outputs: Tensor, packs: Tensor) -> Tensor:
-        """The loss of a microbatch: outputs [B, T, 2] of the packs with these indices [B]."""
-        batch = self.share.tokens.select(packs)
-        loss, sums = grpo_loss(outputs[..., 0], outputs[..., 1], batch, self.objective)
-        self.sums = merge_sums(self.sums, sums)
-        fine = (outputs.detach().isfinite().all(-1) & _finite(batch)) | ~batch.mask
-        # Only noted: to look at it here would stop the device once a microbatch.
-        self.finite.append((packs, fine, loss.detach().isfinite()))
-        return loss
+    Returns:
+        A row per optimizer step, the same on every rank.
 
-    def not_finite(self) -> list[str] | None:
-        """Ids of the completions whose numbers are not finite; None if all are."""
-        bad: list[str] = []
-        for packs, fine, loss_is_fine in self.finite:
-            if not bool(fine.all()):
-                targets = torch.zeros_like(self.share.packs.target_mask)
-                targets[packs.cpu()] = ~fine.cpu()
-                bad += self.share.rollout_ids(targets)
-            elif not bool(loss_is_fine):
-                bad += self.share.rollout_ids(packs)
-        return bad or None
+    Raises:
+        UserError: an input is missing, stale, or does not fit the recipe.
+        NoLearningSignalError: all groups have equal rewards, and the recipe says to stop.
+        NonFiniteError: loss or gradient is not finite three steps in a row, or a weight is not.
+    """
+    # 1. What is trained on: every kept completion, in optimizer batches.
+    outputs = describe_outputs(run, iteration, recipe, fresh_optimizer=fresh_optimizer)
+    check_old_logprobs(run, iteration, recipe, mesh.device)
+    data, minibatches = _read_minibatches(run, iteration, recipe)
+    # 2. Load this rank's part of the policy that sampled.
+    mesh.at(f"iteration {iteration}, loading policy {iteration - 1}")
+    source = open_verified(run.policy(iteration - 1), mesh)
+    pipeline = Pipeline(
+        source,
+        mesh,
+        dtype=compute_dtype(recipe.model.dtype, mesh.device),
+        temperature=data.temperature,
+        schedule=recipe.mesh.pipeline_schedule,
+        train=True,
+        activation_checkpointing=recipe.train.activation_checkpointing,
+    )
+    optimizer = Optimizer(MasterWeights(pipeline.part, mesh), recipe.train)
+    # 3. Continue the optimizer of the iteration before, and from a commit within this one.
+    continue_training(run, 0 if fresh_optimizer else iteration - 1, pipeline, optimizer)
+    writer = outputs.writer()
+    if mesh.is_main:
+        writer.open()
+    mesh.barrier()
+    trainer = Trainer(
+        pipeline,
+        optimizer,
+        train=recipe.train,
+        objective=recipe.objective,
+        iteration=iteration,
+        steps=len(minibatches),
+        max_completion_tokens=data.max_completion_tokens,
+    )
+    trainer.rows = resume_progress(outputs.metrics.partial, optimizer)
+    if trainer.rows:
+        say(f"continuing after step {len(trainer.rows)} of {len(minibatches)}")
+    # 4. Each minibatch: forward, loss, backward, step.
+    for minibatch in minibatches[len(trainer.rows) :]:
+        row = trainer.step(minibatch)
+        say(step_line(row, len(minibatches)))
+        if minibatch.step + 1 < len(minibatches) and _is_to_be_saved(minibatch, recipe):
+            save_progress(outputs.metrics.partial, optimizer, trainer.rows)
+    # 5. Commit policy, trainer state and metrics as one.
+    commit_iteration(outputs, writer, pipeline, optimizer, trainer.rows, source=source)
+    return trainer.rows
+
+
+def _read_minibatches(
+    run: Run, iteration: int, recipe: Recipe
+) -> tuple[IterationRows, list[Minibatch]]:
+    data = read_samples(
+        run,
+        iteration,
+        with_reference=recipe.objective.kl_coef != 0,
+        with_entropy=recipe.objective.top_entropy_quantile < 1,
+    )
+    minibatches = plan_minibatches(
+        group_samples(data.samples),
+        recipe.objective,
+        epochs=recipe.train.epochs,
+        prompts_per_step=recipe.train.prompts_per_step,
+        seed=recipe.run.seed,
+        iteration=iteration,
+        on_no_signal=recipe.train.on_no_signal,
+    )
+    return data, minibatches
+
+
+def _is_to_be_saved(minibatch: Minibatch, recipe: Recipe) -> bool:
+    """Whether state is committed after this step of the iteration."""
+    every = recipe.train.checkpoint_every_steps
+    return every > 0 and (minibatch.step + 1) % every == 0
 
 
 class Trainer:
-    """Takes the minibatches of one iteration in order and keeps the rows of its metrics."""
+    """Takes optimizer steps, and keeps the rows of their metrics."""
 
     def __init__(
         self,
@@ -86,14 +161,14 @@ class Trainer:
         self.pipeline = pipeline
         self.optimizer = optimizer
         self.mesh: Mesh = pipeline.mesh
-        self.rows: list[Row] = []
+        self.rows: list[StepRow] = []
         self._train = train
         self._objective = objective
         self._iteration = iteration
         self._steps = steps
         self._max_completion_tokens = max_completion_tokens
 
-    def step(self, minibatch: Minibatch) -> Row:
+    def step(self, minibatch: Minibatch) -> StepRow:
         """One optimizer step; the same row on every rank.
 
         Raises:
@@ -112,22 +187,21 @@ class Trainer:
         result = self.optimizer.step(
             rate, loss_is_finite=faulty is None, wanted=minibatch.has_gradient
         )
-        row = self._row(minibatch, seen, started)
-        row |= {
+        row = self._row(minibatch, seen, started) | {
             "skipped": not result.applied,
             "grad_norm": result.grad_norm,
             "learning_rate": rate,
         }
         self.rows.append(row)
         if minibatch.has_gradient and not result.applied:
-            self._left_out(place, minibatch, faulty)
+            self._tell_skipped(place, minibatch, faulty)
         elif minibatch.step == 0 and minibatch.has_gradient:
-            self._alarm(row)
+            self._warn_of_first_ratio(row)
         return row
 
     def accumulate(self, minibatch: Minibatch) -> LossRecorder | None:
-        """Add the gradients of this replica's share; what the loss saw, on the last stage."""
-        share = make_replica_batch(
+        """Add the gradients of this replica's part; what the loss saw, on the last stage."""
+        batch = make_replica_batch(
             minibatch,
             self._objective,
             replica=self.mesh.dp_rank,
@@ -138,12 +212,12 @@ class Trainer:
             max_completion_tokens=self._max_completion_tokens,
             dtype=torch.promote_types(self.pipeline.part.dtype, torch.float32),
         )
-        on_device = ReplicaBatch(share.samples, share.packs, share.tokens.to(self.mesh.device))
-        seen = LossRecorder(on_device, self._objective)
-        self.pipeline.run_step(share.packs, self._train.microbatches, seen)
-        return seen if self.mesh.is_last else None
+        on_device = ReplicaBatch(batch.samples, batch.packs, batch.tokens.to(self.mesh.device))
+        loss = LossRecorder(on_device, self._objective)
+        self.pipeline.run_step(batch.packs, self._train.microbatches, loss)
+        return loss if self.mesh.is_last else None
 
-    def _row(self, minibatch: Minibatch, seen: LossRecorder | None, started: float) -> Row:
+    def _row(self, minibatch: Minibatch, seen: LossRecorder | None, started: float) -> StepRow:
         """Metrics over all replicas, merged in rank order so that all ranks have the same."""
         sums = seen.sums if seen else None
         mine = None if sums is None else {name: float(value) for name, value in sums.items()}
@@ -168,7 +242,7 @@ class Trainer:
             "step_seconds": slowest,
         }
 
-    def _left_out(self, place: str, minibatch: Minibatch, faulty: list[str] | None) -> None:
+    def _tell_skipped(self, place: str, minibatch: Minibatch, faulty: list[str] | None) -> None:
         """Name what was not finite; give up on the third such step in a row."""
         found = [ids for ids in self.mesh.gather_objects(faulty) if ids]
         ids = sorted({rollout_id for part in found for rollout_id in part})
@@ -185,7 +259,8 @@ class Trainer:
         if self.mesh.is_main:
             warn(f"{message}; the update was left out")
 
-    def _alarm(self, row: Row) -> None:
+    def _warn_of_first_ratio(self, row: StepRow) -> None:
+        """Warn where the first step's ratio shows old_logprobs of another policy."""
         off = max(abs(row["ratio_mean"] - 1), row["approx_kl"])
         if self.mesh.is_main and off > _FIRST_BOUND:
             warn(
@@ -196,7 +271,45 @@ class Trainer:
             )
 
 
-def step_line(row: Row, steps: int) -> str:
+@dataclass
+class LossRecorder:
+    """The loss, microbatch by microbatch, on the last pipeline stage of one replica.
+
+    It keeps the sums that become metrics and what is needed to name completions whose numbers are
+    not finite.
+    """
+
+    batch: ReplicaBatch
+    objective: ObjectiveConfig
+    sums: dict[str, Tensor] | None = None
+    finite: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
+    """Indices of packs, finite targets [B, T], whether the loss is finite."""
+
+    def __call__(self, outputs: Tensor, packs: Tensor) -> Tensor:
+        """The loss of a microbatch: outputs [B, T, 2] of the packs with these indices [B]."""
+        batch = self.batch.tokens.select(packs)
+        loss, sums = grpo_loss(outputs[..., 0], outputs[..., 1], batch, self.objective)
+        self.sums = merge_sums(self.sums, sums)
+        fine = (outputs.detach().isfinite().all(-1) & _finite(batch)) | ~batch.mask
+        # Only noted: to look at it here would stop the device once per microbatch.
+        self.finite.append((packs, fine, loss.detach().isfinite()))
+        return loss
+
+    def not_finite(self) -> list[str] | None:
+        """Ids of the completions whose numbers are not finite; None if all are."""
+        return list(self._faulty()) or None
+
+    def _faulty(self) -> Iterator[str]:
+        for packs, fine, loss_is_fine in self.finite:
+            if not bool(fine.all()):
+                targets = torch.zeros_like(self.batch.packs.target_mask)
+                targets[packs.cpu()] = ~fine.cpu()
+                yield from self.batch.rollout_ids(targets)
+            elif not bool(loss_is_fine):
+                yield from self.batch.rollout_ids(packs)
+
+
+def step_line(row: StepRow, steps: int) -> str:
     """A step for the terminal."""
     if row["skipped"]:
         return f"step {row['step'] + 1}/{steps}: left out"

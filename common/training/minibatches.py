@@ -33,42 +33,7 @@ from common.objective.weights import (
     token_weights,
     tokens_in_loss,
 )
-
-
-@dataclass(frozen=True)
-class TrainingSample:
-    """One completion with all that training needs; the arrays have one float32 a token."""
-
-    rollout_id: str
-    group: int
-    prompt_ids: Sequence[int]
-    completion_ids: Sequence[int]
-    old_logprobs: np.ndarray
-    ref_logprobs: np.ndarray | None
-    entropy: np.ndarray | None
-    """Of the policy that sampled, by the trainer; None where the sampler gave old_logprobs."""
-    sampler_logprobs: np.ndarray
-    """Of the distribution that was sampled from."""
-    advantage: float
-    reward: float | None
-    truncated: bool
-
-
-@dataclass(frozen=True)
-class Group:
-    """The completions of one prompt."""
-
-    samples: tuple[TrainingSample, ...]
-
-    @property
-    def has_variance(self) -> bool:
-        """Whether the rewards differ: then, and only then, an advantage is not exactly 0."""
-        return any(sample.advantage != 0 for sample in self.samples)
-
-    @property
-    def tokens(self) -> int:
-        """Tokens to compute with the prompt shared."""
-        return len(self.samples[0].prompt_ids) + sum(len(s.completion_ids) for s in self.samples)
+from common.training.samples import Group, TrainingSample
 
 
 @dataclass(frozen=True)
@@ -112,14 +77,6 @@ class Minibatch:
             "reward_std": stdev(rewards) if len(rewards) > 1 else 0.0,
             "truncated_fraction": fmean(s.truncated for s in samples) if samples else 0.0,
         }
-
-
-def group_samples(samples: Sequence[TrainingSample]) -> list[Group]:
-    """Samples by group, in the order in which the groups first come."""
-    by_group: dict[int, list[TrainingSample]] = {}
-    for sample in samples:
-        by_group.setdefault(sample.group, []).append(sample)
-    return [Group(tuple(members)) for members in by_group.values()]
 
 
 def plan_minibatches(

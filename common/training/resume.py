@@ -9,16 +9,15 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from common.console import say, warn
+from common.console import warn
 from common.errors import UserError
 from common.parallel.pipeline import Pipeline
+from common.parallel.shards import open_verified
 from common.runs.hashing import sha256_of_file
 from common.runs.layout import Run
 from common.runs.manifest import read_manifest, sync_directory
-from common.runs.policies import open_folder
+from common.runs.metrics import StepRow
 from common.training.checkpoint import load_trainer, read_state, save_trainer
-from common.training.loop import Row, Trainer, step_line
-from common.training.minibatches import Minibatch
 from common.training.optimizer import Optimizer
 
 _MAKING = "checkpoint.making"
@@ -34,8 +33,7 @@ def continue_training(run: Run, before: int, pipeline: Pipeline, optimizer: Opti
     loaded = with_masters = False
     if before > 0:
         state = run.trainer(before)
-        folder = open_folder(state) if mesh.is_main else state.path
-        mesh.barrier()
+        folder = open_verified(state, mesh)
         if read_manifest(state).facts[policy.name] == read_manifest(policy).content_hash:
             with_masters = read_state(folder)["masters"]
             loaded = load_trainer(folder, optimizer, as_policy=True)
@@ -48,27 +46,7 @@ def continue_training(run: Run, before: int, pipeline: Pipeline, optimizer: Opti
         optimizer.masters.fill(pipeline.wide_parameters())
 
 
-def take_steps(
-    trainer: Trainer, minibatches: list[Minibatch], partial: Path, *, checkpoint_every: int
-) -> None:
-    """All optimizer steps of an iteration, from the last commit within it if there is one.
-
-    Args:
-        partial: the partial output of `train`, where commits lie.
-        checkpoint_every: steps between commits; 0 for none.
-    """
-    steps = len(minibatches)
-    trainer.rows = resume_progress(partial, trainer.optimizer)
-    if trainer.rows:
-        say(f"continuing after step {len(trainer.rows)} of {steps}")
-    for minibatch in minibatches[len(trainer.rows) :]:
-        say(step_line(trainer.step(minibatch), steps))
-        done = len(trainer.rows)
-        if checkpoint_every and done % checkpoint_every == 0 and done < steps:
-            save_progress(partial, trainer.optimizer, trainer.rows)
-
-
-def save_progress(folder: Path, optimizer: Optimizer, rows: list[Row]) -> None:
+def save_progress(folder: Path, optimizer: Optimizer, rows: list[StepRow]) -> None:
     """Commit the state after `rows` steps in `folder`; the one before goes when this one stands.
 
     Called on every rank.
@@ -88,7 +66,7 @@ def save_progress(folder: Path, optimizer: Optimizer, rows: list[Row]) -> None:
     mesh.barrier()
 
 
-def resume_progress(folder: Path, optimizer: Optimizer) -> list[Row]:
+def resume_progress(folder: Path, optimizer: Optimizer) -> list[StepRow]:
     """Continue from the last commit in `folder`; the rows of the steps it includes, or none.
 
     Called on every rank. A damaged commit is removed: the iteration is then replayed.

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 
+from common.config import Recipe
 from common.errors import UserError
+from common.modeling.load import precision, require_precision
 from common.runs.columns import join
 from common.runs.layout import Output, Run
 from common.runs.manifest import read_manifest
 from common.runs.schemas import KEY
 from common.runs.shards import read_output
-from common.training.minibatches import TrainingSample
 
 _OF_ROLLOUT = [
     KEY,
@@ -30,6 +32,42 @@ _OF_LOGPROBS = [KEY, "old_logprobs", "ref_logprobs", "entropy"]
 
 
 @dataclass(frozen=True)
+class TrainingSample:
+    """One completion with all that training needs; the arrays have one float32 a token."""
+
+    rollout_id: str
+    group: int
+    prompt_ids: Sequence[int]
+    completion_ids: Sequence[int]
+    old_logprobs: np.ndarray
+    ref_logprobs: np.ndarray | None
+    entropy: np.ndarray | None
+    """Of the policy that sampled, by the trainer; None where the sampler gave old_logprobs."""
+    sampler_logprobs: np.ndarray
+    """Of the distribution that was sampled from."""
+    advantage: float
+    reward: float | None
+    truncated: bool
+
+
+@dataclass(frozen=True)
+class Group:
+    """The completions of one prompt."""
+
+    samples: tuple[TrainingSample, ...]
+
+    @property
+    def has_variance(self) -> bool:
+        """Whether the rewards differ: then, and only then, an advantage is not exactly 0."""
+        return any(sample.advantage != 0 for sample in self.samples)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens to compute with the prompt shared."""
+        return len(self.samples[0].prompt_ids) + sum(len(s.completion_ids) for s in self.samples)
+
+
+@dataclass(frozen=True)
 class IterationRows:
     """What training reads of an iteration."""
 
@@ -37,6 +75,24 @@ class IterationRows:
     """Of kept groups, in the order of the rollout."""
     temperature: float
     max_completion_tokens: int
+
+
+def check_old_logprobs(run: Run, iteration: int, recipe: Recipe, device: torch.device) -> None:
+    """Refuse `old_logprobs` of a sampler that computed otherwise, or that are to be corrected.
+
+    Raises:
+        UserError: the recipe is another than that which made them.
+    """
+    logprobs = run.logprobs(iteration)
+    if read_manifest(logprobs).facts.get("old_logprobs_from") != "sampler":
+        return
+    require_precision(run.rollout(iteration), precision(recipe.model.dtype, device))
+    if recipe.objective.sampler_correction != "none":
+        raise UserError(
+            f'{logprobs.path}: made with logprobs.old_logprobs_from = "sampler", so that '
+            f"objective.sampler_correction = {recipe.objective.sampler_correction!r} has nothing "
+            f'to correct; set it to "none", or make them again: {logprobs.command}'
+        )
 
 
 def read_samples(
@@ -135,3 +191,11 @@ def _sample(
         reward=row["reward"],
         truncated=row["finish_reason"] == "length",
     )
+
+
+def group_samples(samples: Sequence[TrainingSample]) -> list[Group]:
+    """Samples by group, in the order in which the groups first come."""
+    by_group: dict[int, list[TrainingSample]] = {}
+    for sample in samples:
+        by_group.setdefault(sample.group, []).append(sample)
+    return [Group(tuple(members)) for members in by_group.values()]

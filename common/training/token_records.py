@@ -23,8 +23,8 @@ from common.parallel.forward import TokenStats
 from common.runs.columns import flat_values, list_column, list_lengths
 from common.runs.layout import Run
 from common.runs.schemas import KEY, TOKEN_RECORDS
-from common.training.minibatches import group_samples, plan_minibatches
-from common.training.samples import read_samples
+from common.training.minibatches import plan_minibatches
+from common.training.samples import group_samples, read_samples
 
 
 @dataclass(frozen=True)

@@ -29,12 +29,11 @@ from common.modeling.packing import Completion, pack, scatter_to_packs
 from common.objective.loss import grpo_loss, merge_sums, metrics, zero_advantage_rows_matter
 from common.training.minibatches import (
     Minibatch,
-    TrainingSample,
     completions_in_pack,
-    group_samples,
     make_replica_batch,
     plan_minibatches,
 )
+from common.training.samples import TrainingSample, group_samples
 
 VOCABULARY = 5
 CONFIGS = [config for term in TERMS for config in some_configs(term, 12)]

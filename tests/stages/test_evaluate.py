@@ -14,20 +14,23 @@ import pytest
 import torch
 from support.multirank import torchrun
 
-from common.command import open_context, rank
+from common.command import rank
 from common.config import RewardsConfig
+from common.config.recipe_file import load_recipe
 from common.errors import UserError
 from common.modeling.chat import stop_ids
 from common.modeling.load import load_causal_lm
-from common.parallel.mesh import Mesh
 from common.reporting.accuracy import pass_at_k
 from common.rewards.registry import EXTRAS, VERIFY, judge
 from common.rewards.rule import Judge, Row, Verdict, always
 from common.rollout.prompts import SamplingPolicy
-from common.runs.layout import Run
+from common.runs.layout import DEFAULT_RECIPE, Run
 from common.runs.manifest import read_manifest
+from common.runs.policies import commit_policy
+from common.runs.recipe import recipe_in_force
 from common.runs.schemas import EVALUATION
-from common.runs.shards import read_output
+from common.runs.shards import read_output, read_split
+from common.runs.stages import BY_NAME
 from stages import evaluate, prepare
 
 # Answers are texts a random policy writes now and then, so that some are right.
@@ -154,13 +157,20 @@ def test_parts_make_the_same_whole(whole: Run, run: Run) -> None:
 
 
 def test_two_policies_meet_the_same_luck(run: Run) -> None:
-    base = evaluate.Job.of(open_context("a", 0), Mesh())
-    later = replace(base, context=replace(base.context, iteration=7))
-    first, second = ([job.seeds(prompt) for prompt in job.prompts] for job in (base, later))
+    """The same weights as another policy answer the same."""
+    policy = run.policy(7)
+    without_manifest = shutil.ignore_patterns("manifest.json")
+    shutil.copytree(run.policy(0).path, policy.partial, ignore=without_manifest)
+    commit_policy(policy, inputs={}, recipe={}, seed=0)
+    evaluate.main("a", 7, quiet=True)
+    first, second = (read_output(run.evaluation(n), ["completion_ids"]) for n in (0, 7))
     assert first == second
-    assert [seeds[0] for seeds in first] == [None] * 8
-    sampled = [seed for seeds in first for seed in seeds[1:]]
-    assert len(set(sampled)) == 8 * 6
+    recipe = recipe_in_force(run)
+    seeds = [
+        evaluate.seeds(recipe, row["prompt_id"]) for row in read_split(run, "eval").to_pylist()
+    ]
+    assert [of_question[0] for of_question in seeds] == [None] * 8
+    assert len({seed for of_question in seeds for seed in of_question[1:]}) == 8 * 6
 
 
 def test_the_table_is_printed_and_json_is_one_object(
@@ -243,7 +253,9 @@ def test_two_ranks_make_the_same_and_the_first_alone_verifies_and_warns(
 
 def test_settings_of_every_verify_type_are_part_of_an_evaluation() -> None:
     others = {"answer", "functions", "workers", *EXTRAS}
-    assert set(RewardsConfig.model_fields) - others == evaluate.VERIFY_SETTINGS
+    recipe = load_recipe(DEFAULT_RECIPE)
+    recorded = BY_NAME["evaluate"].recorded(recipe)["rewards"]
+    assert set(RewardsConfig.model_fields) - others == set(recorded)
 
 
 def test_what_cannot_be_evaluated_is_refused(run: Run) -> None:

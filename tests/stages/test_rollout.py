@@ -10,16 +10,18 @@ from typing import Any
 import polars as pl
 import pytest
 
-from common.command import open_context
 from common.errors import UserError
 from common.modeling.chat import load_tokenizer, stop_ids
 from common.runs.freshness import input_hashes, status_of
 from common.runs.layout import Run, shard_name
 from common.runs.manifest import read_manifest
 from common.runs.policies import commit_folder, commit_policy
+from common.runs.recipe import recipe_in_force
 from common.runs.schemas import ROLLOUT, TRAIN
 from common.runs.shards import OutputWriter, read_output
+from common.runs.stages import BY_NAME
 from common.seeds import sample_seed
+from common.stage import StageRun
 from stages import prepare, rollout
 
 RECIPE = """\
@@ -231,8 +233,10 @@ def test_a_prompt_drawn_twice_in_an_iteration_is_sampled_anew(run: Run) -> None:
 
 def test_prompts_that_do_not_fit(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     """The context is 256. With `drop`, longer prompts are passed over and counted."""
-    ten = open_context("a", 1, overrides=["rollout.prompts_per_iteration=10"])
-    lengths = sorted(len(prompt.ids) for prompt in rollout.Job.of(ten).groups.prompts)
+    recipe = recipe_in_force(run, overrides=["rollout.prompts_per_iteration=10"], write=True)
+    stage = BY_NAME["rollout"]
+    groups = rollout.begin_groups(StageRun(stage, run, 1, stage.view(recipe)))
+    lengths = sorted(len(prompt.ids) for prompt in groups.prompts)
     shortest = lengths.count(lengths[0])
     assert 0 < shortest < 10
     limit = f"rollout.max_completion_tokens={256 - lengths[0]}"

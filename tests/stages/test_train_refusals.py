@@ -54,7 +54,7 @@ def test_weights_that_are_not_finite_are_never_committed(prepared: Path, at) -> 
 )
 def test_rows_that_do_not_match_are_refused(prepared, at, stage, change, message) -> None:
     run = at(prepared)
-    edit(run.stage_output(stage, 1), change, key=True)
+    edit(run.of(stage, 1), change, key=True)
     with pytest.raises(UserError, match=message):
         train("a", 1)
     assert nothing_made(run)

@@ -22,8 +22,9 @@ from common.config import MeshConfig, ObjectiveConfig, TrainConfig
 from common.parallel.mesh import Mesh
 from common.parallel.pipeline import Pipeline
 from common.training.loop import Trainer
-from common.training.minibatches import TrainingSample, group_samples, plan_minibatches
+from common.training.minibatches import plan_minibatches
 from common.training.optimizer import MasterWeights, Optimizer
+from common.training.samples import TrainingSample, group_samples
 from support.tiny_models import KeepFloat64, random_completions
 
 TEMPERATURE = 0.8

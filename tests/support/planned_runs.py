@@ -8,9 +8,10 @@ import pyarrow as pa
 
 from common.config import Recipe
 from common.runs.freshness import input_hashes, plan, recover
-from common.runs.layout import Output, Run, Stage, shard_name
+from common.runs.layout import Output, Run, shard_name
 from common.runs.policies import commit_folder
 from common.runs.shards import OutputWriter
+from common.runs.stages import StageName
 
 SCHEMA = pa.schema([pa.field("rollout_id", pa.string()), pa.field("value", pa.int64())])
 RECIPE = Recipe.model_validate(
@@ -64,7 +65,7 @@ def write_prompts(run: Run, train: int, evaluation: int, **facts: object) -> Non
     writer.commit(facts)
 
 
-def do(run: Run, stage: Stage, n: int, value: int = 0, *, finish: bool = True) -> None:
+def do(run: Run, stage: StageName, n: int, value: int = 0, *, finish: bool = True) -> None:
     """What the stage would do, with `value` in place of its work."""
     if stage == "prepare":
         policy = folder(run.policy(0), f"policy {value}", {})
@@ -101,7 +102,7 @@ def train(run: Run, n: int, value: int, *, finish: bool) -> None:
 
 
 def targets(run: Run, to: int, recipe: Recipe = RECIPE, **options: object) -> list[str]:
-    return [step.target for step in plan(run, recipe, to=to, **options)]  # type: ignore[arg-type]
+    return [str(step) for step in plan(run, recipe, to=to, **options)]  # type: ignore[arg-type]
 
 
 def iteration(n: int) -> list[str]:
@@ -112,5 +113,5 @@ def complete_run(folder: Path, *, to: int) -> Run:
     """A run that is complete up to an iteration."""
     run = Run(folder / "demo")
     for step in plan(run, RECIPE, to=to):
-        do(run, step.stage, step.iteration)
+        do(run, step.stage.name, step.number)
     return run

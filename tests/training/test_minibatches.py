@@ -7,13 +7,8 @@ import pytest
 
 from common.config import ObjectiveConfig
 from common.errors import NoLearningSignalError
-from common.training.minibatches import (
-    TrainingSample,
-    balance_by_tokens,
-    group_samples,
-    permutation,
-    plan_minibatches,
-)
+from common.training.minibatches import balance_by_tokens, permutation, plan_minibatches
+from common.training.samples import TrainingSample, group_samples
 
 
 def sample(

@@ -15,7 +15,6 @@ import polars as pl
 import pytest
 from support import REPOSITORY
 
-from common.command import open_context
 from common.runs.child import Frozen
 from common.runs.freshness import plan, status_of
 from common.runs.hashing import sha256_of_bytes, sha256_of_file
@@ -23,6 +22,8 @@ from common.runs.layout import DEFAULT_RECIPE, Run
 from common.runs.manifest import read_manifest
 from common.runs.policies import prune
 from common.runs.recipe import recipe_in_force
+from common.runs.stages import BY_NAME
+from common.stage import StageRun
 from stages import logprobs, prepare, rollout, score, train
 from workflows.compare.processes import run_module
 
@@ -148,7 +149,7 @@ def test_a_child_is_an_ordinary_run_that_goes_on(compared: Compared) -> None:
     child = compared.child("dr")
     recipe = recipe_in_force(child)
     assert plan(child, recipe, to=2) == []
-    assert [s.target for s in plan(child, recipe, to=3)] == [
+    assert [str(s) for s in plan(child, recipe, to=3)] == [
         f"{stage}-3" for stage in ("rollout", "score", "logprobs", "train")
     ]
     rollout.main("a.2.dr", 3)
@@ -179,8 +180,8 @@ def test_pruning_and_hand_edits_in_a_child_do_not_reach_the_parent(compared: Com
     pl.read_parquet(shard).with_columns(advantage=-pl.col("advantage")).write_parquet(shard)
     score.main("a.2.again", 2, accept_edits=True)
     assert status_of(child, child.train(2)).reason == "iterations/0002/score changed"
-    recipe_in_force(child, overrides=["train.learning_rate=1.0"], write=True)
-    train.tidy(open_context(child.name, 2))
+    recipe = recipe_in_force(child, overrides=["train.learning_rate=1.0"], write=True)
+    train.tidy(StageRun(BY_NAME["train"], child, 2, BY_NAME["train"].view(recipe)))
     prune(child, newest=3, keep_policies=2, keep_trainer=2)
     assert read_manifest(child.policy(1)).pruned and not list(child.policy(1).path.glob("*.safe*"))
     assert hashes(compared.parent) == compared.before

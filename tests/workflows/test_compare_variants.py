@@ -16,7 +16,8 @@ from common.runs.child import Frozen
 from common.runs.layout import DEFAULT_RECIPE, Run
 from common.runs.manifest import read_manifest, write_manifest
 from common.runs.policies import prune
-from common.runs.recipe import changed_since_begun, what_prepare_uses
+from common.runs.recipe import changed_since_begun
+from common.runs.stages import BY_NAME
 from workflows.compare.children import make_children
 from workflows.compare.variants import not_applied, read_variants
 from workflows.variants import Variant, replaced_by_preset
@@ -30,7 +31,7 @@ def parent(tmp_path: Path) -> Run:
     recipe = parse_recipe(read_recipe_text(run.recipe), origin="test")
     sampled = {"rollout": recipe.rollout.model_dump(mode="json")}
     for output, made_with in (
-        (run.prompts, what_prepare_uses(recipe)),
+        (run.prompts, BY_NAME["prepare"].recorded(recipe)),
         *((run.rollout(n), sampled) for n in range(1, 5)),
     ):
         manifest = read_manifest(output).model_copy(update={"recipe": made_with})

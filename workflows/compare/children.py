@@ -11,11 +11,17 @@ from common.errors import UserError
 from common.rewards.registry import function_versions, package_versions
 from common.runs.child import Frozen, adopt
 from common.runs.freshness import status_of
-from common.runs.layout import Run, Stage
+from common.runs.layout import Run
 from common.runs.shards import read_output
+from common.runs.stages import BY_NAME, SIDE_STAGES, STAGES, StageName
 from workflows.compare.processes import launcher, run_module
 from workflows.compare.variants import not_applied
 from workflows.variants import Variant
+
+AFTER_ROLLOUT = tuple(
+    stage for stage in STAGES if stage.per == "iteration" and stage.name not in SIDE_STAGES
+)[1:]
+"""What a child runs of the frozen iteration; the last one trains."""
 
 
 @dataclass
@@ -24,7 +30,7 @@ class VariantResult:
 
     variant: Variant
     child: Run
-    failed: Stage | None = None
+    failed: StageName | None = None
     """The stage that ended it before its time."""
     exit_code: int = 0
 
@@ -74,7 +80,8 @@ def take_over(frozen: Frozen, outcome: VariantResult, donors: list[Run]) -> None
     recipe, child, number = outcome.variant.recipe, outcome.child, frozen.iteration
     types = read_output(frozen.run.rollout(number), ["verify_type"])["verify_type"].unique()
     judged_by = package_versions(types.to_pylist()) | function_versions(recipe.rewards)
-    for output, made_by in ((child.score(number), judged_by), (child.logprobs(number), None)):
+    for stage in AFTER_ROLLOUT[:-1]:
+        output, made_by = child.of(stage.name, number), judged_by if stage.name == "score" else None
         donor = adopt(child, output, recipe, donors, made_by)
         if donor is not None:
             say(f"{outcome.variant.name}: {output.name} taken from {donor.name}")
@@ -83,23 +90,23 @@ def take_over(frozen: Frozen, outcome: VariantResult, donors: list[Run]) -> None
 def run_stages(outcome: VariantResult, iteration: int, *, evaluate: bool, quiet: bool) -> None:
     """Run the stages that are missing, as one would; the first that fails ends the variant."""
     child, variant = outcome.child, outcome.variant
-    stages: tuple[Stage, ...] = ("score", "logprobs", "train")
-    for stage in (*stages, "evaluate") if evaluate else stages:
-        if _is_fresh(child, stage, iteration):
+    for stage in (*AFTER_ROLLOUT, *((BY_NAME["evaluate"],) if evaluate else ())):
+        if _is_fresh(child, stage.name, iteration):
             continue
         # An evaluation is divided by questions, so it needs no mesh; its table is ours, below.
-        processes = 1 if stage in ("score", "evaluate") else variant.processes
+        processes = variant.processes if stage.processes == "mesh" else 1
         arguments = ["--run", child.name, "--iteration", str(iteration)]
-        arguments += ["--quiet"] if quiet or stage == "evaluate" else []
-        say(f"{variant.name}: {' '.join([*launcher(processes), f'stages.{stage}', *arguments])}")
-        if code := run_module(f"stages.{stage}", arguments, processes):
-            outcome.failed, outcome.exit_code = stage, code
+        arguments += ["--quiet"] if quiet or stage.per == "policy" else []
+        module = f"stages.{stage.name}"
+        say(f"{variant.name}: {' '.join([*launcher(processes), module, *arguments])}")
+        if code := run_module(module, arguments, processes):
+            outcome.failed, outcome.exit_code = stage.name, code
             return
 
 
-def _is_fresh(child: Run, stage: Stage, iteration: int) -> bool:
+def _is_fresh(child: Run, stage: StageName, iteration: int) -> bool:
     """Whether there is nothing to do; what is damaged is left for the stage to name."""
     try:
-        return status_of(child, child.stage_output(stage, iteration)).state == "fresh"
+        return status_of(child, child.of(stage, iteration)).state == "fresh"
     except UserError:
         return False

@@ -1,0 +1,250 @@
+"""Every stage, declared once: what it is made per, what it reads and writes, which keys decide it.
+
+Paths, the planner, manifests, child runs, status tables and the commands that start stages all read
+this table. A stage sees a view of the recipe that holds the keys declared here and no others, so
+that none that decides its content can be forgotten in its manifest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from common.config import EvaluateConfig, Recipe, RewardsConfig, Section
+from common.runs import schemas
+
+StageName = Literal["prepare", "rollout", "score", "logprobs", "train", "tokens", "evaluate"]
+When = Callable[[Recipe], bool]
+
+
+def always(recipe: Recipe) -> bool:
+    return True
+
+
+@dataclass(frozen=True)
+class Input:
+    """An output that a stage is made from."""
+
+    output: str
+    """What it is: a stage's own output by the name of the stage, one of `Stage.companions` by its
+    own name, or `reference`, the model that the iteration's KL pulls towards."""
+    back: int = 0
+    """From so many iterations before; there is none before iteration 1."""
+    part: str = ""
+    """The shards whose names begin so, or a fact of the manifest; empty: all of it."""
+    when: When = always
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Keys of the recipe, whole tables or dotted."""
+
+    names: tuple[str, ...]
+    when: When = always
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of the pipeline."""
+
+    name: StageName
+    per: Literal["run", "iteration", "policy"]
+    """What there is one output for."""
+    path: str
+    """Of its output within the run; `{:04d}` stands for the number of iteration or policy."""
+    inputs: tuple[Input, ...]
+    schema: Callable[[Mapping[str, Any]], pa.Schema]
+    """Of its shards, from the recipe's keys that its manifest records."""
+    decides: tuple[Keys, ...]
+    """What decides the content of its output; recorded in its manifest."""
+    stops: tuple[str, ...] = ()
+    """What decides whether it stops, not what it makes."""
+    uses: tuple[Keys, ...] = ()
+    """What else it reads: how it is made, what is tidied up; never what is in the output."""
+    processes: Literal["one", "shards", "mesh"] = "one"
+    """`one` process; any number of them, which divide the `shards`; or those of the recipe's
+    `mesh`, which divide the model. All but `one` run a model."""
+    companions: Mapping[str, str] = field(default_factory=dict)
+    """Outputs that are committed together with its own: name and path."""
+    planned: Callable[[Recipe, int], bool] = lambda recipe, number: True
+    """Whether `make iteration` makes it, for an iteration or policy of that number."""
+    editable: bool = True
+    """Whether shards that were edited by hand may be accepted."""
+
+    @property
+    def has_number(self) -> bool:
+        return self.per != "run"
+
+    def keys(self, recipe: Recipe) -> list[str]:
+        """All keys that it may read under a recipe."""
+        used = [name for keys in self.uses if keys.when(recipe) for name in keys.names]
+        return [*self.deciding(recipe), *self.stops, *used]
+
+    def deciding(self, recipe: Recipe) -> list[str]:
+        """The keys that decide its content under a recipe."""
+        return [name for keys in self.decides if keys.when(recipe) for name in keys.names]
+
+    def view(self, recipe: Recipe) -> Recipe:
+        """The recipe as the stage sees it."""
+        return recipe.restricted_to(self.keys(recipe))
+
+    def recorded(self, recipe: Recipe) -> dict[str, Any]:
+        """What its manifest says of the recipe."""
+        return recipe.restricted_to(self.deciding(recipe)).model_dump(mode="json")
+
+
+def _below(table: str, section: type[Section], *, without: Iterable[str]) -> tuple[str, ...]:
+    """Dotted names of all keys of a table but some."""
+    return tuple(f"{table}.{name}" for name in section.model_fields if name not in without)
+
+
+def _has_kl(recipe: Recipe) -> bool:
+    return recipe.objective.kl_coef != 0
+
+
+def keeps_average(recipe: Recipe) -> bool:
+    """Whether `train` writes a moving average of the policies."""
+    return _has_kl(recipe) and recipe.reference.update == "ema"
+
+
+_REWARDS = _below("rewards", RewardsConfig, without=["workers"])
+_VERIFY = ("rewards.math", "rewards.code", "rewards.similarity", "rewards.reasoning_gym")
+"""Tables of [rewards] that verify types depend on."""
+_ANY_PROCESSES = ("mesh.timeout_seconds",)
+
+STAGES: tuple[Stage, ...] = (
+    Stage(
+        "prepare",
+        per="run",
+        path="prompts",
+        inputs=(),
+        schema=lambda recipe: schemas.PROMPTS,
+        decides=(Keys(("model.path", "data")),),
+        uses=(
+            Keys(("run.seed", "prompt", "rewards")),
+            Keys(("rollout.max_completion_tokens", "evaluate.every")),
+        ),
+        companions={"policies": "policies/{:04d}"},
+    ),
+    Stage(
+        "rollout",
+        per="iteration",
+        path="iterations/{:04d}/rollout",
+        inputs=(
+            Input("prepare", part="train"),
+            Input("policies", back=1),
+            Input("rollout", back=1, part="cursor_end"),
+        ),
+        schema=lambda recipe: schemas.ROLLOUT,
+        decides=(
+            Keys(("model.dtype", "prompt", "rollout")),
+            Keys(_REWARDS, when=lambda recipe: recipe.rollout.dynamic_sampling),
+        ),
+        uses=(Keys(("run.seed", "rewards.workers", *_ANY_PROCESSES)),),
+        processes="shards",
+    ),
+    Stage(
+        "score",
+        per="iteration",
+        path="iterations/{:04d}/score",
+        inputs=(Input("rollout"),),
+        schema=lambda recipe: schemas.score_schema(
+            RewardsConfig.model_validate(recipe["rewards"]).extras()
+        ),
+        decides=(Keys((*_REWARDS, "advantages")),),
+        uses=(Keys(("run.seed", "rewards.workers")),),
+    ),
+    Stage(
+        "logprobs",
+        per="iteration",
+        path="iterations/{:04d}/logprobs",
+        inputs=(
+            Input("rollout"),
+            Input(
+                "policies",
+                back=1,
+                when=lambda recipe: recipe.logprobs.old_logprobs_from == "policy",
+            ),
+            Input("reference", when=_has_kl),
+        ),
+        schema=lambda recipe: schemas.LOGPROBS,
+        decides=(
+            Keys(("model.dtype", "objective.kl_coef")),
+            Keys(("logprobs.old_logprobs_from", "logprobs.tokens_per_pack")),
+            Keys(("reference",), when=_has_kl),
+        ),
+        stops=(
+            *("logprobs.warn_gap_mean", "logprobs.warn_gap_max"),
+            *("logprobs.stop_gap_mean", "logprobs.stop_gap_max"),
+        ),
+        uses=(Keys(("run.seed", "mesh")),),
+        processes="mesh",
+    ),
+    Stage(
+        "train",
+        per="iteration",
+        path="iterations/{:04d}/train",
+        inputs=(
+            *(Input("rollout"), Input("score"), Input("logprobs")),
+            *(Input("policies", back=1), Input("trainer", back=1)),
+            Input("reference", when=keeps_average),
+        ),
+        schema=lambda recipe: schemas.TRAIN,
+        decides=(
+            Keys(("model.dtype", "objective", "train")),
+            Keys(("reference.ema_alpha",), when=keeps_average),
+        ),
+        uses=(Keys(("run", "mesh", "reference")),),
+        processes="mesh",
+        companions={
+            "policies": "policies/{:04d}",
+            "references": "references/{:04d}",
+            "trainer": "trainer/{:04d}",
+        },
+    ),
+    Stage(
+        "tokens",
+        per="iteration",
+        path="iterations/{:04d}/tokens",
+        inputs=(
+            *(Input("rollout"), Input("score"), Input("logprobs")),
+            *(Input("train"), Input("policies")),
+        ),
+        schema=lambda recipe: schemas.TOKEN_RECORDS,
+        decides=(),
+        uses=(Keys(("mesh",)),),
+        processes="mesh",
+        planned=lambda recipe, number: False,
+        editable=False,
+    ),
+    Stage(
+        "evaluate",
+        per="policy",
+        path="evaluations/{:04d}",
+        inputs=(Input("prepare", part="eval"), Input("policies")),
+        schema=lambda recipe: schemas.EVALUATION,
+        decides=(
+            Keys(("model.dtype", "prompt")),
+            Keys(_below("evaluate", EvaluateConfig, without=["every"])),
+            Keys(("rollout.max_concurrent", "rollout.max_completion_tokens", "rollout.on_long")),
+            Keys(_VERIFY),
+        ),
+        uses=(Keys(("run.seed", "rewards.workers", *_ANY_PROCESSES)),),
+        processes="shards",
+        planned=lambda recipe, number: (
+            recipe.evaluate.every > 0 and number % recipe.evaluate.every == 0
+        ),
+    ),
+)
+"""In the order in which they are made; after each iteration its policy may be evaluated."""
+
+BY_NAME: dict[str, Stage] = {stage.name: stage for stage in STAGES}
+
+_INPUTS = {found.output for stage in STAGES for found in stage.inputs}
+SIDE_STAGES = frozenset(
+    stage.name for stage in STAGES if not {stage.name, *stage.companions} & _INPUTS
+)
+"""Stages that no other one is made from: a run is the same with and without them."""
