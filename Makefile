@@ -8,22 +8,50 @@ MAKEFLAGS += --no-builtin-rules --no-print-directory
 
 PYTHON3 ?= python3
 
-include workflows/stages.mk
+VENV ?= .venv
+RUN ?= demo
+NPROC ?= 1
+
+include workflows/checks.mk
+
+PYTHON := $(VENV)/bin/python
+PIP := $(PYTHON) -m pip --disable-pip-version-check -q
+READY := $(VENV)/.ready
+READY_DEV := $(VENV)/.ready-dev
+
+# Text in single quotes for the shell, whatever it holds.
+quoted = '$(subst ','\'',$(1))'
+
+# Literal from here on: make expands what it hands to a shell's environment, and a value that holds
+# $(shell …) would run.
+override RECIPE := $(value RECIPE)
+override SET := $(value SET)
+
+SET_OPTIONS := $(foreach item,$(value SET), --set $(call quoted,$(item)))
+RECIPE_OPTIONS := $(if $(value RECIPE), --recipe $(call quoted,$(value RECIPE)))$(SET_OPTIONS)
+
+# workflows/chain knows the stages and prints the very command of each, which is all it does under
+# `make -n`. A dry run does not make the environment that it needs.
+CHAIN ?= 1
+chained = @+$(if $(shell test -x $(PYTHON) && echo there),$(PYTHON) -m workflows.chain $(1),echo \
+	'the stages are planned by $(PYTHON), which is not there yet')
+OPTIONS = --under-make --processes $(NPROC)
+
+# $(call stage,score,options): one stage by itself.
+stage = $(call chained,stage $(OPTIONS) $(1) -- --run $(RUN)$(2))
 
 ##@ Run
 iteration: $(READY) ## bring RUN to iteration N, doing only what is missing [RECIPE= SET= NPROC= FROM= CHAIN=0]
-	@+$(CHAINED) $(MAKE) -f workflows/iteration.mk iteration
-
-# One process imports for all stages (workflows/chain); with CHAIN=0 each imports by itself.
-CHAIN ?= 1
-CHAINED = $(if $(filter-out 0,$(value CHAIN)),$(shell test ! -x $(PYTHON) || echo $(PYTHON) -m workflows.chain))
+	$(call need,N)
+	$(call chained,iteration $(OPTIONS) --run $(RUN) --to $(N)$(if $(FROM), --from $(FROM))$(if \
+		$(filter 0,$(value CHAIN)), --no-fork)$(RECIPE_OPTIONS))
 
 prepare: $(READY) ## questions into prompts, policy 0 into the run [RECIPE= SET=]
-	$(call stage,prepare,)
+	$(call stage,$@,$(RECIPE_OPTIONS))
 
 rollout score logprobs train: $(READY)
 	$(call need,N)
-	$(call stage,$@,$(N) --overwrite)
+	$(call stage,$@, --iteration $(N) --overwrite$(RECIPE_OPTIONS))
 
 rollout: ## sample the completions of iteration N again
 score: ## judge the completions of iteration N again [SET=]
@@ -32,12 +60,12 @@ train: ## GRPO updates of iteration N again, from policy N-1
 
 evaluate: $(READY) ## held-out accuracy of policy N
 	$(call need,N)
-	$(call stage,evaluate,$(N) --overwrite)
+	$(call stage,$@, --iteration $(N) --overwrite$(RECIPE_OPTIONS))
 
 tokens: $(READY) ## each token of iteration N after training: ratio, clipped or not, entropy, KL [NPROC=]
 	$(call need,N)
 	$(foreach name,RECIPE SET,$(call refuse,$(name),the recipe is the one that trained))
-	$(call stage-in-force,tokens,$(N))
+	$(call stage,$@, --iteration $(N))
 
 compare: $(READY) ## recipes trained from the same rollout of iteration N [PRESETS= PP= VARIANTS= SET=]
 	$(call need,N)

@@ -7,6 +7,7 @@ Exit codes: 0 done or nothing to do, 2 a fault the user can mend, 3 a program or
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import re
 import sys
@@ -155,8 +156,11 @@ def _leave(code: object) -> None:
     """End the process as it is: everything that counts is on the disk.
 
     Native libraries' threads, torn down in no particular order at a regular exit, have aborted a
-    process whose work was done and committed.
+    process whose work was done and committed. A forked process ends so by itself, once it has told
+    its parent.
     """
+    if multiprocessing.parent_process() is not None:
+        raise SystemExit(code)
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError):
             stream.flush()

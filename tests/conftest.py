@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from support import REPOSITORY
 
 from common.console import set_quiet
 from common.runs.layout import Run
+from workflows.chain.launch import Command
 
 # Content is bit-for-bit the same for the same thread count; ranks have one thread, so we have one.
 # Set before anything loads OpenMP.
@@ -162,14 +162,10 @@ def stage() -> Callable[..., subprocess.CompletedProcess[str]]:
     """
 
     def run(
-        name: str, *arguments: str, expect: int = 0, ranks: int = 0
+        name: str, *arguments: str, expect: int = 0, ranks: int = 1
     ) -> subprocess.CompletedProcess[str]:
-        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-        # Without the dashes torchrun takes --run for an abbreviation of its own options.
-        module = ["-m", *(["--"] if ranks else []), f"stages.{name}"]
-        command = [sys.executable, *(launcher if ranks else []), *module, *arguments]
         done = subprocess.run(
-            command,
+            Command(f"stages.{name}", arguments, ranks).words,
             cwd=REPOSITORY,
             env=os.environ | {"OMP_NUM_THREADS": "1"},
             capture_output=True,

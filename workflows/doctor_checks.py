@@ -21,6 +21,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
+from workflows.chain.launch import Command
+
 State = Literal["ok", "missing", "broken"]
 
 SETUP = "make setup"
@@ -107,10 +109,8 @@ def check_torch() -> Finding:
 
 def check_torchrun() -> Finding:
     """Two processes, started as `train` is, that add a number over gloo."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += [f"--nproc-per-node={RANKS}", "-m", "--", "workflows.doctor_checks", "rank"]
     done = subprocess.run(
-        command,
+        Command("workflows.doctor_checks", ["rank"], RANKS).words,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,8 +15,10 @@ from common.config.recipe_file import read_recipe_text
 from common.console import say
 from common.errors import UserError
 from common.process import usable_cores
-from common.runs.layout import REPOSITORY, RUN_NAME_RULE, Run
+from common.runs.layout import RUN_NAME_RULE, Run
 from common.runs.manifest import write_atomically
+from workflows.chain import launch
+from workflows.chain.launch import Command
 from workflows.variants import Variant, variant_of
 
 RecipeOption = Annotated[Path, typer.Option("--recipe", help="What is trained.")]
@@ -27,7 +26,7 @@ Seeds = Annotated[str, typer.Option("--seeds", help="Values of run.seed, a run e
 Jobs = Annotated[
     int,
     typer.Option(
-        "--jobs", min=1, help="Runs at a time, each with its share of the cores and a make.log."
+        "--jobs", min=1, help="Runs at a time, each with its share of the cores and a chain.log."
     ),
 ]
 
@@ -80,7 +79,7 @@ def bring_to(
 
     Args:
         jobs: how many runs go on at a time, each with its share of the cores, saying what it says
-            in a `make.log` of its own.
+            in a `chain.log` of its own.
 
     Returns:
         The trials that were made, in their order, and of each other one what stopped it.
@@ -109,33 +108,16 @@ def _bring_one(trial: Trial, iteration: int, jobs: int, quiet: bool) -> str:
         run.root.mkdir(parents=True, exist_ok=True)
         write_atomically(run.recipe, trial.variant.text.encode())
     say(f"{run.name}: to iteration {iteration}")
-    goal = ["iteration", f"RUN={run.name}", f"N={iteration}", f"NPROC={trial.variant.processes}"]
-    make = partial(subprocess.run, make_command(*goal), cwd=REPOSITORY)
+    options = ["--run", run.name, "--to", str(iteration)]
+    options += ["--processes", str(trial.variant.processes), *(["--quiet"] if quiet else [])]
+    chain = Command("workflows.chain", ["iteration", *options])
     if jobs == 1:
-        made = make(env=own_make(), stdout=subprocess.DEVNULL if quiet else None)
-        return f"{run.name} stopped; its message is above" if made.returncode else ""
+        return f"{run.name} stopped; its message is above" if launch.run(chain) else ""
     threads = max(1, usable_cores() // (jobs * trial.variant.processes))
-    path = run.root / "make.log"
-    with path.open("a", encoding="utf-8") as log:
-        environment = {"OMP_NUM_THREADS": str(threads)} | own_make()
-        made = make(env=environment, stdout=log, stderr=subprocess.STDOUT)
-    return f"{run.name} stopped; the end of {path} says why" if made.returncode else ""
-
-
-def make_command(*goal: str) -> list[str]:
-    """Make by the graph of a run, in a chain, with this interpreter.
-
-    Args:
-        goal: the target and its variables.
-    """
-    make = [sys.executable, "-m", "workflows.chain", "make", "-f", "workflows/iteration.mk"]
-    return [*make, f"VENV={sys.prefix}", f"PYTHON={sys.executable}", *goal]
-
-
-def own_make() -> dict[str, str]:
-    """The environment without what a make around this process hands to those within."""
-    theirs = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "RECIPE", "SET", "FROM")
-    return {name: value for name, value in os.environ.items() if name not in theirs}
+    log = run.root / "chain.log"
+    if launch.run(chain, environment={"OMP_NUM_THREADS": str(threads)}, log=log):
+        return f"{run.name} stopped; the end of {log} says why"
+    return ""
 
 
 def _run_called(name: str) -> Run:

@@ -46,7 +46,7 @@ class Keys:
     when: When = always
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Stage:
     """One stage of the pipeline."""
 
@@ -248,3 +248,8 @@ SIDE_STAGES = frozenset(
     stage.name for stage in STAGES if not {stage.name, *stage.companions} & _INPUTS
 )
 """Stages that no other one is made from: a run is the same with and without them."""
+
+OF_AN_ITERATION = tuple(
+    stage for stage in STAGES if stage.per == "iteration" and stage.name not in SIDE_STAGES
+)
+"""The stages that make an iteration, from its rollout to its policy."""

@@ -1,21 +1,26 @@
-"""A chain whose parent imports nothing, so that it is there at once: `small_chain.py make all`.
+"""The chain that make starts, with stub stages and a fork server that imports nothing for them.
 
-With `THREAD=1` in the environment its parent has a thread, as some import might start.
+STUB='hang FILE' python tests/support/small_chain.py -m workflows.chain iteration --run a --to 1
 """
 
 from __future__ import annotations
 
 import os
 import sys
-import threading
-import time
 
-from workflows.chain import parent
+from workflows.chain import __main__ as chain
+from workflows.chain import launch
 
-parent.PRELOADED = ()
-parent.SECONDS_TO_STOP = 1.0
 
-if os.environ.get("THREAD"):
-    parent.preload = threading.Thread(target=time.sleep, args=(60,), daemon=True).start
+def stub(name: str, options: list[str], processes: int) -> launch.Command:
+    return launch.Command(
+        "support.chain_stub", os.environ["STUB"].format(stage=name).split(), processes
+    )
 
-parent.run_with_parent(sys.argv[1:])
+
+if __name__ == "__main__":
+    chain.command_of = stub
+    launch.PRELOADED[:] = ["support.small_preload"]
+    launch.SECONDS_TO_END = 1.0
+    sys.argv = sys.argv[2:]
+    chain.launch_commands(chain.iteration, chain.stage)

@@ -30,6 +30,7 @@ from workflows.bench.process import Partner
 from workflows.bench.sampler import bare_steps, generate, random_prompts, sample
 from workflows.bench.scale import fit
 from workflows.bench.stage import ImportClock
+from workflows.chain.launch import Command
 
 
 @pytest.fixture
@@ -247,7 +248,7 @@ def test_scored_rows_are_judged_half_right() -> None:
 
 def test_a_partner_that_ends_at_its_start_is_named() -> None:
     with pytest.raises(UserError, match=r"workflows\.bench\.nothing` ended with 1"):
-        Partner(["workflows.bench.nothing"], 1, torch.device("cpu"))
+        Partner(Command("workflows.bench.nothing", []), 1, torch.device("cpu"))
 
 
 def test_options_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:

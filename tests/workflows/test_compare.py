@@ -25,7 +25,6 @@ from common.runs.recipe import recipe_in_force
 from common.runs.stages import BY_NAME
 from common.stage import StageRun
 from stages import logprobs, prepare, rollout, score, train
-from workflows.compare.processes import run_module
 
 SMALL = [
     *("rollout.prompts_per_iteration=8", "rollout.group_size=4", "rollout.groups_per_shard=4"),
@@ -191,16 +190,6 @@ def test_a_stage_is_what_it_would_be_by_hand(compared: Compared) -> None:
     forked = compared.policy("as_is")
     train.main("a.2.as_is", 2, overwrite=True)
     assert compared.policy("as_is") == forked
-
-
-def test_a_process_ends_as_a_shell_would_see_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "killed.py").write_text("import os\n\nos.kill(os.getpid(), 9)\n")
-    monkeypatch.chdir(tmp_path)
-    assert run_module("killed", [], 1) == 137
-    assert run_module("stages.score", ["--run", "nowhere", "--iteration", "1"], 1) == 2
-    assert "nowhere: no such run" in capfd.readouterr().err
 
 
 def test_without_hard_links_weights_are_copied(

@@ -245,7 +245,7 @@ def test_a_run_that_stops_is_told_and_the_others_are_made(ablation: Ablation) ->
     assert [row["variant"] for row in compared] == ["default"]
     assert "ablation-lost-3 stopped; its message is above" in done.stderr
     side_by_side = ablation.run("workflows.ablation", *options, "--jobs", "2", expect=2)
-    log = ablation.folder / "ablation-lost-3" / "make.log"
+    log = ablation.folder / "ablation-lost-3" / "chain.log"
     assert f"ablation-lost-3 stopped; the end of {log} says why" in side_by_side.stderr
     assert "nowhere" in log.read_text() and "nowhere" not in side_by_side.stderr
 

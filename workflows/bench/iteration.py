@@ -18,15 +18,16 @@ from typing import Any
 
 from common.console import say
 from common.errors import MissingToolError
+from common.runs.stages import OF_AN_ITERATION
 from workflows.bench.measure import Bench, Measurement, rounds
-from workflows.bench.process import Partner, run_module
+from workflows.bench.process import Partner, run_command
+from workflows.chain.launch import Command
 
 TARGET = 2.0
 KL_COEF = 0.04
 LEARNING_RATE = 1e-6
 # Words that came before in the completion: never the same for all samples of a prompt.
 REWARDS = {"answer": {"weight": 0.0}, "repetition": {"weight": 1.0, "ngram": 1}}
-STAGES = ("rollout", "score", "logprobs", "train")
 RUN = "bench"
 
 RECIPE = """\
@@ -79,7 +80,7 @@ def measure(bench: Bench) -> list[Measurement]:
     iteration = OurIteration(bench)
     prompts, samples, tokens = bench.sizes.iteration
     spec = iteration.spec_for_trl()
-    with Partner(["workflows.bench.trl", str(spec)], bench.threads, bench.device) as trl:
+    with Partner(Command("workflows.bench.trl", [str(spec)]), bench.threads, bench.device) as trl:
         facts: list[dict[str, Any]] = []
 
         def step() -> float:
@@ -119,7 +120,7 @@ class OurIteration:
 
     def __init__(self, bench: Bench) -> None:
         """Make the run and its prompts; this is not timed."""
-        self.by_stage: dict[str, list[float]] = {stage: [] for stage in STAGES}
+        self.by_stage: dict[str, list[float]] = {stage.name: [] for stage in OF_AN_ITERATION}
         self._bench = bench
         self._made = 0
         self._runs = bench.scratch / "runs"
@@ -140,19 +141,19 @@ class OurIteration:
             ),
             encoding="utf-8",
         )
-        self._run(["stages.prepare", "--run", RUN, "--recipe", str(recipe)])
+        self._run("stages.prepare", "--run", RUN, "--recipe", str(recipe))
 
     def make_next(self) -> float:
         """Seconds of the next iteration, all four commands."""
         self._made += 1
         started = time.perf_counter()
-        for stage in STAGES:
-            module = [f"stages.{stage}"]
-            if stage == "rollout":
-                module = ["workflows.bench.stage", "without-stops", stage]
+        for stage in OF_AN_ITERATION:
+            module = [f"stages.{stage.name}"]
+            if stage.name == "rollout":
+                module = ["workflows.bench.stage", "without-stops", "rollout"]
             begun = time.perf_counter()
-            self._run([*module, "--run", RUN, "--iteration", str(self._made)])
-            self.by_stage[stage].append(time.perf_counter() - begun)
+            self._run(*module, "--run", RUN, "--iteration", str(self._made))
+            self.by_stage[stage.name].append(time.perf_counter() - begun)
         return time.perf_counter() - started
 
     def spec_for_trl(self) -> Path:
@@ -190,6 +191,6 @@ class OurIteration:
         ids = [render(rows[index], tokenizer, prompt)[0] for index in order]
         return [str(tokenizer.decode(each)) for each in ids]
 
-    def _run(self, arguments: list[str]) -> None:
+    def _run(self, module: str, *arguments: str) -> None:
         place = {"STAGED_GRPO_RUNS": str(self._runs)}
-        run_module(arguments, self._bench.threads, self._bench.device, place)
+        run_command(Command(module, arguments), self._bench.threads, self._bench.device, place)

@@ -26,6 +26,7 @@ from common.process import keep_freed_memory
 from common.runs.manifest import peak_memory_bytes
 from workflows.bench.measure import Bench, Measurement, rounds
 from workflows.bench.process import result_of
+from workflows.chain.launch import Command
 
 TARGET = 5.0
 """At most 20 % of the memory."""
@@ -42,7 +43,8 @@ def measure(bench: Bench) -> list[Measurement]:
         vocabulary, tokens, hidden = bench.sizes.loss
         numbers = [str(number) for number in (vocabulary, tokens, hidden)]
         target = bench.scratch / f"gradients-{side.replace(' ', '-')}.safetensors"
-        command = ["workflows.bench.memory", side, *numbers, bench.device.type, str(target)]
+        arguments = [side, *numbers, bench.device.type, str(target)]
+        command = Command("workflows.bench.memory", arguments)
         facts[side].append(result_of(command, bench.threads, bench.device))
         return facts[side][-1]["bytes"]
 

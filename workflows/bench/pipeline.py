@@ -28,10 +28,11 @@ from workflows.bench.measure import Bench, Measurement, rounds
 from workflows.bench.packs import mean_logprob
 from workflows.bench.process import Partner, connect
 from workflows.bench.sampler import random_rows
+from workflows.chain.launch import Command
 
 TARGET = 0.9
 RANKS = 2
-TORCHRUN = ["torch.distributed.run", "--standalone", f"--nproc-per-node={RANKS}", "-m", "--"]
+MODULE = "workflows.bench.pipeline"
 
 
 def measure(bench: Bench) -> list[Measurement]:
@@ -53,11 +54,10 @@ def measure(bench: Bench) -> list[Measurement]:
             }
         )
     )
-    module = ["workflows.bench.pipeline", str(spec)]
     each = max(bench.threads // RANKS, 1)
     with (
-        Partner([*TORCHRUN, *module], each, bench.device) as ranks,
-        Partner(module, bench.threads, bench.device) as alone,
+        Partner(Command(MODULE, [str(spec)], RANKS), each, bench.device) as ranks,
+        Partner(Command(MODULE, [str(spec)]), bench.threads, bench.device) as alone,
     ):
         taken = rounds({"ranks": ranks.seconds, "alone": alone.seconds}, bench.pairs)
         losses = [partner.work()["loss"] for partner in (ranks, alone)]

@@ -11,9 +11,8 @@ import json
 import os
 import socket
 import subprocess
-import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -23,6 +22,8 @@ import torch
 from common.errors import UserError
 from common.process import wait_briefly
 from common.runs.layout import REPOSITORY
+from workflows.chain import launch
+from workflows.chain.launch import Command
 
 ADDRESS = "STAGED_GRPO_BENCH_SOCKET"
 START_SECONDS = 600.0
@@ -39,35 +40,29 @@ def environment(threads: int, device: torch.device) -> dict[str, str]:
     return found
 
 
-def run_module(
-    arguments: Sequence[str],
+def run_command(
+    command: Command,
     threads: int,
     device: torch.device,
     extra: Mapping[str, str] | None = None,
 ) -> str:
-    """Run `python -m` of this environment; its standard output.
+    """Run a command from its start, imports and all; what it says.
 
     Raises:
         UserError: it failed; with the end of what it said.
     """
-    done = subprocess.run(
-        [sys.executable, "-m", *arguments],
-        cwd=REPOSITORY,
-        env=environment(threads, device) | dict(extra or {}),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        check=False,
-    )
-    if done.returncode != 0:
-        raise _failed(arguments, done.returncode, done.stderr or done.stdout)
-    return done.stdout
+    with tempfile.NamedTemporaryFile(prefix="bench-", suffix=".log") as log:
+        variables = environment(threads, device) | dict(extra or {})
+        code = launch.run(command, fork=False, environment=variables, log=Path(log.name))
+        said = log.read().decode(errors="replace")
+    if code:
+        raise _failed(command, code, said)
+    return said
 
 
-def result_of(arguments: Sequence[str], threads: int, device: torch.device) -> Any:
-    """The JSON that a module prints as its last line."""
-    return json.loads(run_module(arguments, threads, device).splitlines()[-1])
+def result_of(command: Command, threads: int, device: torch.device) -> Any:
+    """The JSON that a command prints as its last line."""
+    return json.loads(run_command(command, threads, device).splitlines()[-1])
 
 
 class Partner:
@@ -75,17 +70,17 @@ class Partner:
 
     def __init__(
         self,
-        arguments: Sequence[str],
+        command: Command,
         threads: int,
         device: torch.device,
         extra: Mapping[str, str] | None = None,
     ) -> None:
-        """Start `python -m` with these arguments and wait until it is ready.
+        """Start a command and wait until it is ready.
 
         Raises:
             UserError: it ended before.
         """
-        self._arguments = arguments
+        self._command = command
         self._folder = tempfile.TemporaryDirectory(prefix="bench-")
         self._said = (Path(self._folder.name) / "said").open("w+", errors="replace")
         address = str(Path(self._folder.name) / "socket")
@@ -93,7 +88,7 @@ class Partner:
         listener.bind(address)
         listener.listen(1)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", *arguments],
+            command.words,
             cwd=REPOSITORY,
             env=environment(threads, device) | dict(extra or {}) | {ADDRESS: address},
             stdin=subprocess.DEVNULL,
@@ -161,7 +156,7 @@ class Partner:
     def _gone(self) -> UserError:
         self._said.flush()
         self._said.seek(0)
-        return _failed(self._arguments, self._process.poll(), self._said.read())
+        return _failed(self._command, self._process.poll(), self._said.read())
 
     def _kill(self) -> None:
         """End it and what it started."""
@@ -203,6 +198,6 @@ def connect(ready: Mapping[str, Any]) -> Channel:
     return channel
 
 
-def _failed(arguments: Sequence[str], code: int | None, said: str) -> UserError:
+def _failed(command: Command, code: int | None, said: str) -> UserError:
     end = "\n".join(said.strip().splitlines()[-15:])
-    return UserError(f"bench: `python -m {' '.join(arguments)}` ended with {code}:\n{end}")
+    return UserError(f"bench: `{command}` ended with {code}:\n{end}")

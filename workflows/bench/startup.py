@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -18,12 +17,11 @@ import pyarrow as pa
 
 from common.config import RewardsConfig
 from common.rewards.scorer import Scorer, judge_table
-from common.runs.layout import REPOSITORY
 from common.tasks.registry import TASKS
 from workflows.bench.measure import Bench, Measurement, rounds
-from workflows.bench.process import environment, run_module
+from workflows.bench.process import run_command
 from workflows.bench.stage import STARTED, WORK
-from workflows.trials import make_command
+from workflows.chain.launch import Command
 
 AFTER_IMPORTS_SECONDS = 1.0
 """Most that a stage may take from its imports to its work."""
@@ -42,18 +40,20 @@ def measure(bench: Bench) -> list[Measurement]:
     runs.mkdir()
     place = {"STAGED_GRPO_RUNS": str(runs)}
     model = ["--set", f"model.path={bench.default_model.resolve()}"]
-    run_module(["stages.prepare", "--run", RUN, *SMALL_RUN, *model], 1, bench.device, place)
+    prepare = Command("stages.prepare", ["--run", RUN, *SMALL_RUN, *model])
+    run_command(prepare, 1, bench.device, place)
     at = ["--run", RUN, "--iteration", "1"]
     for stage in WORK:
-        run_module([f"stages.{stage}", *at], bench.threads, bench.device, place)
+        run_command(Command(f"stages.{stage}", at), bench.threads, bench.device, place)
     found = []
     for stage in WORK:
         imports: list[float] = []
 
         def begin(stage: str = stage, imports: list[float] = imports) -> float:
-            arguments = ["workflows.bench.stage", "until-work", stage, *at, "--overwrite"]
+            arguments = ["until-work", stage, *at, "--overwrite"]
+            command = Command("workflows.bench.stage", arguments)
             started = place | {STARTED: repr(time.time())}
-            said = run_module(arguments, bench.threads, bench.device, started)
+            said = run_command(command, bench.threads, bench.device, started)
             facts = json.loads(said.splitlines()[-1])
             imports.append(facts["imports"])
             return float(facts["seconds"])
@@ -119,16 +119,15 @@ def measure_default(bench: Bench) -> list[Measurement]:
     runs = bench.scratch / "default"
     runs.mkdir()
     count = 10 if bench.sizes.default_tokens >= 128 else 2
-    place = environment(bench.threads, bench.device) | {"STAGED_GRPO_RUNS": str(runs)}
+    place = {"STAGED_GRPO_RUNS": str(runs)}
 
-    def run(*arguments: str) -> None:
-        quiet = {"cwd": REPOSITORY, "env": place, "stdout": subprocess.DEVNULL}
-        make = make_command("iteration", f"RUN={RUN}", *arguments)
-        subprocess.run(make, check=True, **quiet)  # type: ignore[call-overload]
+    def run(*options: str) -> None:
+        chain = Command("workflows.chain", ["iteration", "--run", RUN, *options])
+        run_command(chain, bench.threads, bench.device, place)
 
-    run("N=0", "SET=evaluate.every=0")
+    run("--to", "0", "--set", "evaluate.every=0")
     started = time.perf_counter()
-    run(f"N={count}")
+    run("--to", str(count))
     mean = (time.perf_counter() - started) / count
     limit = DEFAULT_ITERATION_SECONDS
     name = f"default recipe: an iteration by make, mean of {count}, {os.cpu_count()} cores"

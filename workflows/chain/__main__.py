@@ -1,15 +1,176 @@
-"""Run a command, such as make, whose stages are forked from one parent: this process."""
+"""The commands of the chain: bring a run to an iteration, or run one stage."""
 
 from __future__ import annotations
 
-import sys
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import groupby
+from multiprocessing.process import BaseProcess
+from typing import Annotated
 
-from workflows.chain.parent import run_with_parent, serve
+import typer
 
-match sys.argv[1:]:
-    case ["--serve", number]:
-        serve(int(number))
-    case [*command] if command:
-        run_with_parent(command)
-    case _:
-        sys.exit("usage: python -m workflows.chain COMMAND…")
+from common.command import Overrides, Quiet, RecipePath, RunName
+from common.command import launch as launch_commands
+from common.config import Recipe
+from common.errors import UserError
+from common.runs.freshness import PlannedStage, inputs_of, plan
+from common.runs.layout import Run
+from common.runs.recipe import recipe_in_force
+from common.runs.stages import BY_NAME
+from workflows.chain.launch import Command, exit_code, first_ended, start, stop
+
+Processes = Annotated[
+    int, typer.Option("--processes", min=1, help="Of each stage that runs a model.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only print the commands.")]
+UnderMake = Annotated[
+    bool, typer.Option("--under-make", help="Take -n and -j from make's options, and end with it.")
+]
+
+
+def iteration(
+    run: RunName,
+    to: Annotated[int, typer.Option("--to", min=0, help="Iteration that is to be complete.")],
+    remake_from: Annotated[
+        int | None, typer.Option("--from", min=1, help="Make this iteration and later ones again.")
+    ] = None,
+    recipe: RecipePath = None,
+    overrides: Overrides = None,
+    processes: Processes = 1,
+    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Stages at a time.")] = 1,
+    fork: Annotated[bool, typer.Option(help="Import once for all stages.")] = True,
+    dry_run: DryRun = False,
+    under_make: UnderMake = False,
+    quiet: Quiet = False,
+) -> None:
+    """Bring a run to an iteration, doing only what is missing."""
+    place = Run.named(run)
+    in_force = recipe_in_force(place, recipe, overrides)
+    given = recipe is not None or bool(overrides)
+    steps = plan(place, in_force, to=to, remake_from=remake_from, prepare=given)
+    # A recipe that was given is written into the run by `prepare`, so the others need not see it.
+    given_options = ["--recipe", str(recipe)] if recipe else []
+    given_options += [word for override in overrides or () for word in ("--set", override)]
+    commands: dict[PlannedStage, Command] = {}
+    for step in steps:
+        options = ["--run", place.name]
+        options += ["--iteration", str(step.number)] if step.stage.has_number else given_options
+        options += ["--overwrite"] if remake_from and step.number >= remake_from else []
+        options += ["--quiet"] if quiet else []
+        commands[step] = command_of(step.stage.name, options, processes)
+    make = _MakeOptions.of_environment() if under_make else _MakeOptions()
+    if dry_run or make.dry_run:
+        print("\n".join(map(str, commands.values())) or "nothing to do")
+        return
+    end_with = os.getppid() if under_make else None
+    chain = _Chain(place, in_force, max(jobs, make.jobs), fork, quiet, end_with)
+    if code := chain.run(commands):
+        raise typer.Exit(code)
+    if not quiet:
+        done = f"run {place.name} is complete up to iteration {to}"
+        print(done if steps else f"{done}; nothing to do")
+
+
+def stage(
+    name: Annotated[str, typer.Argument(help=f"One of {', '.join(BY_NAME)}.")],
+    options: Annotated[list[str] | None, typer.Argument(help="The stage's own, after --.")] = None,
+    processes: Processes = 1,
+    dry_run: DryRun = False,
+    under_make: UnderMake = False,
+) -> None:
+    """Run one stage as its command is written."""
+    if name not in BY_NAME:
+        raise UserError(f"no stage is called {name!r}; there are {', '.join(BY_NAME)}")
+    command = command_of(name, options or [], processes)
+    print(command, flush=True)
+    if dry_run or (under_make and _MakeOptions.of_environment().dry_run):
+        return
+    os.environ |= command.environment
+    os.execvp(command.words[0], command.words)
+
+
+def command_of(name: str, options: list[str], processes: int) -> Command:
+    one = BY_NAME[name].processes == "one"
+    return Command(f"stages.{name}", options, 1 if one else processes)
+
+
+@dataclass(frozen=True)
+class _MakeOptions:
+    """Options of the make that has started us."""
+
+    dry_run: bool = False
+    jobs: int = 1
+
+    @classmethod
+    def of_environment(cls) -> _MakeOptions:
+        """As make hands them on: `kn -j4 --no-print-directory -- N=3`, letters first."""
+        words = os.environ.get("MAKEFLAGS", "").partition("-- ")[0].split()
+        letters = words[0] if words and not words[0].startswith("-") else ""
+        jobs = [word.removeprefix("-j") for word in words if word.startswith("-j")]
+        return cls("n" in letters, int(jobs[-1] or 2) if jobs else 1)
+
+
+@dataclass
+class _Chain:
+    """Runs stages in order, each when all that it is made from is complete.
+
+    Two iterations are never made at once: the later one may prune what the earlier one reads.
+    """
+
+    place: Run
+    recipe: Recipe
+    jobs: int
+    fork: bool
+    quiet: bool
+    end_with: int | None
+    """Our parent, if all is to end when it does."""
+
+    def run(self, commands: Mapping[PlannedStage, Command]) -> int:
+        """The exit code of the first that fails, or 0; after that one no other begins."""
+        for _, steps in groupby(commands, key=lambda step: step.number):
+            if code := self._run_iteration({step: commands[step] for step in steps}):
+                return code
+        return 0
+
+    def _run_iteration(self, waiting: dict[PlannedStage, Command]) -> int:
+        running: dict[BaseProcess, PlannedStage] = {}
+        code = 0
+        try:
+            while running or (waiting and not code):
+                steps = list(waiting)
+                for index, step in enumerate(steps):
+                    before = [*running.values(), *steps[:index]]
+                    if not code and len(running) < self.jobs and self._may_begin(step, before):
+                        running[self._start(waiting.pop(step))] = step
+                ended = first_ended(running, seconds=1.0)
+                if ended is not None:
+                    del running[ended]
+                    code = code or exit_code(ended)
+                if self.end_with not in (None, os.getppid()):
+                    stop(running)
+                    return 1
+        except KeyboardInterrupt:
+            stop(running)
+            return 130
+        return code
+
+    def _start(self, command: Command) -> BaseProcess:
+        if not self.quiet:
+            print(command, flush=True)
+        return start(command, fork=self.fork)
+
+    def _may_begin(self, step: PlannedStage, before: list[PlannedStage]) -> bool:
+        """Whether a stage is made from nothing that is still to be made before it."""
+        inputs = inputs_of(self.place, step.stage.name, step.number, self.recipe)
+        sources = {name.partition(":")[0] for name in inputs}
+        return not sources & {made for other in before for made in self._made(other)}
+
+    def _made(self, step: PlannedStage) -> list[str]:
+        companions = (self.place.companion(name, step.number) for name in step.stage.companions)
+        return [self.place.of(step.stage.name, step.number).name, *(o.name for o in companions)]
+
+
+if __name__ == "__main__":
+    launch_commands(iteration, stage, about=__doc__)

@@ -13,14 +13,13 @@ from common.runs.child import Frozen, adopt
 from common.runs.freshness import status_of
 from common.runs.layout import Run
 from common.runs.shards import read_output
-from common.runs.stages import BY_NAME, SIDE_STAGES, STAGES, StageName
-from workflows.compare.processes import launcher, run_module
+from common.runs.stages import BY_NAME, OF_AN_ITERATION, StageName
+from workflows.chain import launch
+from workflows.chain.launch import Command
 from workflows.compare.variants import not_applied
 from workflows.variants import Variant
 
-AFTER_ROLLOUT = tuple(
-    stage for stage in STAGES if stage.per == "iteration" and stage.name not in SIDE_STAGES
-)[1:]
+AFTER_ROLLOUT = OF_AN_ITERATION[1:]
 """What a child runs of the frozen iteration; the last one trains."""
 
 
@@ -97,9 +96,9 @@ def run_stages(outcome: VariantResult, iteration: int, *, evaluate: bool, quiet:
         processes = variant.processes if stage.processes == "mesh" else 1
         arguments = ["--run", child.name, "--iteration", str(iteration)]
         arguments += ["--quiet"] if quiet or stage.per == "policy" else []
-        module = f"stages.{stage.name}"
-        say(f"{variant.name}: {' '.join([*launcher(processes), module, *arguments])}")
-        if code := run_module(module, arguments, processes):
+        command = Command(f"stages.{stage.name}", arguments, processes)
+        say(f"{variant.name}: {command}")
+        if code := launch.run(command):
             outcome.failed, outcome.exit_code = stage.name, code
             return
 

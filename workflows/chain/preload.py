@@ -1,0 +1,69 @@
+"""What stages import, without starting a thread: imported by the process that forks them.
+
+A thread's locks would stay locked in a forked process, and a GPU that was opened cannot be used in
+one. polars and pyarrow are left out: they load quickly and start threads.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import os
+import signal
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+from common.process import wait_briefly
+
+MODULES = (
+    "torch.distributed.launcher.api",
+    "torch.distributed.pipelining",
+    "transformers.modeling_utils",
+    "transformers.models.auto.modeling_auto",
+    "transformers.models.auto.tokenization_auto",
+    "transformers.models.llama.modeling_llama",
+    "transformers.models.qwen2.modeling_qwen2",
+    "transformers.processing_utils",
+    "transformers.tokenization_utils_tokenizers",
+    "pydantic.main",
+    "pydantic.types",
+    "rich.progress",
+    "tomlkit",
+    "typer",
+)
+
+
+def why_not_fork() -> str | None:
+    """What a process forked from this one would suffer from, if anything."""
+    if (threads := len(list(Path("/proc/self/task").iterdir()))) != 1:
+        return f"{threads} threads are running after the imports"
+    for fd in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):
+            if str(fd.readlink()).startswith(("/dev/nvidia", "/dev/kfd")):
+                return "the imports have opened the GPU"
+    return None
+
+
+def preload() -> str | None:
+    """Import `MODULES`; returns why no stage may be forked from here, if so."""
+    at_interrupt = signal.getsignal(signal.SIGINT)
+    if at_interrupt != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends us without a traceback
+    wait_briefly(os.environ)
+    before = os.environ.get("OPENBLAS_NUM_THREADS")
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"  # or numpy starts threads when it is loaded
+    for name in MODULES:
+        with suppress(Exception):  # a stage that needs it will say what is wrong
+            importlib.import_module(name)
+    gc.freeze()
+    signal.signal(signal.SIGINT, at_interrupt)
+    if before is None:
+        del os.environ["OPENBLAS_NUM_THREADS"]
+    if reason := why_not_fork():
+        print(f"chain: {reason}, so every stage imports by itself", file=sys.stderr)
+        return reason
+    return None
+
+
+PROBLEM = preload()
