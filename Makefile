@@ -83,7 +83,7 @@ COMPARED := $(foreach item,$(value PRESETS),--preset $(call quoted,$(item)))
 COMPARED += $(foreach item,$(VARIED),--variant $(call quoted,$(item)))
 ARGUMENTS := $(foreach item,$(value ARGS),$(call quoted,$(item)))
 
-learn: $(READY) ## from the base to the result, a run a seed, and what was learned [ARGS=]
+learn: $(READY) ## from the base to the result, a run per seed, and what was learned [ARGS=]
 	$(options-only)
 	$(PYTHON) -m workflows.learn $(ARGUMENTS)
 

@@ -48,7 +48,7 @@ Limit = Annotated[int, typer.Option("--limit", min=0, help="Rows of each table; 
 def run(
     run: RunName = "demo", svg: Svg = None, as_json: Json = False, debug: Debug = False
 ) -> None:
-    """One line an iteration: reward, loss, KL, entropy, lengths."""
+    """One line per iteration: reward, loss, KL, entropy, lengths."""
     _print(tables.run_table(_open(run)), f"run {run}", as_json, svg=svg)
 
 

@@ -181,7 +181,7 @@ def stage() -> Callable[..., subprocess.CompletedProcess[str]]:
 
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A runs directory with run `a` of `trained_runs` at the door of its first training."""
+    """A runs directory with run `a` of `trained_runs`, ready for its first training."""
     from support.trained_runs import prepare_training
 
     folder = tmp_path_factory.mktemp("prepared")
@@ -213,8 +213,8 @@ def at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], Run]
 
 
 @pytest.fixture
-def seed_file(tmp_path: Path) -> Path:
+def original_file(tmp_path: Path) -> Path:
     """Forty questions as JSON lines."""
-    from support.question_files import SEED_ROWS, write_lines
+    from support.question_files import ORIGINAL_ROWS, write_lines
 
-    return write_lines(tmp_path / "seed.jsonl", SEED_ROWS)
+    return write_lines(tmp_path / "seed.jsonl", ORIGINAL_ROWS)

@@ -136,7 +136,7 @@ def gather_to_rows(values: Tensor, batch: PackBatch, lengths: Sequence[int]) -> 
         lengths: tokens of each completion.
 
     Returns:
-        One 1-D tensor a completion, views of a single one on `values`' device.
+        One 1-D tensor per completion, views of a single one on `values`' device.
     """
     mask = batch.target_mask.to(values.device)
     flat = values.new_empty(sum(lengths))
@@ -146,7 +146,7 @@ def gather_to_rows(values: Tensor, batch: PackBatch, lengths: Sequence[int]) -> 
 
 
 def scatter_to_packs(rows: Sequence[Tensor], batch: PackBatch, fill: float | int | bool) -> Tensor:
-    """Lay one 1-D tensor a completion out as [P, T], `fill` on padding: gather's inverse."""
+    """Lay one 1-D tensor per completion out as [P, T], `fill` on padding: gather's inverse."""
     lengths = [len(row) for row in rows]
     flat = torch.cat(list(rows)) if rows else torch.zeros(0)
     assert batch.num_targets == len(flat), (batch.num_targets, len(flat))

@@ -31,7 +31,7 @@ rounding error of the mean by it would make a gradient of noise.
 
 @dataclass(frozen=True)
 class Advantages:
-    """One entry a completion, in the order given."""
+    """One entry per completion, in the order given."""
 
     advantage: Floats
     """Exactly 0 where the reward is null or the group has no variance."""
@@ -50,7 +50,7 @@ class Advantages:
 
 @dataclass(frozen=True)
 class Deviations:
-    """Rewards of groups with variance against their group, one entry a completion."""
+    """Rewards of groups with variance against their group, one entry per completion."""
 
     deviation: Floats
     """R - mean."""
@@ -106,8 +106,8 @@ def compute_advantages(
     group and are in no statistic of the batch.
 
     Args:
-        group_ids: one a completion; a group's need not be adjacent.
-        rewards: one a completion.
+        group_ids: one per completion; a group's need not be adjacent.
+        rewards: one per completion.
         kept: whether a completion is in the batch, the same for all of its group; None: all are.
         ddof: what a std's n is lowered by, 1 or 0.
         shuffle_seed: if given, a group's advantages are dealt out to its completions at random.
@@ -160,7 +160,7 @@ def groups_with_variance(
 
     Args:
         group: number of each completion's group, from 0.
-        rewards: one a completion, finite or null.
+        rewards: one per completion, finite or null.
         groups: how many there are.
 
     Returns:

@@ -93,7 +93,7 @@ def sampler_gap(
         worst: how many of the largest gaps to name; None for all.
 
     Raises:
-        UserError: a completion has not one number a token on both sides.
+        UserError: a completion has not one number per token on both sides.
     """
     by_position, by_token, largest = _Sums(), _Sums(), list[GapToken]()
     for rollout, logprobs in shards:

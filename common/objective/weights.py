@@ -206,5 +206,5 @@ def entropy_threshold(entropy: NDArray[np.floating], top_quantile: float) -> flo
 def in_policy_term(
     entropy: NDArray[np.floating], threshold: float | NDArray[np.float64]
 ) -> NDArray[np.bool_]:
-    """Which tokens are kept: all but those below the threshold (of all, or one a token)."""
+    """Which tokens are kept: all but those below the threshold (of all, or one per token)."""
     return ~(entropy.astype(np.float64) < threshold)

@@ -171,7 +171,7 @@ def _completions() -> list[Completion]:
 
 @torch.no_grad()
 def _padded(model: PreTrainedModel, rows: list[Completion]) -> list[Tensor]:
-    """The plain way: one row a completion, padded on the right, the model's own logits."""
+    """The plain way: one row per completion, padded on the right, the model's own logits."""
     texts = [[*row.prompt_ids, *row.completion_ids] for row in rows]
     length = max(map(len, texts))
     input_ids = torch.tensor([text + [0] * (length - len(text)) for text in texts])

@@ -83,7 +83,7 @@ class TokenStats:
         """What was noted of a rollout shard's tokens while sampling, for the full vocabulary.
 
         Raises:
-            UserError: not one number a token.
+            UserError: not one number per token.
         """
         check_lengths(shard, "sampler_logprobs", shard)
         return cls(flat_values(shard, "sampler_logprobs"), None)

@@ -168,9 +168,9 @@ class Pipeline:
     def _schedule(self, name: ScheduleName, packs: PackBatch, count: int, loss: Loss | None) -> Any:
         """A schedule over stage objects made for these shapes.
 
-        They are made anew for every call: their receive buffers (one a microbatch) would otherwise
-        stay for every shape that has occurred. All shapes are stated, or the schedule would find
-        them by one more forward, backward and loss on uninitialised data.
+        They are made anew for every call: their receive buffers, one per microbatch, would stay
+        for every shape that has occurred. All shapes are stated, or the schedule would find them
+        by one more forward, backward and loss on uninitialised data.
         """
         from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
 

@@ -66,7 +66,7 @@ def bootstrap_interval(
     would reach up to 3.7 / n.
 
     Args:
-        values: one number a question, by task; no task empty.
+        values: one number per question, by task; no task empty.
     """
     generator = np.random.default_rng(seed)
     total = np.zeros(resamples)

@@ -22,7 +22,7 @@ CHANGES = {
 
 
 def answers_table(run: Run, first: int, last: int, sample: int = GREEDY) -> pl.DataFrame:
-    """One row a question: `task`, `question`, `gold`, `change`, and the texts `before` and `after`.
+    """One row per question: `task`, `question`, `gold`, `change`, the texts `before` and `after`.
 
     Without questions whose rule failed (`infra_error`) on either answer.
 

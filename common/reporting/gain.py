@@ -61,7 +61,7 @@ def opening_tables(run: Run, task: str = "") -> list[Table]:
 
 
 def gain_table(run: Run, first: int, last: int) -> pl.DataFrame:
-    """One row a task: sampled accuracy of two policies, its change, and what that is made of.
+    """One row per task: sampled accuracy of two policies, its change, and what that is made of.
 
     Of the questions that both answered; tasks without any have no row. `difference`, `choice` and
     `within` have 95 % bootstrap intervals over the questions.
@@ -82,7 +82,7 @@ def gain_table(run: Run, first: int, last: int) -> pl.DataFrame:
 
 
 def ways_table(run: Run, first: int, last: int) -> pl.DataFrame:
-    """One row a task and opening, as `ways_of`; those that both policies take seldom together.
+    """One row per task and opening, as `ways_of`; those that both policies take seldom together.
 
     Raises:
         UserError: there is no question that both answered.

@@ -32,7 +32,7 @@ class Ledger:
     iterations: list[int]
     """Whose scores were read."""
     attempts: pl.DataFrame
-    """One row a prompt and iteration: `ATTEMPTS` and `task`."""
+    """One row per prompt and iteration: `ATTEMPTS` and `task`."""
     prompts: pl.DataFrame
     """One row a training prompt: `prompt_id task question times_attempted samples correct
     last_pass_rate state`."""
@@ -52,7 +52,7 @@ class Ledger:
         return [*found, Table("attempts", "", self.attempts)] if attempts else found
 
     def tasks(self) -> pl.DataFrame:
-        """One row a task: its prompts, and how many are in each state."""
+        """One row per task: its prompts, and how many are in each state."""
         counts = [(pl.col("state") == state).sum().alias(state) for state in STATES]
         return self.prompts.group_by("task", maintain_order=True).agg(
             pl.len().alias("prompts"), *counts

@@ -53,7 +53,7 @@ def most_common(completions: pl.DataFrame) -> list[str]:
 
 
 def by_iteration(completions: pl.DataFrame, common: list[str]) -> pl.DataFrame:
-    """One row an iteration: of each opening its share, and how often it is right (`… right`).
+    """One row per iteration: of each opening its share, and how often it is right (`… right`).
 
     Args:
         completions: as `rollouts`.

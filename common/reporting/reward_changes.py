@@ -72,7 +72,7 @@ def change_tables(
 
 
 def rule_changes(before: pl.DataFrame, after: pl.DataFrame) -> pl.DataFrame:
-    """One row a rule: how many rewards changed, rose, fell, were lost to null or came from it.
+    """One row per rule: how many rewards changed, rose, fell, were lost to null or came from it.
 
     A rule that only one of the scorings has stands there with its mean alone.
     """

@@ -118,7 +118,7 @@ def reward_tables(scored: pl.DataFrame, *, examples: int | None = 5) -> list[Tab
 
 
 def rule_table(scored: pl.DataFrame) -> pl.DataFrame:
-    """One row a task and rule: rows, share that has a value, mean, std (ddof 1), smallest, largest.
+    """One row per task and rule: rows, share that has a value, mean, std (ddof 1), min, max.
 
     The answer's rule stands once for each verify type of the task. With several tasks the whole
     comes last, as `all`.
@@ -132,7 +132,7 @@ def rule_table(scored: pl.DataFrame) -> pl.DataFrame:
 
 
 def verdict_table(scored: pl.DataFrame) -> pl.DataFrame:
-    """One row a task and verify type: rows, accuracy, and how many there are of each verdict.
+    """One row per task and verify type: rows, accuracy, and how many there are of each verdict.
 
     Accuracy is the share of `correct` among the rows that could be judged.
     """

@@ -28,7 +28,7 @@ STEP_COLUMNS = (
 
 
 def run_table(run: Run) -> pl.DataFrame:
-    """One row an iteration: means over the steps that were taken; the rest of the first pass."""
+    """One row per iteration: means over the steps that were taken; the rest of the first pass."""
     steps = polars_frame(training_steps(run))
     if steps.is_empty():
         raise UserError(f"{run.root}: no iteration is complete yet; make iteration N=1")
@@ -45,7 +45,7 @@ def run_table(run: Run) -> pl.DataFrame:
 
 
 def groups_table(run: Run, iteration: int) -> pl.DataFrame:
-    """One row a group of an iteration: the question, rewards, verdicts, lengths.
+    """One row per group of an iteration: the question, rewards, verdicts, lengths.
 
     With `kept` where dynamic sampling left groups out of the batch.
     """
@@ -77,7 +77,7 @@ def scored_completions(run: Run, iteration: int) -> pl.DataFrame:
 
 
 def status_table(run: Run) -> pl.DataFrame:
-    """One row an iteration: the state of each stage, and why it is stale."""
+    """One row per iteration: the state of each stage, and why it is stale."""
     last = max(run.iterations(), default=0)
     rows = [_states(run, number) for number in range(last + 1)]
     return pl.DataFrame(rows, infer_schema_length=None).fill_null("")
@@ -117,7 +117,7 @@ def disk_table(run: Run) -> pl.DataFrame:
 
 
 def evaluation_facts(run: Run) -> pl.DataFrame:
-    """One row a policy and task: the figures that `evaluate` put into its manifest."""
+    """One row per policy and task: the figures that `evaluate` put into its manifest."""
     rows = [
         {"policy": number, "task": task} | figures
         for number in run.evaluations()

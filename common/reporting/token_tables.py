@@ -176,7 +176,7 @@ def _gather(
 
 
 def _rows(run: Run, iteration: int) -> Iterator[pl.DataFrame]:
-    """The shards, a row a completion."""
+    """The shards, a row per completion."""
     columns = {
         run.rollout(iteration): [KEY, "prompt_id", "question", "kept"],
         run.score(iteration): [KEY, "advantage"],
@@ -192,7 +192,7 @@ def _rows(run: Run, iteration: int) -> Iterator[pl.DataFrame]:
 
 
 def _tokens(rows: pl.DataFrame) -> pl.DataFrame:
-    """A row a token, `position` counted inside its completion."""
+    """A row per token, `position` counted inside its completion."""
     positions = pl.int_ranges(pl.col("ratio").list.len()).alias("position")
     return rows.with_columns(positions).explode("position", *PER_TOKEN).drop_nulls("position")
 

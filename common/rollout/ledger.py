@@ -33,7 +33,7 @@ ATTEMPTS = pl.Schema(
 
 
 def attempts(run: Run, iteration: int) -> pl.DataFrame:
-    """One row a prompt of a scored iteration, in the order drawn: `ATTEMPTS`.
+    """One row per prompt of a scored iteration, in the order drawn: `ATTEMPTS`.
 
     `groups` drawn of it, `samples` that could be judged, and how many of them are `correct`;
     `pass_rate` is null where there are none.

@@ -31,7 +31,7 @@ class PromptSelection:
     """The prompts of an iteration."""
 
     prompts: list[int]
-    """Indices into the training prompts, one a group; at an epoch's end one may come twice."""
+    """Indices into the training prompts, one per group; at an epoch's end one may come twice."""
     repeats: list[int]
     """How often each one stands before it in this list."""
     dropped: list[int]

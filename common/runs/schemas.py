@@ -113,7 +113,7 @@ EVALUATION = pa.schema(
     ]
 )
 
-# One row an optimizer step; the names and definitions of the metrics are in the objective's wing.
+# One row per optimizer step; the metrics are defined in common/objective.
 TRAIN_METRICS = (
     "loss",
     "policy_loss",

@@ -28,7 +28,7 @@ STATE = "state.json"
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-def save_policy(folder: Path, masters: MasterWeights, *, source: Path) -> None:
+def save_policy(folder: Path, weights: MasterWeights, *, source: Path) -> None:
     """Write the policy as `AutoModelForCausalLM.from_pretrained` reads it, in compute dtype.
 
     Called on every rank of the mesh; each writes its own shard.
@@ -40,13 +40,13 @@ def save_policy(folder: Path, masters: MasterWeights, *, source: Path) -> None:
     Raises:
         UserError: no room on the disk, or ranks that do not share the file system.
     """
-    tensors = {name: masters.model[name].detach() for name in masters.owned}
-    _save_model(folder, tensors, masters.mesh, source)
+    tensors = {name: weights.model[name].detach() for name in weights.owned}
+    _save_model(folder, tensors, weights.mesh, source)
 
 
 def save_average(
     folder: Path,
-    masters: MasterWeights,
+    weights: MasterWeights,
     *,
     before: Mapping[str, Tensor],
     alpha: float,
@@ -61,10 +61,10 @@ def save_average(
         source: as for `save_policy`.
     """
     tensors = {
-        name: torch.lerp(before[name], masters.masters[name].detach().float(), alpha)
-        for name in masters.owned
+        name: torch.lerp(before[name], weights.masters[name].detach().float(), alpha)
+        for name in weights.owned
     }
-    _save_model(folder, tensors, masters.mesh, source)
+    _save_model(folder, tensors, weights.mesh, source)
 
 
 def _save_model(folder: Path, tensors: Mapping[str, Tensor], mesh: Mesh, source: Path) -> None:
@@ -102,14 +102,14 @@ def save_trainer(
         facts: JSON, found again by `read_state`.
         checksums: note each file's sha256, where no manifest will.
     """
-    masters, mesh = optimizer.masters, optimizer.masters.mesh
+    weights, mesh = optimizer.weights, optimizer.weights.mesh
     tensors = {
         f"{kind}/{name}": tensor
-        for name in masters.owned
+        for name in weights.owned
         for kind, tensor in optimizer.state(name).items()
     }
     if with_masters:
-        tensors |= {f"master/{name}": masters.masters[name].detach() for name in masters.owned}
+        tensors |= {f"master/{name}": weights.masters[name].detach() for name in weights.owned}
     _save_shards(folder, "trainer", tensors, mesh)
     mesh.barrier()
     if mesh.is_main:
@@ -141,27 +141,27 @@ def load_trainer(folder: Path, optimizer: Optimizer, *, as_policy: bool) -> bool
     Raises:
         UserError: a parameter of the model is not in the state.
     """
-    masters, state = optimizer.masters, read_state(folder)
+    weights, state = optimizer.weights, read_state(folder)
     kinds = (*(_MOMENTS if state["steps"] else ()), *(("master",) if state["masters"] else ()))
-    wanted = {f"{kind}/{name}" for kind in kinds for name in masters.masters}
+    wanted = {f"{kind}/{name}" for kind in kinds for name in weights.masters}
     tensors = _load(folder, wanted)
     if state["masters"]:
-        stored = {name: tensors[f"master/{name}"] for name in masters.masters}
-        if as_policy and not _all_agree(masters.mesh, _is_policy(masters, stored)):
+        stored = {name: tensors[f"master/{name}"] for name in weights.masters}
+        if as_policy and not _all_agree(weights.mesh, _is_policy(weights, stored)):
             return False
-        masters.fill(stored)
+        weights.fill(stored)
     if state["steps"]:
         moments = {
-            name: {kind: tensors[f"{kind}/{name}"] for kind in _MOMENTS} for name in masters.masters
+            name: {kind: tensors[f"{kind}/{name}"] for kind in _MOMENTS} for name in weights.masters
         }
         optimizer.restore(state["steps"], moments)
     return True
 
 
-def _is_policy(masters: MasterWeights, stored: Mapping[str, Tensor]) -> bool:
+def _is_policy(weights: MasterWeights, stored: Mapping[str, Tensor]) -> bool:
     return all(
         torch.equal(stored[name].to(parameter.device, parameter.dtype), parameter.detach())
-        for name, parameter in masters.model.items()
+        for name, parameter in weights.model.items()
     )
 
 

@@ -144,9 +144,9 @@ def commit_iteration(
     Raises:
         NonFiniteError: a weight is infinite or nan; nothing is written.
     """
-    mesh = optimizer.masters.mesh
+    mesh = optimizer.weights.mesh
     mesh.at(f"iteration {outputs.iteration}, saving")
-    if not optimizer.masters.all_finite():
+    if not optimizer.weights.all_finite():
         raise NonFiniteError(
             f"iteration {outputs.iteration}: the optimizer made weights that are not finite; the "
             "policy stays as it was. Lower train.learning_rate"
@@ -158,17 +158,17 @@ def commit_iteration(
         for output in (policy, trainer, *((reference,) if outputs.averaged else ())):
             output.partial.mkdir(parents=True)
     mesh.barrier()
-    save_policy(policy.partial, optimizer.masters, source=source)
+    save_policy(policy.partial, optimizer.weights, source=source)
     if outputs.averaged is not None:
         before = open_verified(outputs.averaged, mesh)
         save_average(
             reference.partial,
-            optimizer.masters,
+            optimizer.weights,
             before=pipeline.wide_parameters(before),
             alpha=outputs.recipe["reference"]["ema_alpha"],
             source=source,
         )
-    separate = optimizer.masters.separate
+    separate = optimizer.weights.separate
     save_trainer(trainer.partial, optimizer, with_masters=separate, facts={})
     if mesh.is_main:
         _publish(outputs, writer, rows)

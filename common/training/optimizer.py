@@ -158,12 +158,12 @@ class StepResult:
 class Optimizer:
     """AdamW (arXiv 1711.05101) on the masters; decay on matrices, not on norms and biases."""
 
-    def __init__(self, masters: MasterWeights, config: TrainConfig) -> None:
-        self.masters = masters
+    def __init__(self, weights: MasterWeights, config: TrainConfig) -> None:
+        self.weights = weights
         self.steps = 0
         """Updates applied since the optimizer was new."""
         self._config = config
-        parameters = list(masters.masters.values())
+        parameters = list(weights.masters.values())
         self._adamw = torch.optim.AdamW(
             [
                 {
@@ -190,9 +190,9 @@ class Optimizer:
             wanted: False, the same on all ranks, for an empty batch: without a gradient AdamW
                 would still move by its momentum and its decay.
         """
-        masters, mesh = self.masters, self.masters.mesh
-        masters.reduce_gradients()
-        squared_norm = masters.squared_gradient_norm()
+        weights, mesh = self.weights, self.weights.mesh
+        weights.reduce_gradients()
+        squared_norm = weights.squared_gradient_norm()
         bad = torch.tensor(
             [not loss_is_finite, not bool(squared_norm.isfinite())],
             dtype=torch.float32,
@@ -202,18 +202,18 @@ class Optimizer:
         norm = float(squared_norm.sqrt())
         if applied:
             self._apply(norm, learning_rate)
-        masters.zero_gradients()
+        weights.zero_gradients()
         return StepResult(norm, applied)
 
     def state(self, name: str) -> dict[str, Tensor]:
         """`exp_avg` and `exp_avg_sq` of a master, empty before the first step."""
-        state = self._adamw.state.get(self.masters.masters[name], {})
+        state = self._adamw.state.get(self.weights.masters[name], {})
         return {key: state[key] for key in ("exp_avg", "exp_avg_sq") if key in state}
 
     def restore(self, steps: int, states: dict[str, dict[str, Tensor]]) -> None:
         """Continue from `steps` applied updates with the given `state` of every master."""
         self.steps = steps
-        for name, master in self.masters.masters.items():
+        for name, master in self.weights.masters.items():
             self._adamw.state[master] = {
                 "step": torch.tensor(float(steps), device=master.device),
                 **{
@@ -225,13 +225,13 @@ class Optimizer:
     def _apply(self, norm: float, learning_rate: float) -> None:
         scale = min(1.0, self._config.max_grad_norm / (norm + 1e-6))
         if scale < 1.0:
-            for master in self.masters.masters.values():
+            for master in self.weights.masters.values():
                 assert master.grad is not None
                 master.grad.mul_(scale)
         for group in self._adamw.param_groups:
             group["lr"] = learning_rate
         self._adamw.step()
-        self.masters.publish()
+        self.weights.publish()
         self.steps += 1
 
 

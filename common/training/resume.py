@@ -42,8 +42,8 @@ def continue_training(run: Run, before: int, pipeline: Pipeline, optimizer: Opti
                 f"{policy.path} is not the policy that {state.path} was saved with: training "
                 "starts from the policy, with a new optimizer"
             )
-    if optimizer.masters.separate and not (loaded and with_masters):
-        optimizer.masters.fill(pipeline.wide_parameters())
+    if optimizer.weights.separate and not (loaded and with_masters):
+        optimizer.weights.fill(pipeline.wide_parameters())
 
 
 def save_progress(folder: Path, optimizer: Optimizer, rows: list[StepRow]) -> None:
@@ -51,7 +51,7 @@ def save_progress(folder: Path, optimizer: Optimizer, rows: list[StepRow]) -> No
 
     Called on every rank.
     """
-    mesh = optimizer.masters.mesh
+    mesh = optimizer.weights.mesh
     making, final = folder / _MAKING, folder / f"checkpoint-{len(rows):05d}"
     if mesh.is_main:
         shutil.rmtree(making, ignore_errors=True)
@@ -71,7 +71,7 @@ def resume_progress(folder: Path, optimizer: Optimizer) -> list[StepRow]:
 
     Called on every rank. A damaged commit is removed: the iteration is then replayed.
     """
-    mesh = optimizer.masters.mesh
+    mesh = optimizer.weights.mesh
     path = mesh.broadcast_from_rank0(lambda: _newest_sound(folder))
     if path is None:
         return []

@@ -161,7 +161,7 @@ _WANTED_BY = {
 def _sample(
     row: dict[str, Any], by_token: dict[str, Output], nullable: Collection[str]
 ) -> TrainingSample:
-    """The row, after a look at its columns with one value a token, each of an output."""
+    """The row, after a look at its columns with one value per token, each of an output."""
     tokens = len(row["completion_ids"])
     for name, output in by_token.items():
         values = row[name]

@@ -169,7 +169,7 @@ def test_no_stop_at_all_is_refused(word_tokenizer: Callable[..., Path]) -> None:
 
 
 def test_text_loses_the_final_stop_and_nothing_else(tokenizer: Any) -> None:
-    """No clean-up, no skipped tokens, no stripped padding strings: the seed's way lost text."""
+    """No clean-up, no skipped tokens, no stripped padding strings: each of them loses text."""
     end, pad = (tokenizer.convert_tokens_to_ids(t) for t in ("<|im_end|>", "<|endoftext|>"))
     written = " 4 , 5 . do n't  <|endoftext|> x </think>\n"
     ids = tokenizer(written, add_special_tokens=False)["input_ids"]

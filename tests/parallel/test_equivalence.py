@@ -1,7 +1,7 @@
 """The division of the work changes nothing: loss and gradients of one optimizer batch.
 
 Each division is compared with a plain implementation that knows no packs, no microbatches and no
-ranks: the whole model, one padded row a completion, the formulas written out. In float64 and
+ranks: the whole model, one padded row per completion, the formulas written out. In float64 and
 before the optimizer (Adam's first step would turn rounding into a learning rate), with old
 logprobs far from the policy: at ratio 1 half of the objective is silent.
 """
@@ -162,7 +162,7 @@ def plain(case: Case, folder: Path) -> tuple[float, dict[str, Tensor]]:
 
 
 def plain_rows(model) -> list[PlainRow]:
-    """The samples through the whole model, one padded row a completion."""
+    """The samples through the whole model, one padded row per completion."""
     rows = samples()
     texts = [[*s.prompt_ids, *s.completion_ids] for s in rows]
     width = max(map(len, texts))

@@ -57,7 +57,7 @@ def test_what_befell_an_extra_shows_in_the_verdict() -> None:
 
 
 def test_fault_of_a_rule_is_null_and_not_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The seed's bare `except` made every fault of a rule a reward of 0."""
+    """A bare `except` made every fault of a rule a reward of 0."""
 
     def faulty(text: str, row: Mapping[str, Any]) -> Verdict:
         raise ZeroDivisionError("a bug of ours")

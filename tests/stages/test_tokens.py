@@ -32,7 +32,7 @@ def make_run(runs: Path, tiny_policy: Path, recipe_file: Path) -> Callable[..., 
 
 
 def plain(run: Run, policy: int) -> tuple[np.ndarray, np.ndarray]:
-    """Logprobs and entropies of all completion tokens by one padded forward a row."""
+    """Logprobs and entropies of all completion tokens by one padded forward per row."""
     import torch
     from transformers import AutoModelForCausalLM
 

@@ -57,7 +57,7 @@ def shard_bytes(run: Run, iteration: int = 1) -> dict[str, bytes]:
 
 
 def groups_of(run: Run, iteration: int = 1) -> pl.DataFrame:
-    """One row a group: `kept`, whether its rewards by `score` differ, its pass rate and tokens."""
+    """One row per group: `kept`, whether its rewards by `score` differ, pass rate and tokens."""
     parts = [
         pl.DataFrame(read_output(output).to_pylist(), infer_schema_length=None)
         for output in (run.rollout(iteration), run.score(iteration))

@@ -1,4 +1,4 @@
-"""Runs with a rollout that is written here, at the door of `logprobs`; and plain forwards."""
+"""Runs with a rollout that is written here, ready for `logprobs`; and plain forwards."""
 
 from __future__ import annotations
 

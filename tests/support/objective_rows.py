@@ -90,7 +90,7 @@ def forward(rows: Rows) -> tuple[Tensor, Tensor]:
 
 
 def token_batch(rows: Rows, config: ObjectiveConfig) -> TokenBatch:
-    """The whole optimizer batch, one completion a row."""
+    """The whole optimizer batch, one completion per row."""
     counts = tokens_in_loss(rows.lengths, rows.truncated, mask_truncated=config.mask_truncated)
     tokens = int(counts.sum())
     weights = token_weights(

@@ -16,7 +16,7 @@ from common.tasks.sources import Prompts, read_sources
 unreadable_golds = Scorer(RewardsConfig()).unreadable_golds
 
 
-SEED_ROWS = [
+ORIGINAL_ROWS = [
     {
         "question": f"Task A takes {i} days. What is the smallest total number of days required?",
         "answer": str(i),
@@ -47,26 +47,26 @@ def pairs(prompts: list[Prompt]) -> list[tuple[str, str]]:
 
 
 def write_kind(kind: str, tmp_path: Path) -> Path:
-    """The seed's rows as a file or folder of this kind."""
+    """Rows of the original data set as a file or folder of this kind."""
     path = tmp_path / f"rows.{kind}"
-    frame = pl.DataFrame(SEED_ROWS)
+    frame = pl.DataFrame(ORIGINAL_ROWS)
     if kind == "jsonl":
-        write_lines(path, SEED_ROWS)
+        write_lines(path, ORIGINAL_ROWS)
     elif kind == "json":
-        path.write_text(json.dumps(SEED_ROWS, indent=2))
+        path.write_text(json.dumps(ORIGINAL_ROWS, indent=2))
     elif kind == "parquet":
         frame.write_parquet(path)
     elif kind == "csv":
         frame.write_csv(path)
     elif kind == "folder":
         path.mkdir()
-        write_lines(path / "a.jsonl", SEED_ROWS[:10])
+        write_lines(path / "a.jsonl", ORIGINAL_ROWS[:10])
         frame[10:25].write_parquet(path / "b.parquet")
         frame[25:].write_csv(path / "c.csv")
         (path / "README.md").write_text("about the data")
     elif kind in ("dataset", "splits"):
         from datasets import Dataset, DatasetDict
 
-        rows = Dataset.from_list(SEED_ROWS)
+        rows = Dataset.from_list(ORIGINAL_ROWS)
         (DatasetDict(train=rows, test=rows) if kind == "splits" else rows).save_to_disk(path)
     return path

@@ -1,4 +1,4 @@
-"""Runs on disk up to the door of `train`, made without sampling: seeded completions and rewards."""
+"""Runs on disk, ready for `train`, made without sampling: seeded completions and rewards."""
 
 from __future__ import annotations
 

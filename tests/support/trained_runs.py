@@ -1,4 +1,4 @@
-"""Runs of a tiny model at the door of training, or behind it, and how tests look into them."""
+"""Runs of a tiny model ready for training, or trained, and how tests look into them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ tokens_per_pack = 48
 
 
 def prepare_training(folder: Path) -> None:
-    """Make `folder` a runs directory with run `a` at the door of its first training."""
+    """Make `folder` a runs directory with run `a` ready for its first training."""
     tiny_model("qwen2", tied=True, num_hidden_layers=3).save_pretrained(folder / "policy")
     (folder / "recipe.toml").write_text(RECIPE)
     run = Run(folder / "a")

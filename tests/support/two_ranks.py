@@ -56,14 +56,14 @@ def take_step(pipeline: Pipeline, optimizer: Optimizer, seed: int) -> float:
 
 def save(folder: Path, name: str, optimizer: Optimizer, source: Path) -> None:
     """Policy and trainer state as folders `policy-<name>` and `trainer-<name>`."""
-    mesh = optimizer.masters.mesh
+    mesh = optimizer.weights.mesh
     policy, trainer = folder / f"policy-{name}", folder / f"trainer-{name}"
     if mesh.is_main:
         policy.mkdir()
         trainer.mkdir()
     mesh.barrier()
-    save_policy(policy, optimizer.masters, source=source)
-    save_trainer(trainer, optimizer, with_masters=optimizer.masters.separate, facts={"name": name})
+    save_policy(policy, optimizer.weights, source=source)
+    save_trainer(trainer, optimizer, with_masters=optimizer.weights.separate, facts={"name": name})
 
 
 def work(folder: Path, mesh: Mesh) -> None:
@@ -78,7 +78,7 @@ def work(folder: Path, mesh: Mesh) -> None:
     pipeline, optimizer = open_training(source, mesh)
     norms = [take_step(pipeline, optimizer, seed) for seed in range(3)]
     save(folder, f"{ranks}", optimizer, source)
-    masters = optimizer.masters.masters
+    masters = optimizer.weights.masters
     facts = {"norms": norms, "layers": [len(part) for part in pipeline.layers]}
     facts["tied"] = mesh.gather_objects(masters[TIED].sum().item() if TIED in masters else None)
     if (folder / "trainer-two-steps").exists():
@@ -93,7 +93,7 @@ def work(folder: Path, mesh: Mesh) -> None:
 
 def faulty_step(optimizer: Optimizer) -> tuple[bool, bool]:
     """A gradient that is not a number on the first rank: (applied, weights unchanged)."""
-    masters = optimizer.masters
+    masters = optimizer.weights
     before = {name: master.detach().clone() for name, master in masters.masters.items()}
     for master in masters.masters.values():
         master.grad = torch.ones_like(master)

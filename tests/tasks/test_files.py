@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from support.question_files import (
-    SEED_ROWS,
+    ORIGINAL_ROWS,
     faults,
     pairs,
     read,
@@ -24,35 +24,35 @@ from common.tasks.prompts import to_table
 from common.tasks.sources import read_sources
 
 
-def test_rows_of_the_seed_load_unchanged(seed_file: Path) -> None:
-    prompts = read(seed_file).train
-    assert pairs(prompts) == [(row["question"], row["answer"]) for row in SEED_ROWS]
+def test_rows_of_the_seed_load_unchanged(original_file: Path) -> None:
+    prompts = read(original_file).train
+    assert pairs(prompts) == [(row["question"], row["answer"]) for row in ORIGINAL_ROWS]
     assert {prompt.verify_type for prompt in prompts} == {"LAST_NUMBER"}
     table = to_table(prompts)
     assert table.schema.names == PROMPTS.names
     assert table.column("messages")[0].as_py() == [
-        {"role": "user", "content": SEED_ROWS[0]["question"]}
+        {"role": "user", "content": ORIGINAL_ROWS[0]["question"]}
     ]
     assert table.column("metadata")[0].as_py() == "{}"
 
 
 @pytest.mark.parametrize("kind", ["json", "parquet", "csv", "folder", "dataset", "splits"])
-def test_every_kind_of_file_says_the_same(kind: str, tmp_path: Path, seed_file: Path) -> None:
+def test_every_kind_of_file_says_the_same(kind: str, tmp_path: Path, original_file: Path) -> None:
     """Also the same ids and metadata, so that a converted file does not change a run."""
     got = to_table(read(write_kind(kind, tmp_path)).train)
-    assert got.equals(to_table(read(seed_file).train))
+    assert got.equals(to_table(read(original_file).train))
 
 
 @pytest.mark.parametrize("mark", ["", "\ufeff"])
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\n\n"])
 def test_line_ends_and_byte_order_marks(mark: str, end: str, tmp_path: Path) -> None:
     lines = tmp_path / "a.jsonl"
-    lines.write_bytes((mark + end.join(json.dumps(row) for row in SEED_ROWS)).encode())
-    assert len(read(lines).train) == len(SEED_ROWS)
+    lines.write_bytes((mark + end.join(json.dumps(row) for row in ORIGINAL_ROWS)).encode())
+    assert len(read(lines).train) == len(ORIGINAL_ROWS)
     table = tmp_path / "a.csv"
-    rows = [f'"{r["question"]}",{r["answer"]},LAST_NUMBER' for r in SEED_ROWS]
+    rows = [f'"{r["question"]}",{r["answer"]},LAST_NUMBER' for r in ORIGINAL_ROWS]
     table.write_bytes((mark + end.join(["question,answer,verify_type", *rows])).encode())
-    assert len(read(table).train) == len(SEED_ROWS)
+    assert len(read(table).train) == len(ORIGINAL_ROWS)
 
 
 def test_columns_by_other_names_and_an_answer_in_a_solution(tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_numbers_and_binary_columns_of_parquet(tmp_path: Path) -> None:
 
 
 def test_held_out_questions_depend_on_nothing_but_their_text(tmp_path: Path) -> None:
-    rows = list(SEED_ROWS)
+    rows = list(ORIGINAL_ROWS)
     first = read(write_lines(tmp_path / "a.jsonl", rows), eval=10)
     random.Random(1).shuffle(rows)
     second = read(write_lines(tmp_path / "b.jsonl", rows), eval=10)
@@ -124,8 +124,8 @@ def test_held_out_questions_depend_on_nothing_but_their_text(tmp_path: Path) -> 
     assert set(pairs(first.train)) == set(pairs(second.train))
 
 
-def test_more_of_the_same_keeps_what_was_taken(seed_file: Path) -> None:
-    few, more = read(seed_file, eval=5, train=10), read(seed_file, eval=8, train=20)
+def test_more_of_the_same_keeps_what_was_taken(original_file: Path) -> None:
+    few, more = read(original_file, eval=5, train=10), read(original_file, eval=8, train=20)
     assert set(pairs(few.eval)) < set(pairs(more.eval))
     assert (len(few.train), len(more.train)) == (10, 20)
     places = [int(prompt.answer) for prompt in few.train]
@@ -133,17 +133,17 @@ def test_more_of_the_same_keeps_what_was_taken(seed_file: Path) -> None:
 
 
 def test_a_question_with_two_answers_is_not_split(tmp_path: Path) -> None:
-    rows = [row | {"answer": answer} for row in SEED_ROWS for answer in (row["answer"], "0")]
+    rows = [row | {"answer": answer} for row in ORIGINAL_ROWS for answer in (row["answer"], "0")]
     prompts = read(write_lines(tmp_path / "a.jsonl", rows), eval=11)
     assert len(prompts.eval) == 11
     assert not {p.question for p in prompts.train} & {p.question for p in prompts.eval}
     assert any("left out 1 training rows" in line for line in prompts.notices)
 
 
-def test_evaluation_questions_leave_training(seed_file: Path, tmp_path: Path) -> None:
-    evaluation = write_lines(tmp_path / "eval.jsonl", SEED_ROWS[:4])
-    prompts = read(seed_file, eval_path=str(evaluation), eval=200)
-    assert pairs(prompts.eval) == [(row["question"], row["answer"]) for row in SEED_ROWS[:4]]
+def test_evaluation_questions_leave_training(original_file: Path, tmp_path: Path) -> None:
+    evaluation = write_lines(tmp_path / "eval.jsonl", ORIGINAL_ROWS[:4])
+    prompts = read(original_file, eval_path=str(evaluation), eval=200)
+    assert pairs(prompts.eval) == [(row["question"], row["answer"]) for row in ORIGINAL_ROWS[:4]]
     assert len(prompts.train) == 36
     assert prompts.notices == [
         f"data.mine: eval = 200, but {evaluation} has 4; took all",
@@ -151,10 +151,10 @@ def test_evaluation_questions_leave_training(seed_file: Path, tmp_path: Path) ->
     ]
 
 
-def test_evaluation_questions_leave_training_of_other_sources(seed_file: Path) -> None:
+def test_evaluation_questions_leave_training_of_other_sources(original_file: Path) -> None:
     sources = {
-        "one": DatasetSource(path=str(seed_file), eval=10),
-        "two": DatasetSource(path=str(seed_file), eval=0),
+        "one": DatasetSource(path=str(original_file), eval=10),
+        "two": DatasetSource(path=str(original_file), eval=0),
     }
     prompts = read_sources(sources, unreadable_golds)
     assert len(prompts.train) == 60
@@ -163,9 +163,9 @@ def test_evaluation_questions_leave_training_of_other_sources(seed_file: Path) -
 
 
 def test_a_folder_has_splits_by_name(tmp_path: Path) -> None:
-    write_lines(tmp_path / "train-0.jsonl", SEED_ROWS[:10])
-    write_lines(tmp_path / "train-1.jsonl", SEED_ROWS[10:20])
-    write_lines(tmp_path / "test.jsonl", SEED_ROWS[20:])
+    write_lines(tmp_path / "train-0.jsonl", ORIGINAL_ROWS[:10])
+    write_lines(tmp_path / "train-1.jsonl", ORIGINAL_ROWS[10:20])
+    write_lines(tmp_path / "test.jsonl", ORIGINAL_ROWS[20:])
     prompts = read(tmp_path, eval_split="test", eval=5)
     assert (len(prompts.train), len(prompts.eval)) == (20, 5)
     assert prompts.notices[0] == f"data.mine: train is train-0.jsonl, train-1.jsonl of {tmp_path}"
@@ -183,7 +183,7 @@ def test_splits_of_a_saved_data_set(tmp_path: Path) -> None:
 
 
 def test_repeated_rows_are_left_out_and_told(tmp_path: Path) -> None:
-    path = write_lines(tmp_path / "a.jsonl", SEED_ROWS + SEED_ROWS[:3])
+    path = write_lines(tmp_path / "a.jsonl", ORIGINAL_ROWS + ORIGINAL_ROWS[:3])
     prompts = read(path)
     assert len(prompts.train) == 40
     assert prompts.notices == [f"data.mine: left out 3 repeated rows of {path}"]

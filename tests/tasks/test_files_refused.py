@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from support.question_files import (
-    SEED_ROWS,
+    ORIGINAL_ROWS,
     faults,
     read,
     unreadable_golds,
@@ -22,7 +22,7 @@ from common.tasks.sources import read_sources
 
 
 def line(**changes: Any) -> str:
-    return json.dumps(SEED_ROWS[0] | changes)
+    return json.dumps(ORIGINAL_ROWS[0] | changes)
 
 
 BAD_LINES = {
@@ -82,7 +82,7 @@ def test_several_faults_come_at_once_and_many_are_counted(tmp_path: Path) -> Non
 
 
 def test_faults_of_all_sources_come_at_once(tmp_path: Path) -> None:
-    write_lines(tmp_path / "a.jsonl", [SEED_ROWS[0] | {"answer": "x"}])
+    write_lines(tmp_path / "a.jsonl", [ORIGINAL_ROWS[0] | {"answer": "x"}])
     sources = {
         "one": DatasetSource(path=str(tmp_path / "a.jsonl"), eval=0),
         "two": DatasetSource(path=str(tmp_path / "b.jsonl"), eval=0),
@@ -162,9 +162,9 @@ def test_missing_columns_are_told_once_with_a_suggestion(tmp_path: Path) -> None
     assert "or set data.mine.verify_type" in text[2]
 
 
-def test_verify_type_is_said_once(seed_file: Path) -> None:
-    assert "both say the verify type" in faults(seed_file, verify_type="EXACT")
-    ignored = read(seed_file, verify_type="EXACT", columns=ColumnMap(verify_type=""))
+def test_verify_type_is_said_once(original_file: Path) -> None:
+    assert "both say the verify type" in faults(original_file, verify_type="EXACT")
+    ignored = read(original_file, verify_type="EXACT", columns=ColumnMap(verify_type=""))
     assert {prompt.verify_type for prompt in ignored.train} == {"EXACT"}
 
 
@@ -177,22 +177,22 @@ def test_verify_type_is_said_once(seed_file: Path) -> None:
     ],
 )
 def test_answer_pattern(pattern: str, message: str, tmp_path: Path) -> None:
-    path = write_lines(tmp_path / "a.jsonl", SEED_ROWS[:1])
+    path = write_lines(tmp_path / "a.jsonl", ORIGINAL_ROWS[:1])
     text = faults(path, answer_pattern=pattern)
     assert message in text
     assert "answer_pattern" in text
 
 
 def test_given_ids_come_once(tmp_path: Path) -> None:
-    rows = [row | {"prompt_id": f"id-{i % 39}"} for i, row in enumerate(SEED_ROWS)]
+    rows = [row | {"prompt_id": f"id-{i % 39}"} for i, row in enumerate(ORIGINAL_ROWS)]
     path = write_lines(tmp_path / "a.jsonl", rows)
     assert faults(path) == f"{path}:40: prompt_id 'id-0' is also at {path}:1"
 
 
-def test_more_than_there_is(seed_file: Path) -> None:
-    assert "eval = 40 of them are held out: none is left" in faults(seed_file, eval=40)
-    text = faults(seed_file, eval=10, train=31)
-    assert f"data.mine.train = 31, but {seed_file} has 30 questions for training" in text
+def test_more_than_there_is(original_file: Path) -> None:
+    assert "eval = 40 of them are held out: none is left" in faults(original_file, eval=40)
+    text = faults(original_file, eval=10, train=31)
+    assert f"data.mine.train = 31, but {original_file} has 30 questions for training" in text
 
 
 def test_paths_that_are_no_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,5 +204,5 @@ def test_paths_that_are_no_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert "does not exist" in faults("../no/such/folder")
 
 
-def test_a_file_has_no_splits(seed_file: Path) -> None:
-    assert "is one file and has no splits" in faults(seed_file, eval_split="test")
+def test_a_file_has_no_splits(original_file: Path) -> None:
+    assert "is one file and has no splits" in faults(original_file, eval_split="test")

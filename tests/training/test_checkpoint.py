@@ -151,7 +151,7 @@ def test_masters_are_taken_only_if_they_are_the_policy(narrow: Path) -> None:
     state = tensors(narrow / "trainer-narrow")
     optimizer = opened()
     assert load_trainer(narrow / "trainer-narrow", optimizer, as_policy=True)
-    for name, master in optimizer.masters.masters.items():
+    for name, master in optimizer.weights.masters.items():
         assert torch.equal(master, state[f"master/{name}"])
     assert optimizer.steps == 2
 
@@ -162,7 +162,7 @@ def test_masters_are_taken_only_if_they_are_the_policy(narrow: Path) -> None:
     optimizer = opened()
     assert not load_trainer(narrow / "trainer-narrow", optimizer, as_policy=True)
     assert optimizer.steps == 0
-    for name, master in optimizer.masters.masters.items():
+    for name, master in optimizer.weights.masters.items():
         assert torch.equal(master, edited[name].float())
 
 

@@ -42,7 +42,7 @@ Begin = Callable[..., Run]
 
 @pytest.fixture
 def begin(tiny_policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Begin:
-    """A run at the door of its first training, columns of rollout or logprobs changed."""
+    """A run ready for its first training, columns of rollout or logprobs changed."""
 
     def started(rollout: Change = pl.DataFrame.clone, logprobs: Change = pl.DataFrame.clone) -> Run:
         monkeypatch.setenv("STAGED_GRPO_RUNS", str(tmp_path))

@@ -24,7 +24,7 @@ def new_optimizer(config: TrainConfig, dtype: torch.dtype = torch.float64) -> Op
 def put_gradients(optimizer: Optimizer, seed: int) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     gradients = {}
-    for name, master in optimizer.masters.masters.items():
+    for name, master in optimizer.weights.masters.items():
         noise = torch.randn(master.shape, generator=generator, dtype=torch.float64)
         master.grad = noise.to(master.dtype)
         gradients[name] = noise.clone()
@@ -37,7 +37,7 @@ def test_steps_are_adamw_as_its_paper_has_it() -> None:
         beta1=0.8, beta2=0.95, eps=1e-6, weight_decay=0.1, max_grad_norm=2.0, learning_rate=0.01
     )
     optimizer = new_optimizer(config)
-    masters = optimizer.masters.masters
+    masters = optimizer.weights.masters
     expected = {name: master.detach().clone() for name, master in masters.items()}
     first = {name: torch.zeros_like(value) for name, value in expected.items()}
     second = {name: torch.zeros_like(value) for name, value in expected.items()}
@@ -76,7 +76,7 @@ def test_masters_gather_what_bfloat16_would_lose() -> None:
 def test_steps_too_small_for_bfloat16_still_add_up() -> None:
     """The float32-master trap: with bfloat16 weights alone, these updates would all be lost."""
     optimizer = new_optimizer(TrainConfig(learning_rate=1e-5), torch.bfloat16)
-    masters = optimizer.masters
+    masters = optimizer.weights
     name = TIED
     before = masters.model[name].detach().clone()
     # Away from the edge between two bfloat16 numbers that a single step could cross.
@@ -98,17 +98,17 @@ def test_a_step_left_out_changes_nothing(fault: str) -> None:
     optimizer = new_optimizer(TrainConfig(learning_rate=0.1, weight_decay=0.1))
     put_gradients(optimizer, 0)
     optimizer.step(0.1, loss_is_finite=True)
-    weights = {n: m.detach().clone() for n, m in optimizer.masters.masters.items()}
+    weights = {n: m.detach().clone() for n, m in optimizer.weights.masters.items()}
     moments = {n: optimizer.state(n)["exp_avg"].clone() for n in weights}
     put_gradients(optimizer, 1)
-    victim = next(iter(optimizer.masters.masters.values()))
+    victim = next(iter(optimizer.weights.masters.values()))
     if "gradient" in fault:
         victim.grad.view(-1)[0] = torch.nan if "nan" in fault else torch.inf
     result = optimizer.step(0.1, loss_is_finite=fault != "loss", wanted=fault != "empty batch")
     assert not result.applied
     assert optimizer.steps == 1
     for name, weight in weights.items():
-        assert torch.equal(optimizer.masters.masters[name], weight)
+        assert torch.equal(optimizer.weights.masters[name], weight)
         assert torch.equal(optimizer.state(name)["exp_avg"], moments[name])
 
 
@@ -168,7 +168,7 @@ def test_the_rate_knows_nothing_of_how_far_a_run_goes() -> None:
 def test_gradient_norm_is_that_of_torch(tmp_path: Path) -> None:
     optimizer = new_optimizer(TrainConfig())
     put_gradients(optimizer, 5)
-    parameters = list(optimizer.masters.masters.values())
+    parameters = list(optimizer.weights.masters.values())
     expected = torch.nn.utils.get_total_norm([p.grad for p in parameters])
-    norm = optimizer.masters.squared_gradient_norm().sqrt()
+    norm = optimizer.weights.squared_gradient_norm().sqrt()
     assert float(norm) == pytest.approx(float(expected), rel=1e-12)

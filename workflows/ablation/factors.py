@@ -29,7 +29,7 @@ FACTORS: dict[str, tuple[str, ...]] = {
     "steps-4": ("train.prompts_per_step=8",),
     "epochs-10": ("train.epochs=10",),
     # The project that this one grew from: std of numpy, ε = 0.125, β = 0.001, 10 epochs.
-    "seed-project": (
+    "predecessor": (
         "advantages.ddof=0",
         "objective.clip_low=0.125",
         "objective.clip_high=0.125",

@@ -51,7 +51,7 @@ def printed(found: dict[str, pl.DataFrame]) -> list[Table]:
 
 
 def comparison(steps: pl.DataFrame, accuracy: pl.DataFrame) -> pl.DataFrame:
-    """One row a variant: means over the seeds, and differences to the first variant.
+    """One row per variant: means over the seeds, and differences to the first variant.
 
     `greedy` is the accuracy of the last policy on held-out questions, the mean over tasks; `drawn`
     that of all completions drawn in all iterations, so it is the higher the sooner a variant
@@ -84,7 +84,7 @@ def comparison(steps: pl.DataFrame, accuracy: pl.DataFrame) -> pl.DataFrame:
 
 
 def gains(accuracy: pl.DataFrame) -> pl.DataFrame:
-    """One row a variant: accuracy of policy 0 and of the last, and the gain over the seeds.
+    """One row per variant: accuracy of policy 0 and of the last, and the gain over the seeds.
 
     `greedy` and `sampled` (`pass@1`) on held-out questions, means over the tasks; intervals as in
     `comparison`.

@@ -57,7 +57,7 @@ OutputPath = Annotated[
     Path | None,
     typer.Option(
         "--output",
-        help="Write the metrics into this Parquet, a row a variant and optimizer step.",
+        help="Write the metrics into this Parquet, a row per variant and optimizer step.",
     ),
 ]
 

@@ -26,10 +26,10 @@ _COLUMNS = 4
 
 
 def draw(steps: pl.DataFrame, path: Path, *, title: str) -> None:
-    """Draw every metric of `PANELS`, a line a variant, into an SVG file.
+    """Draw every metric of `PANELS`, a line per variant, into an SVG file.
 
     Args:
-        steps: `variant`, `skipped` and metrics, one row a variant and optimizer step.
+        steps: `variant`, `skipped` and metrics, one row per variant and optimizer step.
     """
     rows = math.ceil(len(PANELS) / _COLUMNS)
     with panels(path, rows, _COLUMNS, title=title) as (figure, drawn):

@@ -20,7 +20,7 @@ from workflows.compare.plot import draw
 
 @dataclass(frozen=True)
 class SideBySide:
-    """Tables with a row a variant, and one with a row an optimizer step."""
+    """Tables with a row per variant, and one with a row per optimizer step."""
 
     run: str
     iteration: int
@@ -62,7 +62,7 @@ class SideBySide:
             draw(self.steps, svg, title=f"{self.title}: the same completions, several recipes")
 
     def print(self) -> None:
-        """Results and updates a row a variant, metrics a row each; accuracies if there are any."""
+        """Results, updates, metrics and accuracies, if there are any: a row per variant each."""
         means = tables.metrics_table(self.steps)
         taken = means.select("variant", "steps", "seconds")
         results = self.results.drop("run").join(taken, on="variant", how="left")
@@ -81,7 +81,7 @@ class SideBySide:
             print_table(self.accuracy, title=f"held-out questions, policy {number}, {against}")
 
     def as_json(self) -> dict[str, Any]:
-        """Everything that is printed, a row a variant."""
+        """Everything that is printed, a row per variant."""
         whole = self.results
         for table in (tables.metrics_table(self.steps), self.policies, self.accuracy):
             whole = whole.join(table, on="variant", how="left") if table.width else whole

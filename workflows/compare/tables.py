@@ -1,4 +1,4 @@
-"""Metrics of variants side by side: a row an optimizer step, a row a variant."""
+"""Metrics of variants side by side: a row per optimizer step, a row per variant."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Row = dict[str, Any]
 
 
 def step_table(children: Mapping[str, Run], iteration: int) -> pl.DataFrame:
-    """`variant` and the columns of `schemas.TRAIN`: one row a variant and optimizer step.
+    """`variant` and the columns of `schemas.TRAIN`: one row per variant and optimizer step.
 
     `kl` is null where the objective has no reference that could be measured against.
     """
@@ -44,7 +44,7 @@ def step_table(children: Mapping[str, Run], iteration: int) -> pl.DataFrame:
 
 
 def metrics_table(steps: pl.DataFrame) -> pl.DataFrame:
-    """One row a variant: its steps and seconds of training, metrics over the steps it took.
+    """One row per variant: its steps and seconds of training, metrics over the steps it took.
 
     Of `ratio_max` the largest, of the others the mean.
     """
@@ -61,7 +61,7 @@ def metrics_table(steps: pl.DataFrame) -> pl.DataFrame:
 
 
 def policies_table(children: Mapping[str, Run], iteration: int, baseline: str) -> pl.DataFrame:
-    """One row a variant: its update of the policy, and how it lies to the baseline's.
+    """One row per variant: its update of the policy, and how it lies to the baseline's.
 
     Where the baseline has no policy, or tensors do not match, nothing is compared.
     """
@@ -83,7 +83,7 @@ def policies_table(children: Mapping[str, Run], iteration: int, baseline: str) -
 
 
 def accuracy_table(children: Mapping[str, Run], iteration: int, baseline: str) -> pl.DataFrame:
-    """One row a variant: greedy held-out accuracy with its interval, and minus the baseline's.
+    """One row per variant: greedy held-out accuracy with its interval, and minus the baseline's.
 
     The difference is paired by question; means are over the tasks.
     """

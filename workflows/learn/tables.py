@@ -1,4 +1,4 @@
-"""What runs have learned, as polars tables: one row a run and task, or a run and iteration."""
+"""What runs have learned, as polars tables: one row per run and task, or a run and iteration."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def printed(found: dict[str, pl.DataFrame], *, as_json: bool) -> list[Table]:
 
 
 def _curves(runs: list[Run]) -> pl.DataFrame:
-    """One row a run and iteration: what was drawn and what training said of it.
+    """One row per run and iteration: what was drawn and what training said of it.
 
     `correct` and `tokens` are means over all completions drawn, also of groups that dynamic
     sampling left out of the batch; then each opening's share and accuracy. A ledger passes over

@@ -101,7 +101,7 @@ class KeysValues:
 
 
 class RowCache(Cache):
-    """The prompts in use and each row's own tokens, for the forward of one token a row.
+    """The prompts in use and each row's own tokens, for the forward of one token per row.
 
     With `shared` the decoder attends through `attend`. Without, it is handed each row's prompt
     and own tokens in one tensor, made for every layer and step, which any decoder can take.
