@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -180,22 +180,49 @@ def stage() -> Callable[..., subprocess.CompletedProcess[str]]:
 
 
 @pytest.fixture(scope="session")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def prepared(tiny_policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Factory of runs directories whose run `a` is prepared, not to be changed: `at` copies one.
+
+    `prepared(recipe, "a.b=c", rows=[…])` formats the recipe with `policy`, a tiny random one, and
+    `data`, a file with these rows.
+    """
+    from stages import prepare
+
+    made: dict[str, Path] = {}
+
+    def make(recipe: str, *overrides: str, rows: Sequence[Mapping[str, str]] = ()) -> Path:
+        name = json.dumps([recipe, overrides, list(rows)])
+        if name not in made:
+            folder = tmp_path_factory.mktemp("prepared")
+            data, path = folder / "data.jsonl", folder / "recipe.toml"
+            data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+            path.write_text(recipe.format(policy=tiny_policy, data=data))
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv("STAGED_GRPO_RUNS", str(folder / "runs"))
+                prepare.main("a", recipe=path, overrides=list(overrides), quiet=True)
+            made[name] = folder / "runs"
+        return made[name]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A runs directory with run `a` of `trained_runs`, ready for its first training."""
     from support.trained_runs import prepare_training
 
-    folder = tmp_path_factory.mktemp("prepared")
+    folder = tmp_path_factory.mktemp("untrained")
     prepare_training(folder)
     return folder
 
 
 @pytest.fixture(scope="session")
-def finished(prepared: Path) -> Path:
+def trained(untrained: Path) -> Path:
     """A runs directory with that run trained for two iterations without interruption."""
     from support.trained_runs import finish_training
 
-    folder = prepared.with_name("finished")
-    finish_training(prepared, folder)
+    folder = untrained.with_name("trained")
+    finish_training(untrained, folder)
     return folder
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import polars as pl
 import pytest
 from support import REPOSITORY
-from support.dynamic_runs import groups_of, shard_bytes, start_run
+from support.dynamic_runs import RECIPE, groups_of, sayings, shard_bytes
 from support.written_shards import table, writer_for
 
 from common.errors import MissingToolError, NoLearningSignalError, UserError
@@ -32,29 +32,17 @@ from stages import logprobs, rollout, score, train
 GOLDS = [7, 7, 7, 12345] * 10
 
 
-@pytest.fixture(scope="module")
-def prepared(tiny_policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A runs directory with the run `a` prepared: forty prompts, few of them solved in part."""
-    folder = tmp_path_factory.mktemp("prepared")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("STAGED_GRPO_RUNS", str(folder / "runs"))
-        start_run(folder, tiny_policy, GOLDS)
-    return folder / "runs"
-
-
 @pytest.fixture
-def run(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """A copy of the prepared run for one test."""
-    shutil.copytree(prepared, tmp_path / "runs")
-    monkeypatch.setenv("STAGED_GRPO_RUNS", str(tmp_path / "runs"))
-    return Run.named("a")
+def run(prepared: Callable[..., Path], at: Callable[[Path], Run]) -> Run:
+    """A prepared run with forty prompts, few of them solved in part, for one test."""
+    return at(prepared(RECIPE, rows=sayings(GOLDS)))
 
 
 @pytest.fixture(scope="module")
-def whole(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+def whole(prepared: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     """The first rollout made at once, then scored; not to be changed."""
     folder = tmp_path_factory.mktemp("whole") / "runs"
-    shutil.copytree(prepared, folder)
+    shutil.copytree(prepared(RECIPE, rows=sayings(GOLDS)), folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("STAGED_GRPO_RUNS", str(folder))
         rollout.main("a", 1, quiet=True)
@@ -209,9 +197,12 @@ def test_shards_of_the_first_round_can_be_made_apart(
 
 
 def test_rejected_groups_fill_what_the_rounds_could_not(
-    tmp_path: Path, runs: Path, tiny_policy: Path, capsys: pytest.CaptureFixture[str]
+    prepared: Callable[..., Path],
+    at: Callable[[Path], Run],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    run = start_run(tmp_path, tiny_policy, [12345] * 13, "rollout.max_extra_rounds=1")
+    golds = sayings([12345] * 13)
+    run = at(prepared(RECIPE, "rollout.max_extra_rounds=1", rows=golds))
     rollout.main("a", 1)
     shown = capsys.readouterr()
     assert "warning: 5 of 5 groups of the batch have equal rewards" in shown.err

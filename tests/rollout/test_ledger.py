@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import polars as pl
 import pyarrow as pa
 import pytest
-from support.dynamic_runs import start_run
+from support.dynamic_runs import RECIPE, sayings
 from support.scored_runs import completion, start_scored_run, write_rollout
 
 from common.errors import UserError
@@ -25,7 +25,7 @@ from stages import logprobs, rollout, score, show, train
 
 
 @pytest.fixture(scope="module")
-def whole(tiny_policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+def whole(prepared: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     """Three iterations drawn by the ledger, two of them trained; not to be changed."""
     folder = tmp_path_factory.mktemp("ledger")
     settings = [
@@ -35,9 +35,11 @@ def whole(tiny_policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         "rollout.prompts_per_iteration=8",
         "train.learning_rate=1e-6",
     ]
+    rows = sayings([7, 7, 7, 12345] * 3 + [7])
+    shutil.copytree(prepared(RECIPE, *settings, rows=rows), folder / "runs")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("STAGED_GRPO_RUNS", str(folder / "runs"))
-        run = start_run(folder, tiny_policy, [7, 7, 7, 12345] * 3 + [7], *settings)
+        run = Run.named("a")
         for iteration in (1, 2, 3):
             for stage in (rollout, score, logprobs, train)[: 4 if iteration < 3 else 1]:
                 stage.main("a", iteration, quiet=True)
@@ -174,9 +176,11 @@ def test_a_prompt_that_never_fits_does_not_make_every_rollout_read_the_whole_run
 
 
 def test_all_solved_is_said_in_words(
-    runs: Path, tmp_path: Path, tiny_policy: Path, capsys: pytest.CaptureFixture[str]
+    prepared: Callable[..., Path],
+    at: Callable[[Path], Run],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    run = start_run(tmp_path, tiny_policy, [7, 7, 7])
+    run = at(prepared(RECIPE, rows=sayings([7, 7, 7])))
     show.ledger("a")
     said = "every prompt that was drawn has been solved"
     assert said not in capsys.readouterr().out, "nothing is drawn yet"
@@ -224,8 +228,10 @@ def write_drawings(run: Run, drawn: list[list[int]], recheck_epochs: list[int]) 
         score_of.commit()
 
 
-def test_ledger_without_anything_drawn(tmp_path: Path, runs: Path, tiny_policy: Path) -> None:
-    run = start_run(tmp_path, tiny_policy, [7, 7, 7])
+def test_ledger_without_anything_drawn(
+    prepared: Callable[..., Path], at: Callable[[Path], Run]
+) -> None:
+    run = at(prepared(RECIPE, rows=sayings([7, 7, 7])))
     ledger = read_ledger(run)
     assert ledger.tasks().to_dicts() == [
         {"task": "sayings", "prompts": 2, "never": 0, "in_part": 0, "always": 0, "not_attempted": 2}

@@ -31,7 +31,7 @@ from common.runs.recipe import recipe_in_force
 from common.runs.schemas import EVALUATION
 from common.runs.shards import read_output, read_split
 from common.runs.stages import BY_NAME
-from stages import evaluate, prepare
+from stages import evaluate
 
 # Answers are texts a random policy writes now and then, so that some are right.
 RECIPE = """\
@@ -64,17 +64,14 @@ temperature = 1.2
 
 
 @pytest.fixture(scope="module")
-def whole(tiny_policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+def whole(prepared: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     """A run with policy 0 evaluated; not to be changed."""
     folder = tmp_path_factory.mktemp("evaluated")
     questions = [{"question": f"Say {n}", "answer": str(n % 10)} for n in range(9)]
-    (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in questions))
-    recipe = folder / "recipe.toml"
-    recipe.write_text(RECIPE.format(policy=tiny_policy, data=folder / "data.jsonl"))
+    shutil.copytree(prepared(RECIPE, rows=questions), folder / "runs")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("STAGED_GRPO_RUNS", str(folder / "runs"))
         patch.setattr(evaluate, "QUESTIONS_PER_SHARD", 3)
-        prepare.main("a", recipe=recipe, quiet=True)
         evaluate.main("a", 0, quiet=True)
         yield Run.named("a")
 

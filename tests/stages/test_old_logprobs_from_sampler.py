@@ -6,6 +6,7 @@ An iteration by the real stages, once for each setting, from the same rollout.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from common.runs.layout import Run
 from common.runs.manifest import read_manifest, write_manifest
 from common.runs.schemas import KEY
 from common.runs.shards import read_output
-from stages import logprobs, prepare, rollout, score, show, tokens, train
+from stages import logprobs, rollout, score, show, tokens, train
 
 SAMPLER = 'logprobs.old_logprobs_from="sampler"'
 WITHOUT_KL = "objective.kl_coef=0"
@@ -59,13 +60,12 @@ prompts_per_step = 3
 
 
 @pytest.fixture(scope="module")
-def scored(tiny_policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def scored(prepared: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A runs directory with run `a` sampled and scored."""
     folder = tmp_path_factory.mktemp("scored")
-    (folder / "recipe.toml").write_text(RECIPE.format(policy=tiny_policy))
+    shutil.copytree(prepared(RECIPE), folder / "runs")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("STAGED_GRPO_RUNS", str(folder / "runs"))
-        prepare.main("a", recipe=folder / "recipe.toml", quiet=True)
         rollout.main("a", 1, quiet=True)
         score.main("a", 1, quiet=True)
     return folder / "runs"
@@ -196,10 +196,10 @@ def test_settings_that_need_the_old_policy_are_refused_by_training(
         train.main("a", 1, overrides=['logprobs.old_logprobs_from="policy"', setting], quiet=True)
 
 
-def test_old_logprobs_of_another_policy_are_warned_of(prepared: Path, at, capsys) -> None:
+def test_old_logprobs_of_another_policy_are_warned_of(untrained: Path, at, capsys) -> None:
     """Pairs of tokens whose ratios have the mean 1, as those to what was sampled from always have:
     approx_kl tells."""
-    run = at(prepared)
+    run = at(untrained)
     pair = np.array([0.2, -0.2]) + np.log(np.cosh(0.2))
 
     def moved(frame: pl.DataFrame) -> pl.DataFrame:

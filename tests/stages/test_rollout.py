@@ -22,7 +22,7 @@ from common.runs.shards import OutputWriter, read_output
 from common.runs.stages import BY_NAME
 from common.seeds import sample_seed
 from common.stage import StageRun
-from stages import prepare, rollout
+from stages import rollout
 
 RECIPE = """\
 [model]
@@ -46,31 +46,17 @@ learning_rate = 1e-3
 """
 
 
-@pytest.fixture(scope="module")
-def prepared(tiny_policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A runs directory with the run `a` prepared: ten questions, a tiny random policy."""
-    folder = tmp_path_factory.mktemp("prepared")
-    recipe = folder / "recipe.toml"
-    recipe.write_text(RECIPE.format(policy=tiny_policy))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("STAGED_GRPO_RUNS", str(folder / "runs"))
-        prepare.main("a", recipe=recipe, quiet=True)
-    return folder / "runs"
-
-
 @pytest.fixture
-def run(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """A copy of the prepared run for one test."""
-    shutil.copytree(prepared, tmp_path / "runs")
-    monkeypatch.setenv("STAGED_GRPO_RUNS", str(tmp_path / "runs"))
-    return Run.named("a")
+def run(prepared: Callable[..., Path], at: Callable[[Path], Run]) -> Run:
+    """A prepared run with ten questions for one test."""
+    return at(prepared(RECIPE))
 
 
 @pytest.fixture(scope="module")
-def whole(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+def whole(prepared: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     """The run with its first rollout, made at once; not to be changed."""
     folder = tmp_path_factory.mktemp("whole") / "runs"
-    shutil.copytree(prepared, folder)
+    shutil.copytree(prepared(RECIPE), folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("STAGED_GRPO_RUNS", str(folder))
         rollout.main("a", 1, quiet=True)

@@ -20,8 +20,8 @@ from common.runs.schemas import TRAIN, TRAIN_METRICS
 from stages.train import main as train
 
 
-def test_an_iteration_writes_policy_trainer_and_metrics(finished: Path) -> None:
-    run = Run(finished / "a")
+def test_an_iteration_writes_policy_trainer_and_metrics(trained: Path) -> None:
+    run = Run(trained / "a")
     frame = steps(run)
     assert frame.columns == TRAIN.names
     assert set(TRAIN_METRICS) <= set(frame.columns)
@@ -33,7 +33,7 @@ def test_an_iteration_writes_policy_trainer_and_metrics(finished: Path) -> None:
     assert frame["zero_variance_groups"].sum() >= 2
     for number in (1, 2):
         assert status_of(run, run.train(number)).state == "fresh"
-    lines = (finished / "a/metrics.jsonl").read_text().splitlines()
+    lines = (trained / "a/metrics.jsonl").read_text().splitlines()
     assert len(lines) == 12
     # AutoModelForCausalLM reads every policy; that it does exactly is test_checkpoint's matter.
     weights = [
@@ -47,33 +47,33 @@ def test_an_iteration_writes_policy_trainer_and_metrics(finished: Path) -> None:
     assert not torch.equal(weights[1], weights[2])
 
 
-def test_the_first_step_is_on_policy(finished: Path) -> None:
+def test_the_first_step_is_on_policy(trained: Path) -> None:
     for iteration in (1, 2):
-        first = steps(Run(finished / "a"), iteration).row(0, named=True)
+        first = steps(Run(trained / "a"), iteration).row(0, named=True)
         assert abs(first["ratio_mean"] - 1) < 1e-4
         assert abs(first["ratio_max"] - 1) < 1e-4
         assert first["clip_fraction_low"] == first["clip_fraction_high"] == 0
         assert abs(first["approx_kl"]) < 1e-6
 
 
-def test_the_second_epoch_is_another_order_of_the_same(finished: Path) -> None:
-    frame = steps(Run(finished / "a"))
+def test_the_second_epoch_is_another_order_of_the_same(trained: Path) -> None:
+    frame = steps(Run(trained / "a"))
     tokens = frame["completion_tokens"].to_list()
     assert sum(tokens[:3]) == sum(tokens[3:])
     assert tokens[:3] != tokens[3:]
 
 
-def test_training_again_gives_the_same_bits(finished: Path, at) -> None:
-    run = at(finished)
+def test_training_again_gives_the_same_bits(trained: Path, at) -> None:
+    run = at(trained)
     before = made(run, 2)
     train("a", 2, overwrite=True)
     assert made(run, 2) == before
 
 
 def test_recomputed_layers_train_the_same_policy(
-    finished: Path, prepared: Path, at, monkeypatch
+    trained: Path, untrained: Path, at, monkeypatch
 ) -> None:
-    run = at(prepared)
+    run = at(untrained)
     recomputed = []
 
     def watched(part) -> None:
@@ -83,23 +83,23 @@ def test_recomputed_layers_train_the_same_policy(
     monkeypatch.setattr("common.parallel.pipeline.recompute_layers", watched)
     train("a", 1, overrides=["train.activation_checkpointing=true"])
     assert len(recomputed) == 1
-    assert made(run)[:2] == made(Run(finished / "a"))[:2]
+    assert made(run)[:2] == made(Run(trained / "a"))[:2]
 
 
-def test_optimizer_state_goes_from_iteration_to_iteration(finished: Path, at) -> None:
-    run = at(finished)
+def test_optimizer_state_goes_from_iteration_to_iteration(trained: Path, at) -> None:
+    run = at(trained)
     assert read_manifest(run.train(2)).inputs.keys() >= {"trainer/0001", "policies/0001"}
     before = made(run, 2)
     train("a", 2, overwrite=True, fresh_optimizer=True)
     assert made(run, 2)[0] != before[0]
 
 
-def test_an_edited_policy_trains_from_itself_with_a_warning(finished: Path, at, capsys) -> None:
+def test_an_edited_policy_trains_from_itself_with_a_warning(trained: Path, at, capsys) -> None:
     from safetensors.torch import load_file, save_file
 
     from common.runs.policies import commit_policy
 
-    run = at(finished)
+    run = at(trained)
     before = made(run, 2)
     policy = run.policy(1)
     shutil.copytree(policy.path, policy.partial)
@@ -115,8 +115,8 @@ def test_an_edited_policy_trains_from_itself_with_a_warning(finished: Path, at, 
     assert abs(steps(run, 2)["ratio_mean"][0] - 1) < 1e-4
 
 
-def test_a_pruned_trainer_state_names_the_way_out(finished: Path, at) -> None:
-    run = at(finished)
+def test_a_pruned_trainer_state_names_the_way_out(trained: Path, at) -> None:
+    run = at(trained)
     state = run.trainer(1)
     shutil.rmtree(state.path)
     with pytest.raises(UserError, match=r"FROM=\d.*--fresh-optimizer"):

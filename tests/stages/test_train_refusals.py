@@ -17,8 +17,8 @@ from common.runs.manifest import has_manifest, read_manifest
 from stages.train import main as train
 
 
-def test_equal_rewards_everywhere_are_no_signal(prepared: Path, at, capsys) -> None:
-    run = at(prepared)
+def test_equal_rewards_everywhere_are_no_signal(untrained: Path, at, capsys) -> None:
+    run = at(untrained)
     for output in (run.rollout(1), run.score(1), run.logprobs(1)):
         shutil.rmtree(output.path)
     write_iteration(run, 1, equal_rewards=True)
@@ -33,8 +33,8 @@ def test_equal_rewards_everywhere_are_no_signal(prepared: Path, at, capsys) -> N
     assert "mean ratio" not in capsys.readouterr().err
 
 
-def test_weights_that_are_not_finite_are_never_committed(prepared: Path, at) -> None:
-    run = at(prepared)
+def test_weights_that_are_not_finite_are_never_committed(untrained: Path, at) -> None:
+    run = at(untrained)
     with pytest.raises(NonFiniteError, match=r"learning_rate"):
         train("a", 1, overrides=["train.learning_rate=1e39"])
     assert not has_manifest(run.policy(1)) and not has_manifest(run.train(1))
@@ -52,32 +52,32 @@ def test_weights_that_are_not_finite_are_never_committed(prepared: Path, at) -> 
         ),
     ],
 )
-def test_rows_that_do_not_match_are_refused(prepared, at, stage, change, message) -> None:
-    run = at(prepared)
+def test_rows_that_do_not_match_are_refused(untrained, at, stage, change, message) -> None:
+    run = at(untrained)
     edit(run.of(stage, 1), change, key=True)
     with pytest.raises(UserError, match=message):
         train("a", 1)
     assert nothing_made(run)
 
 
-def test_logprobs_of_other_lengths_are_refused(prepared: Path, at) -> None:
-    run = at(prepared)
+def test_logprobs_of_other_lengths_are_refused(untrained: Path, at) -> None:
+    run = at(untrained)
     shorter = pl.col("old_logprobs").list.head(1)
     edit(run.logprobs(1), lambda frame: frame.with_columns(shorter), key=False)
     with pytest.raises(UserError, match=r"old_logprobs of 1-\d-\d has 1 values for"):
         train("a", 1)
 
 
-def test_a_rollout_made_again_makes_its_score_useless(prepared: Path, at) -> None:
+def test_a_rollout_made_again_makes_its_score_useless(untrained: Path, at) -> None:
     """The keys are the same, so the join alone would train on the scores of other texts."""
-    run = at(prepared)
+    run = at(untrained)
     edit(run.rollout(1), lambda f: f.with_columns(completion_text=pl.lit("other")), key=False)
     with pytest.raises(UserError, match=r"score is stale \(iterations/0001/rollout changed\)"):
         train("a", 1)
 
 
-def test_null_references_are_refused_when_the_objective_needs_them(prepared: Path, at) -> None:
-    run = at(prepared)
+def test_null_references_are_refused_when_the_objective_needs_them(untrained: Path, at) -> None:
+    run = at(untrained)
     kind = pl.List(pl.Float32)
     nulls = pl.lit(None, dtype=kind).alias("ref_logprobs")
     edit(run.logprobs(1), lambda frame: frame.with_columns(nulls), key=False)
@@ -101,9 +101,9 @@ def spoil(run: Run, groups: list[int]) -> None:
 
 
 def test_a_step_that_is_not_finite_is_left_out_and_its_completions_named(
-    prepared: Path, at, capsys
+    untrained: Path, at, capsys
 ) -> None:
-    run = at(prepared)
+    run = at(untrained)
     spoil(run, [1])
     train("a", 1)
     frame = steps(run)
@@ -115,26 +115,26 @@ def test_a_step_that_is_not_finite_is_left_out_and_its_completions_named(
     assert all(p.isfinite().all() for p in policy.parameters())
 
 
-def test_the_third_such_step_in_a_row_ends_it(prepared: Path, at) -> None:
-    run = at(prepared)
+def test_the_third_such_step_in_a_row_ends_it(untrained: Path, at) -> None:
+    run = at(untrained)
     spoil(run, [1, 2, 3, 4, 5])
     with pytest.raises(NonFiniteError, match=r"step 2: not finite: the loss of 1-\d-\d.*3 steps"):
         train("a", 1)
     assert not has_manifest(run.policy(1)) and not has_manifest(run.train(1))
 
 
-def test_steps_left_out_for_their_entropy_count_as_well(prepared: Path, at, monkeypatch) -> None:
-    at(prepared)
+def test_steps_left_out_for_their_entropy_count_as_well(untrained: Path, at, monkeypatch) -> None:
+    at(untrained)
     without_entropy(monkeypatch)
     with pytest.raises(NonFiniteError, match=r"step 2: .*3 steps in a row"):
         train("a", 1)
 
 
 def test_steps_with_nothing_to_compute_are_no_faults(
-    prepared: Path, at, monkeypatch: pytest.MonkeyPatch, capsys
+    untrained: Path, at, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
     """The first group has no variance, so that its step computes nothing; then three faults."""
-    at(prepared)
+    at(untrained)
     without_entropy(monkeypatch)
     options = ["run.seed=1", "train.prompts_per_step=1", "objective.kl_coef=0.0"]
     with pytest.raises(NonFiniteError, match=r"step 3: .*3 steps in a row"):
@@ -142,8 +142,8 @@ def test_steps_with_nothing_to_compute_are_no_faults(
     assert "mean ratio" not in capsys.readouterr().err
 
 
-def test_a_first_ratio_that_is_not_one_raises_the_alarm(prepared: Path, at, capsys) -> None:
-    run = at(prepared)
+def test_a_first_ratio_that_is_not_one_raises_the_alarm(untrained: Path, at, capsys) -> None:
+    run = at(untrained)
     shifted = pl.col("old_logprobs").list.eval(pl.element() - 0.1)
     edit(run.logprobs(1), lambda frame: frame.with_columns(shifted), key=False)
     train("a", 1)

@@ -21,10 +21,10 @@ from stages.train import main as train
 
 @pytest.mark.parametrize("stop", [3, 5])
 def test_killed_and_continued_is_as_never_killed(
-    prepared: Path, finished: Path, at, monkeypatch: pytest.MonkeyPatch, stop: int
+    untrained: Path, trained: Path, at, monkeypatch: pytest.MonkeyPatch, stop: int
 ) -> None:
     """Commits every two steps; killed in step `stop`; the content of an uninterrupted run."""
-    run = at(prepared)
+    run = at(untrained)
     options = ["train.checkpoint_every_steps=2"]
     taken = stop_in_step(monkeypatch, stop)
     with pytest.raises(KeyboardInterrupt):
@@ -35,7 +35,7 @@ def test_killed_and_continued_is_as_never_killed(
     taken = stop_in_step(monkeypatch, None)
     train("a", 1)
     assert taken == list(range(stop - stop % 2, 6))
-    assert made(run) == made(Run(finished / "a"))
+    assert made(run) == made(Run(trained / "a"))
     assert not list(run.root.rglob("checkpoint*"))
 
 
@@ -55,9 +55,9 @@ def stop_in_step(monkeypatch: pytest.MonkeyPatch, stop: int | None) -> list[int]
 
 
 def test_a_damaged_commit_is_not_used(
-    prepared: Path, finished: Path, at, monkeypatch, capsys
+    untrained: Path, trained: Path, at, monkeypatch, capsys
 ) -> None:
-    run = at(prepared)
+    run = at(untrained)
     stop_in_step(monkeypatch, 3)
     with pytest.raises(KeyboardInterrupt):
         train("a", 1, overrides=["train.checkpoint_every_steps=2"])
@@ -71,21 +71,21 @@ def test_a_damaged_commit_is_not_used(
     train("a", 1)
     assert taken == list(range(6))
     assert "damaged" in capsys.readouterr().err
-    assert made(run) == made(Run(finished / "a"))
+    assert made(run) == made(Run(trained / "a"))
 
 
 def test_a_rank_that_dies_and_another_mesh_that_goes_on(
-    prepared: Path, finished: Path, at, capsys
+    untrained: Path, trained: Path, at, capsys
 ) -> None:
     """Rank 1 of 2 is killed in step 3; the other names it; one process continues from step 2."""
-    run = at(prepared)
+    run = at(untrained)
     text = torchrun(2, "test_train_resume.py", "a", expect=1).stderr
     first = "rank 0: rank 1 (pipeline stage 1 of 2, replica 0) failed first, at iteration 1, step 3"
     assert f"{first}, forward and backward" in text
     assert not has_manifest(run.train(1)) and not has_manifest(run.policy(1))
     train("a", 1)
     assert "continuing after step 2" in capsys.readouterr().out
-    reference = Run(finished / "a")
+    reference = Run(trained / "a")
     for name in ("loss", "grad_norm", "kl"):
         np.testing.assert_allclose(steps(run)[name], steps(reference)[name], rtol=2e-3, atol=1e-5)
 
@@ -104,9 +104,9 @@ def dying_rank(name: str) -> None:
 
 
 def test_left_out_steps_count_across_an_interruption(
-    prepared: Path, at, monkeypatch: pytest.MonkeyPatch
+    untrained: Path, at, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = at(prepared)
+    run = at(untrained)
     without_entropy(monkeypatch)
     stop_in_step(monkeypatch, 2)
     with pytest.raises(KeyboardInterrupt):

@@ -7,14 +7,10 @@ the others never.
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import polars as pl
 
 from common.runs.layout import Run
 from common.runs.shards import read_output
-from stages import prepare
 
 RECIPE = """\
 [model]
@@ -42,14 +38,9 @@ learning_rate = 1e-3
 """
 
 
-def start_run(folder: Path, policy: Path, golds: list[int], *overrides: str) -> Run:
-    """The run `a`, prepared in the runs directory of the environment; one prompt a gold answer."""
-    rows = [{"question": f"Say {n}", "answer": str(gold)} for n, gold in enumerate(golds)]
-    data, recipe = folder / "sayings.jsonl", folder / "sayings.toml"
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    recipe.write_text(RECIPE.format(policy=policy, data=data))
-    prepare.main("a", recipe=recipe, overrides=list(overrides), quiet=True)
-    return Run.named("a")
+def sayings(golds: list[int]) -> list[dict[str, str]]:
+    """Questions with these gold answers; one of them goes to the evaluation."""
+    return [{"question": f"Say {n}", "answer": str(gold)} for n, gold in enumerate(golds)]
 
 
 def shard_bytes(run: Run, iteration: int = 1) -> dict[str, bytes]:

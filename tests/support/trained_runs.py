@@ -46,11 +46,11 @@ def prepare_training(folder: Path) -> None:
     write_iteration(run, 1)
 
 
-def finish_training(prepared: Path, folder: Path) -> None:
+def finish_training(untrained: Path, folder: Path) -> None:
     """Make `folder` a runs directory with run `a` trained for two iterations, uninterrupted."""
     from stages.train import main as train
 
-    shutil.copytree(prepared, folder)
+    shutil.copytree(untrained, folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("STAGED_GRPO_RUNS", str(folder))
         train("a", 1)

@@ -138,7 +138,7 @@ def test_a_fork_runs_what_has_threads_of_its_own(
 def test_no_stage_is_forked_from_a_process_with_threads() -> None:
     code = (
         "import threading, time\n"
-        "threading.Thread(target=time.sleep, args=(9,), daemon=True).start()\n"
+        "threading.Thread(target=time.sleep, args=(600,), daemon=True).start()\n"
         "from workflows.chain import preload\n"
         "assert preload.PROBLEM"
     )
@@ -149,18 +149,18 @@ def test_no_stage_is_forked_from_a_process_with_threads() -> None:
 
 
 def test_forked_training_makes_the_same_bytes(
-    stages: Stages, prepared: Path, finished: Path, at: Callable[[Path], Run]
+    stages: Stages, untrained: Path, trained: Path, at: Callable[[Path], Run]
 ) -> None:
-    run = at(prepared)
+    run = at(untrained)
     assert stages.run("stages.train", *TRAIN)[0] == 0
-    assert made(run) == made(Run(finished / "a"))
+    assert made(run) == made(Run(trained / "a"))
     assert "nothing to do" in stages.run("stages.train", *TRAIN)[1]
 
 
 def test_forked_ranks_make_the_bytes_of_torchrun(
-    stages: Stages, prepared: Path, at: Callable[[Path], Run], stage: Callable[..., Any]
+    stages: Stages, untrained: Path, at: Callable[[Path], Run], stage: Callable[..., Any]
 ) -> None:
-    run = at(prepared)
+    run = at(untrained)
     code, said = stages.run("stages.train", *TRAIN, processes=2)
     assert code == 0, said
     forked = made(run)
@@ -207,10 +207,10 @@ def test_ranks_end_with_their_stage(
 
 
 def test_training_goes_on_after_it_was_killed(
-    stages: Stages, prepared: Path, finished: Path, at: Callable[[Path], Run]
+    stages: Stages, untrained: Path, trained: Path, at: Callable[[Path], Run]
 ) -> None:
     for _ in range(5):  # on a busy machine the kill may come when all is done
-        run = at(prepared)
+        run = at(untrained)
         stage = start(Command("stages.train", TRAIN), log=stages.log)
         deadline = time.monotonic() + 60
         while not run.train(1).partial.exists():
@@ -224,7 +224,7 @@ def test_training_goes_on_after_it_was_killed(
     else:
         pytest.fail("all was done before each of five kills")
     assert stages.run("stages.train", *TRAIN)[0] == 0
-    assert made(run) == made(Run(finished / "a"))
+    assert made(run) == made(Run(trained / "a"))
 
 
 class Chain:
