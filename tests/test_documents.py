@@ -1,4 +1,4 @@
-"""The README stays true: its commands, files, links and its tree exist."""
+"""The documents stay true: their commands, files, links, keys and the tree exist."""
 
 from __future__ import annotations
 
@@ -6,24 +6,62 @@ import importlib.util
 import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 from support import REPOSITORY
 
-from common.config import AdvantagesConfig, FunctionReward, ObjectiveConfig, RewardsConfig
+from common.config import (
+    AdvantagesConfig,
+    FunctionReward,
+    ObjectiveConfig,
+    Recipe,
+    RewardsConfig,
+)
 from common.config.recipe_file import parse_recipe
 from common.rewards.scorer import Scorer
 
-README = (REPOSITORY / "README.md").read_text()
-BLOCK_LINES = [
-    line.strip() for line in re.sub(r"\\\n\s+", "", README).splitlines() if line.startswith("    ")
-]
+ROOMS = ("common", "workflows")
+DOCUMENTS = {
+    str(path.relative_to(REPOSITORY)): path.read_text()
+    for path in sorted(
+        [
+            *REPOSITORY.glob("*.md"),
+            *(path for room in ROOMS for path in (REPOSITORY / room).rglob("*.md")),
+        ]
+    )
+}
+README = DOCUMENTS["README.md"]
+OBJECTIVE = DOCUMENTS["common/objective/README.md"]
+LINES = 220
+BLOCK_LINES = list(
+    dict.fromkeys(
+        line.strip()
+        for text in DOCUMENTS.values()
+        for line in re.sub(r"\\\n\s+", "", text).splitlines()
+        if line.startswith("    ")
+    )
+)
 MAKE = [re.split(r"\s{3,}", line)[0] for line in BLOCK_LINES if line.startswith("make ")]
 STAGES = [re.split(r"\s{3,}", line)[0] for line in BLOCK_LINES if " stages." in line]
 ELSEWHERE = re.findall(
-    r"^\|(.*)\|$", README[README.index("### The same option") : README.index("[tis]:")], re.M
+    r"^\|(.*)\|$", OBJECTIVE[OBJECTIVE.index("| here | TRL") : OBJECTIVE.index("[tis]:")], re.M
 )
+COMING = re.findall(
+    r"^\|(.*)\|$", README[README.index("## Coming from TRL") : README.index("Its advantages")], re.M
+)
+KEYS = {
+    f"{name}.{key}"
+    for name, field in Recipe.model_fields.items()
+    if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+    for key in field.annotation.model_fields
+}
+
+
+def test_the_readme_is_read_in_five_minutes() -> None:
+    assert len(README.splitlines()) <= LINES
 
 
 @pytest.mark.parametrize("command", MAKE)
@@ -53,15 +91,55 @@ def test_options_of_stage_commands_exist(command: str) -> None:
         assert re.search(rf"{option}\b", done.stdout), f"{module} has no {option}"
 
 
-def test_links_and_named_files_exist() -> None:
-    links = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in link]
-    named = re.findall(r"`((?:common|stages|workflows|data/models)/[\w./-]+)`", README)
-    for path in {*links, *named}:
-        assert (REPOSITORY / path).exists(), path
+def _anchors(text: str) -> set[str]:
+    """Of the headings, as the usual viewers make them."""
+    titles = re.findall(r"^#+ (.*)$", text, re.M)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_and_named_files_exist(document: str) -> None:
+    text = DOCUMENTS[document]
+    folder = (REPOSITORY / document).parent
+    for link in re.findall(r"\]\(([^)]+)\)", text):
+        path, _, anchor = link.partition("#")
+        if "://" in link:
+            continue
+        target = (folder / path).resolve() if path else REPOSITORY / document
+        assert target.exists(), f"{document}: {link}"
+        if anchor:
+            assert anchor in _anchors(target.read_text()), f"{document}: {link}"
+    for path in re.findall(r"`((?:common|stages|workflows|data/models)/[\w./-]+)`", text):
+        assert (REPOSITORY / path).exists(), f"{document}: {path}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_keys_of_the_recipe_exist(document: str) -> None:
+    for section, key in re.findall(r"`(\w+)\.(\w+)[`= ]", DOCUMENTS[document]):
+        if section in Recipe.model_fields and section != "data":
+            assert f"{section}.{key}" in KEYS, f"{document}: {section}.{key}"
+
+
+def test_arguments_of_trl_are_its_own() -> None:
+    """Those of the table for people who come from there."""
+    spec = importlib.util.find_spec("trl")
+    if spec is None or spec.origin is None:
+        pytest.skip("TRL is not installed")
+    trainer = Path(spec.origin).parent / "trainer"
+    files = [*trainer.glob("grpo_*.py"), *trainer.glob("base_*.py"), *trainer.glob("_base*.py")]
+    sources = "\n".join(path.read_text() for path in files)
+    import transformers
+
+    arguments = {field.name for field in fields(transformers.TrainingArguments)}
+    rows = COMING[: next(i for i, row in enumerate(COMING) if row.startswith(" argument"))]
+    words = re.findall(r"`(\w+)`", " ".join(row.split("|")[0] for row in rows))
+    assert len(words) > 20
+    for word in words:
+        assert word in arguments or re.search(rf"\b{word}\b", sources), word
 
 
 def test_the_tree_is_the_tree() -> None:
-    tree = README[README.index("## The tree") : README.index("## Develop")]
+    tree = README[README.index("## The tree") :]
     entries = re.findall(r"^ {4}( *)([\w./]+) {2,}(.*)", tree, re.M)
     folder = Path()
     found: dict[str, set[str]] = {}
@@ -82,7 +160,7 @@ def test_the_tree_is_the_tree() -> None:
 
 def test_recipes_are_listed() -> None:
     for path in (REPOSITORY / "workflows" / "recipes").glob("*.toml"):
-        assert f"`{path.name}`" in README
+        assert f"`{path.name}`" in DOCUMENTS["workflows/README.md"]
 
 
 def test_the_polars_example_runs_as_written() -> None:
@@ -98,14 +176,21 @@ def test_the_polars_example_runs_as_written() -> None:
 
 def test_pieces_of_recipes_are_valid() -> None:
     base = '[model]\npath = "x"\n[data.other]\nkind = "generator"\ngenerator = "counting"\n'
-    pieces = re.findall(r"```toml\n(.*?)```", README, re.S)
-    assert len(pieces) >= 2
-    for piece in pieces:
-        parse_recipe(base + piece, origin="README")
+    pieces = [
+        (document, piece)
+        for document, text in DOCUMENTS.items()
+        for piece in re.findall(r"```toml\n(.*?)```", text, re.S)
+    ]
+    assert len(pieces) >= 3
+    for document, piece in pieces:
+        whole = "[model]" in piece
+        parse_recipe(piece if whole else base + piece, origin=document)
 
 
 def test_the_example_of_a_reward_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (code,) = re.findall(r"```python\n(def .*?)```", README, re.S)
+    (code,) = re.findall(
+        r"```python\n(def brief.*?)```", DOCUMENTS["common/rewards/README.md"], re.S
+    )
     (tmp_path / "mine.py").write_text(code)
     monkeypatch.chdir(tmp_path)
     brief = FunctionReward(function="mine:brief", weight=1)

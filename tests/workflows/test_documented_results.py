@@ -1,4 +1,4 @@
-"""The README's tables of what was learned are those of the tracked results, to the digit."""
+"""The tables of what was learned, in workflows/README.md, are those of the tracked results."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from workflows.results import read_results
 
 RESULTS = REPOSITORY / "data" / "results"
 RECIPES = REPOSITORY / "workflows" / "recipes"
-README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+README = (REPOSITORY / "workflows" / "README.md").read_text(encoding="utf-8")
 
 
 def table_of(title: str, index: int = 0) -> list[list[str]]:
     """Cells of a table below a heading, without its head."""
-    below = README.split(f"### {title}\n")[1].split("\n### ")[0]
+    below = README.split(f"## {title}\n")[1].split("\n## ")[0]
     lines = below.split("\n|---")[index + 1].split("\n\n")[0].splitlines()[1:]
     return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
 
@@ -43,7 +43,7 @@ def test_one_factor_at_a_time() -> None:
 def test_gains_of_the_control_and_the_default() -> None:
     accuracy = read_results(RESULTS / "ablation", ablation_tables.COLUMNS)["accuracy"]
     gains = {row["variant"]: row for row in ablation_tables.gains(accuracy).to_dicts()}
-    text = " ".join(README.split("### One factor at a time\n")[1].split())
+    text = " ".join(README.split("## One factor at a time\n")[1].split())
     for variant, between in (("shuffled", "and sampled accuracy by"), ("default", "and")):
         greedy, sampled = (
             with_interval(*(gains[variant][f"{metric} {part}"] for part in ("gain", "low", "high")))
