@@ -19,7 +19,7 @@ from collections.abc import Iterable, Sequence
 import pyarrow as pa
 
 from common.command import launch
-from common.config import Recipe
+from common.config import ObjectiveConfig, Recipe
 from common.console import say, warn
 from common.errors import MissingToolError, UserError
 from common.modeling.install import Model, find_model, install
@@ -71,7 +71,7 @@ def prepare(stage: StageRun) -> None:
 
 
 def check_inputs(recipe: Recipe) -> tuple[Prompts, Model]:
-    """Read the data, find the model and render a prompt.
+    """Read the data, find the model, render a prompt, and try the recipe's own policy term.
 
     Raises:
         UserError: everything wrong with them, at once.
@@ -90,6 +90,10 @@ def check_inputs(recipe: Recipe) -> tuple[Prompts, Model]:
     except UserError as error:
         faults.lines += str(error).splitlines()
     try:
+        check_policy_term(recipe.objective)
+    except UserError as error:
+        faults.lines += str(error).splitlines()
+    try:
         model = find_model(recipe.model.path)
     except UserError as error:
         faults.lines += str(error).splitlines()
@@ -97,6 +101,14 @@ def check_inputs(recipe: Recipe) -> tuple[Prompts, Model]:
     assert prompts and model
     check_tokenizer(recipe, model, prompts.train[0])
     return prompts, model
+
+
+def check_policy_term(objective: ObjectiveConfig) -> None:
+    """Try the recipe's own policy term now: `train` would, after a rollout that took hours."""
+    if objective.has_own_term:
+        from common.training.policy_term import load_policy_term
+
+        load_policy_term(objective)
 
 
 def check_counts(recipe: Recipe, prompts: Prompts) -> None:

@@ -13,6 +13,7 @@ from support import REPOSITORY
 # A room of `common` imports only itself and the rooms above it.
 ROOMS = (
     "errors",
+    "functions",
     "seeds",
     "process",
     "console",

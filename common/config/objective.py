@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import re
+from typing import Annotated, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from common.config.section import Fraction, Positive, Section
 
 AdvantageKind = Literal["group", "batch", "none", "leave_one_out"]
-PolicyTerm = Literal["clip", "cispo"]
+PolicyTermName = Literal["clip", "cispo"]
 RatioLevel = Literal["token", "sequence", "sequence_sum"]
 KlKind = Literal["k1", "k2", "k3"]
 SamplerCorrection = Literal["none", "truncate", "mask"]
@@ -28,9 +29,11 @@ class AdvantagesConfig(Section):
 
 
 class ObjectiveConfig(Section):
-    policy_term: PolicyTerm = "clip"
+    policy_term: str = "clip"
     """`clip` is PPO's clipped ratio times advantage, `cispo` a capped weight on the logprob that
-    never silences a token (arXiv 2506.13585)."""
+    never silences a token (arXiv 2506.13585); or your own function as `module:function`, called
+    with (ratio, logprobs, advantages, config): see common/objective/README.md. Not with a preset,
+    which is a paper's objective as a whole."""
     ratio_level: RatioLevel = "token"
     """Ratio of each `token`; or of the whole completion: `sequence` the geometric mean of its
     tokens' (GSPO, arXiv 2507.18071), `sequence_sum` their product (RLOO, arXiv 2402.14740)."""
@@ -69,6 +72,20 @@ class ObjectiveConfig(Section):
     paper), `constant` by completions times max_completion_tokens (Dr. GRPO)."""
     mask_truncated: bool = False
     """Leave completions that hit the length limit out of the loss (not out of their group)."""
+
+    @property
+    def has_own_term(self) -> bool:
+        """Whether `policy_term` names a function of the user and not a built-in one."""
+        return ":" in self.policy_term
+
+    @field_validator("policy_term")
+    @classmethod
+    def _term_has_a_name(cls, name: str) -> str:
+        known = get_args(PolicyTermName)
+        if name not in known and not re.fullmatch(r"\w+(\.\w+)*:\w+", name):
+            built_in = ", ".join(map(repr, known))
+            raise ValueError(f"say {built_in}, or your own function as 'module:function'")
+        return name
 
     @model_validator(mode="after")
     def _terms_fit_together(self) -> ObjectiveConfig:

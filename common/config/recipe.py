@@ -189,6 +189,13 @@ class Recipe(Section):
             raise ValueError("data: no source of questions; add a table such as [data.gsm8k]")
         if self.logprobs.old_logprobs_from == "sampler":
             _fits_without_old_policy(self.objective)
+        if self.preset is not None and self.objective.has_own_term:
+            raise ValueError(
+                f"objective.policy_term = {self.objective.policy_term!r} is your own, but preset = "
+                f"{self.preset!r} stands for a paper's whole objective; remove the policy_term, or "
+                "remove the preset and write the settings that you keep of it into the recipe "
+                "(common/config/presets.py has them)"
+            )
         steps, prompts = self.train.prompts_per_step, self.rollout.prompts_per_iteration
         if steps is not None and prompts % steps:
             divisors = [d for d in range(1, prompts + 1) if prompts % d == 0]

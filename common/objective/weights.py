@@ -1,72 +1,58 @@
-"""Aggregations of token losses, each as one weight for all tokens of a completion.
+"""What weighs a token in the loss: the aggregation, the sampler's correction, the entropy's choice.
 
-With l the loss and m the mask of a token, the loss of an optimizer batch is Σ weight · m · l where
+All three are found before the forward, on the CPU in float64 and without gradient, and count the
+whole optimizer batch: all microbatches of all data-parallel ranks. With l the loss of a token's
+policy term, `loss.grpo_loss` sums weight · w · keep · l.
 
-    token_mean     weight = 1 / tokens                                   DAPO, arXiv 2503.14476
-    sequence_mean  weight = 1 / (completions · tokens of the completion) GRPO, arXiv 2402.03300
-    constant       weight = 1 / (completions · max_completion_tokens)    Dr. GRPO, arXiv 2503.20783
+**weight** is the aggregation (`token_weights`), one number for all tokens of a completion:
 
-`tokens` and `completions` count the whole optimizer batch over all dp ranks. So a microbatch adds
-its own tokens' terms and nothing else, and neither value nor gradient depends on how rows are cut
-into microbatches, packs or ranks. (DAPO's formula normalises each group by itself; we normalise
-over the batch, as TRL and verl do.)
+    token_mean     1 / tokens                                   DAPO, arXiv 2503.14476, section 3.3
+    sequence_mean  1 / (completions · tokens of the completion) GRPO, arXiv 2402.03300, eq. 3
+    constant       1 / (completions · max_completion_tokens)    Dr. GRPO, arXiv 2503.20783
 
-Weights that make up for a sampler whose logprobs differ from the trainer's.
+DAPO's formula divides by the tokens of each group; here, as in TRL and verl, by those of the batch.
 
-Another engine, type or cache draws tokens from a distribution that is not quite the old policy's.
-With d = old − sampler of a token and sums over its completion, w is
-
-    token      exp(d)            truncate to at most a cap: TIS (Yao et al., 2025)
-    sequence   exp(Σ d)
-    geometric  exp(Σ d / Σ 1)
-
-and a correction turns it into the weight of the policy term:
+**w** makes up for a sampler whose logprobs differ from the trainer's (`sampler_weights`): another
+engine, dtype or cache draws tokens from a distribution that is not quite the old policy's. With
+d = old − sampler, the ratio is exp(d) of the `token`, exp(Σ d) of the `sequence`, or the
+`geometric` mean exp(Σ d / tokens); and w is
 
     none      1
-    truncate  min(w, sampler_high)
-    mask      w within [sampler_low, sampler_high], bounds included; 0 outside
+    truncate  min(ratio, sampler_high)                              TIS (Yao et al. 2025)
+    mask      ratio within [sampler_low, sampler_high], else 0      IcePop (2025)
 
-Plain numpy in float64, without gradient. A weight is not a number where a logprob is not.
-
-Which tokens the policy term is kept on: those that the old policy was least sure of.
-
-Of all tokens in the loss of an optimizer batch, over all dp ranks, the share `top_entropy_quantile`
-with the highest entropy (arXiv 2506.01939). The entropy is the stored one, of the policy
-that sampled, so the selection needs no second forward and is the same in every division of the
-work. KL, entropy bonus and all denominators keep every token.
+**keep** is 1 on the share `top_entropy_quantile` of the tokens in the loss whose entropy is highest
+(arXiv 2506.01939; `entropy_threshold`, `in_policy_term`). It is the entropy of the policy that
+sampled, as stored, so that no second forward is needed. KL, entropy bonus and all counts keep every
+token.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from common.config import Aggregation, ObjectiveConfig, SamplerCorrection, SamplerLevel
+from common.config import Aggregation, ObjectiveConfig
 
+Floats = NDArray[np.float64]
 
-@dataclass(frozen=True)
-class BatchSize:
-    """What is counted over the whole optimizer batch."""
-
-    tokens: int
-    completions: int
-    max_completion_tokens: int
+# exp of more overflows float64; no cap is as large.
+_LARGEST_LOG_RATIO = 700.0
 
 
 def tokens_in_loss(
     lengths: Sequence[int], truncated: Sequence[bool], *, mask_truncated: bool
 ) -> Tensor:
-    """[C] int64 tokens that each completion brings to the loss.
+    """[C] int64 how many tokens each completion brings to the loss.
 
     Args:
-        lengths: completion tokens, the stop token included.
-        truncated: whether the completion hit the length limit.
-        mask_truncated: leave those out; they stay completions and count in `completions`.
+        lengths: [C] completion tokens, the stop token included.
+        truncated: [C] whether the completion hit the length limit.
+        mask_truncated: leave those out; they stay completions and count as such.
     """
     counts = torch.tensor(list(lengths), dtype=torch.int64)
     if mask_truncated:
@@ -82,53 +68,29 @@ def token_weights(
     completions: int,
     max_completion_tokens: int,
 ) -> Tensor:
-    """[C] float64 weight of each token in the loss, for each completion.
+    """[C] float64 weight of each token of a completion; 0 for completions without tokens.
 
     Args:
-        counts: [C] tokens in the loss, of any part of the optimizer batch.
-        tokens: Σ counts over the whole optimizer batch; 0 gives no weight to anything.
+        counts: [C] int64 tokens in the loss, of any part of the optimizer batch.
+        tokens: Σ counts over the whole optimizer batch.
         completions: of the whole optimizer batch, the fully masked and the dropped included.
         max_completion_tokens: the rollout's limit, used by `constant` alone.
     """
-    kept = (counts > 0).double()
-    batch = BatchSize(max(tokens, 1), completions, max_completion_tokens)
-    return kept / _DIVISORS[aggregation](counts.clamp(min=1), batch)
-
-
-def _token_mean(counts: Tensor, batch: BatchSize) -> Tensor | int:
-    return batch.tokens
-
-
-def _sequence_mean(counts: Tensor, batch: BatchSize) -> Tensor | int:
-    return batch.completions * counts
-
-
-def _constant(counts: Tensor, batch: BatchSize) -> Tensor | int:
-    return batch.completions * batch.max_completion_tokens
-
-
-_DIVISORS: dict[Aggregation, Callable[[Tensor, BatchSize], Tensor | int]] = {
-    "token_mean": _token_mean,
-    "sequence_mean": _sequence_mean,
-    "constant": _constant,
-}
-"""What divides the loss of each token of completions with [C] `counts` tokens in the loss."""
-
-
-Floats = NDArray[np.float64]
-Lengths = NDArray[np.int64]
-
-# exp of more overflows float64; no cap is as large.
-_LARGEST_LOG_WEIGHT = 700.0
+    in_loss = (counts > 0).double()
+    if aggregation == "token_mean":
+        return in_loss / max(tokens, 1)
+    if aggregation == "sequence_mean":
+        return in_loss / (completions * counts.clamp(min=1))
+    return in_loss / (completions * max_completion_tokens)
 
 
 def sampler_weights(
     config: ObjectiveConfig,
     old_logprobs: NDArray[np.floating],
     sampler_logprobs: NDArray[np.floating],
-    lengths: Sequence[int] | Lengths,
+    lengths: Sequence[int] | NDArray[np.int64],
 ) -> Floats:
-    """[N] the weight of each token's policy term.
+    """[N] float64 w of each token; not a number where a logprob is not.
 
     Args:
         old_logprobs: [N] by the trainer, the completions one after another.
@@ -137,62 +99,29 @@ def sampler_weights(
     """
     counts = np.asarray(lengths, dtype=np.int64)
     assert counts.sum() == len(old_logprobs) == len(sampler_logprobs)
+    if config.sampler_correction == "none":
+        return np.ones(len(old_logprobs))
     with np.errstate(invalid="ignore"):  # inf − inf: not a number, as promised
-        d = old_logprobs.astype(np.float64) - sampler_logprobs.astype(np.float64)
-        log_weight = _LEVELS[config.sampler_level](d, counts)
-        weight = np.exp(np.minimum(log_weight, _LARGEST_LOG_WEIGHT))
-    return _CORRECTIONS[config.sampler_correction](weight, config)
-
-
-def _of_token(d: Floats, lengths: Lengths) -> Floats:
-    return d
-
-
-def _of_sequence(d: Floats, lengths: Lengths) -> Floats:
-    return np.repeat(_sums(d, lengths), lengths)
-
-
-def _of_geometric_mean(d: Floats, lengths: Lengths) -> Floats:
-    return np.repeat(_sums(d, lengths) / np.maximum(lengths, 1), lengths)
-
-
-def _sums(d: Floats, lengths: Lengths) -> Floats:
-    """[C] over the tokens of each completion."""
-    completion = np.repeat(np.arange(len(lengths)), lengths)
-    return np.bincount(completion, d, len(lengths)).astype(np.float64)
-
-
-def _none(weight: Floats, config: ObjectiveConfig) -> Floats:
-    return np.ones_like(weight)
-
-
-def _truncate(weight: Floats, config: ObjectiveConfig) -> Floats:
-    return np.minimum(weight, config.sampler_high)
-
-
-def _mask(weight: Floats, config: ObjectiveConfig) -> Floats:
-    outside = (weight < config.sampler_low) | (weight > config.sampler_high)
-    return np.where(outside, 0.0, weight)
-
-
-_LEVELS: dict[SamplerLevel, Callable[[Floats, Lengths], Floats]] = {
-    "token": _of_token,
-    "sequence": _of_sequence,
-    "geometric": _of_geometric_mean,
-}
-
-_CORRECTIONS: dict[SamplerCorrection, Callable[[Floats, ObjectiveConfig], Floats]] = {
-    "none": _none,
-    "truncate": _truncate,
-    "mask": _mask,
-}
+        log_ratio = old_logprobs.astype(np.float64) - sampler_logprobs.astype(np.float64)
+        if config.sampler_level != "token":
+            completion = np.repeat(np.arange(len(counts)), counts)
+            sums = np.bincount(completion, log_ratio, len(counts)).astype(np.float64)
+            if config.sampler_level == "geometric":
+                sums /= np.maximum(counts, 1)
+            log_ratio = np.repeat(sums, counts)
+        ratio = np.exp(np.minimum(log_ratio, _LARGEST_LOG_RATIO))
+    if config.sampler_correction == "truncate":
+        return np.minimum(ratio, config.sampler_high)
+    # Two comparisons that are false where the ratio is not a number, so that it stays none.
+    outside = (ratio < config.sampler_low) | (ratio > config.sampler_high)
+    return np.where(outside, 0.0, ratio)
 
 
 def entropy_threshold(entropy: NDArray[np.floating], top_quantile: float) -> float:
     """The entropy from which on a token is kept: the quantile 1 − `top_quantile`, interpolated.
 
     Args:
-        entropy: of all tokens in the loss of the optimizer batch, nats.
+        entropy: [N] of all tokens in the loss of the optimizer batch, nats.
         top_quantile: the share to keep; 1 keeps every token.
 
     Returns:
@@ -203,8 +132,6 @@ def entropy_threshold(entropy: NDArray[np.floating], top_quantile: float) -> flo
     return float(np.quantile(entropy.astype(np.float64), 1 - top_quantile))
 
 
-def in_policy_term(
-    entropy: NDArray[np.floating], threshold: float | NDArray[np.float64]
-) -> NDArray[np.bool_]:
-    """Which tokens are kept: all but those below the threshold (of all, or one per token)."""
+def in_policy_term(entropy: NDArray[np.floating], threshold: float | Floats) -> NDArray[np.bool_]:
+    """[N] which tokens are kept: all but those below the threshold (of all, or one per token)."""
     return ~(entropy.astype(np.float64) < threshold)

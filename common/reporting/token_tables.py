@@ -86,7 +86,7 @@ def token_summary(run: Run, iteration: int) -> str:
     return (
         f"policy {iteration} after its last step, against policy {iteration - 1} that sampled: "
         f"{_tokens_text(facts['tokens'])} in the loss\n"
-        f"clipped are {objective.ratio_level} ratios {_bounds(objective)}\n"
+        f"{_what_is_clipped(objective)}\n"
         f"one more epoch would clip {clips}"
     )
 
@@ -112,12 +112,15 @@ def _tokens_text(count: float) -> str:
     return f"{count} token{'' if count == 1 else 's'}"
 
 
-def _bounds(objective: ObjectiveConfig) -> str:
+def _what_is_clipped(objective: ObjectiveConfig) -> str:
     """Which ratios are clipped, and with which sign of the advantage."""
+    if objective.has_own_term:
+        return f"no token counts as clipped by {objective.policy_term}, a function of the recipe's"
+    clipped = f"clipped are {objective.ratio_level} ratios"
     if objective.policy_term == "cispo":
-        return f"above {objective.cispo_cap:g}"
+        return f"{clipped} above {objective.cispo_cap:g}"
     low, high, dual = 1 - objective.clip_low, 1 + objective.clip_high, objective.dual_clip
-    said = f"below {low:g} (advantage < 0) and above {high:g} (> 0)"
+    said = f"{clipped} below {low:g} (advantage < 0) and above {high:g} (> 0)"
     return said if dual is None else f"{said} and above {dual:g} (< 0)"
 
 

@@ -124,7 +124,7 @@ STAGES: tuple[Stage, ...] = (
         schema=lambda recipe: schemas.PROMPTS,
         decides=(Keys(("model.path", "data")),),
         uses=(
-            Keys(("run.seed", "prompt", "rewards")),
+            Keys(("run.seed", "prompt", "rewards", "objective")),
             Keys(("rollout.max_completion_tokens", "evaluate.every")),
         ),
         companions={"policies": "policies/{:04d}"},

@@ -34,6 +34,7 @@ from common.runs.shards import OutputWriter
 from common.runs.stages import BY_NAME, keeps_average
 from common.training.checkpoint import STATE, save_average, save_policy, save_trainer
 from common.training.optimizer import Optimizer
+from common.training.policy_term import policy_term_versions
 from common.training.resume import clear_progress
 
 PACKAGES = ("torch", "transformers")
@@ -52,6 +53,8 @@ class TrainOutputs:
     seed: int
     averaged: Output | None
     """The reference that the moving average goes on from; None when none is kept."""
+    made_by: dict[str, str]
+    """Versions of what decides the content beside these."""
 
     @property
     def metrics(self) -> Output:
@@ -79,6 +82,7 @@ class TrainOutputs:
             seed=self.seed,
             names=[shard_name(0)],
             schema=TRAIN,
+            made_by=self.made_by,
         )
 
 
@@ -106,6 +110,7 @@ def describe_outputs(
         recipe=BY_NAME["train"].recorded(recipe),
         seed=recipe.run.seed,
         averaged=reference_of(run, iteration, recipe) if keeps_average(recipe) else None,
+        made_by=policy_term_versions(recipe.objective),
     )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from common.config import ObjectiveConfig, Recipe, TrainConfig
 from common.console import say, warn
 from common.errors import NonFiniteError
 from common.modeling.load import compute_dtype
-from common.objective.loss import TokenBatch, grpo_loss, merge_sums, metrics
+from common.objective.loss import PolicyTerm, TokenBatch, grpo_loss, merge_sums, metrics
 from common.parallel.mesh import Mesh
 from common.parallel.pipeline import Pipeline
 from common.parallel.shards import open_verified
@@ -33,6 +34,7 @@ from common.training.minibatches import (
     plan_minibatches,
 )
 from common.training.optimizer import MasterWeights, Optimizer, learning_rate
+from common.training.policy_term import load_policy_term
 from common.training.resume import continue_training, resume_progress, save_progress
 from common.training.samples import (
     IterationRows,
@@ -61,26 +63,20 @@ def train_iteration(
         A row per optimizer step, the same on every rank.
 
     Raises:
-        UserError: an input is missing, stale, or does not fit the recipe.
+        UserError: an input is missing, stale, or does not fit the recipe; or the recipe's own
+            policy term is missing or faulty.
         NoLearningSignalError: all groups have equal rewards, and the recipe says to stop.
         NonFiniteError: loss or gradient is not finite three steps in a row, or a weight is not.
     """
-    # 1. What is trained on: every kept completion, in optimizer batches.
+    # 1. What is trained by and on: the policy term; every kept completion, in optimizer batches.
+    own_term = load_policy_term(recipe.objective, mesh.device)
     outputs = describe_outputs(run, iteration, recipe, fresh_optimizer=fresh_optimizer)
     check_old_logprobs(run, iteration, recipe, mesh.device)
     data, minibatches = _read_minibatches(run, iteration, recipe)
     # 2. Load this rank's part of the policy that sampled.
     mesh.at(f"iteration {iteration}, loading policy {iteration - 1}")
     source = open_verified(run.policy(iteration - 1), mesh)
-    pipeline = Pipeline(
-        source,
-        mesh,
-        dtype=compute_dtype(recipe.model.dtype, mesh.device),
-        temperature=data.temperature,
-        schedule=recipe.mesh.pipeline_schedule,
-        train=True,
-        activation_checkpointing=recipe.train.activation_checkpointing,
-    )
+    pipeline = _load_pipeline(source, mesh, recipe, data.temperature)
     optimizer = Optimizer(MasterWeights(pipeline.part, mesh), recipe.train)
     # 3. Continue the optimizer of the iteration before, and from a commit within this one.
     continue_training(run, 0 if fresh_optimizer else iteration - 1, pipeline, optimizer)
@@ -93,6 +89,7 @@ def train_iteration(
         optimizer,
         train=recipe.train,
         objective=recipe.objective,
+        own_term=own_term,
         iteration=iteration,
         steps=len(minibatches),
         max_completion_tokens=data.max_completion_tokens,
@@ -132,6 +129,19 @@ def _read_minibatches(
     return data, minibatches
 
 
+def _load_pipeline(source: Path, mesh: Mesh, recipe: Recipe, temperature: float) -> Pipeline:
+    """This rank's part of the policy in folder `source`, to be trained."""
+    return Pipeline(
+        source,
+        mesh,
+        dtype=compute_dtype(recipe.model.dtype, mesh.device),
+        temperature=temperature,
+        schedule=recipe.mesh.pipeline_schedule,
+        train=True,
+        activation_checkpointing=recipe.train.activation_checkpointing,
+    )
+
+
 def _is_to_be_saved(minibatch: Minibatch, recipe: Recipe) -> bool:
     """Whether state is committed after this step of the iteration."""
     every = recipe.train.checkpoint_every_steps
@@ -151,12 +161,14 @@ class Trainer:
         iteration: int,
         steps: int,
         max_completion_tokens: int,
+        own_term: PolicyTerm | None = None,
     ) -> None:
         """Prepare for an iteration.
 
         Args:
             steps: optimizer steps of the iteration.
             max_completion_tokens: the rollout's limit.
+            own_term: what `load_policy_term` finds for the objective.
         """
         self.pipeline = pipeline
         self.optimizer = optimizer
@@ -164,6 +176,7 @@ class Trainer:
         self.rows: list[StepRow] = []
         self._train = train
         self._objective = objective
+        self._own_term = own_term
         self._iteration = iteration
         self._steps = steps
         self._max_completion_tokens = max_completion_tokens
@@ -213,7 +226,7 @@ class Trainer:
             dtype=torch.promote_types(self.pipeline.part.dtype, torch.float32),
         )
         on_device = ReplicaBatch(batch.samples, batch.packs, batch.tokens.to(self.mesh.device))
-        loss = LossRecorder(on_device, self._objective)
+        loss = LossRecorder(on_device, self._objective, self._own_term)
         self.pipeline.run_step(batch.packs, self._train.microbatches, loss)
         return loss if self.mesh.is_last else None
 
@@ -281,6 +294,8 @@ class LossRecorder:
 
     batch: ReplicaBatch
     objective: ObjectiveConfig
+    own_term: PolicyTerm | None = None
+    """See `grpo_loss`."""
     sums: dict[str, Tensor] | None = None
     finite: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
     """Indices of packs, finite targets [B, T], whether the loss is finite."""
@@ -288,7 +303,9 @@ class LossRecorder:
     def __call__(self, outputs: Tensor, packs: Tensor) -> Tensor:
         """The loss of a microbatch: outputs [B, T, 2] of the packs with these indices [B]."""
         batch = self.batch.tokens.select(packs)
-        loss, sums = grpo_loss(outputs[..., 0], outputs[..., 1], batch, self.objective)
+        loss, sums = grpo_loss(
+            outputs[..., 0], outputs[..., 1], batch, self.objective, self.own_term
+        )
         self.sums = merge_sums(self.sums, sums)
         fine = (outputs.detach().isfinite().all(-1) & _finite(batch)) | ~batch.mask
         # Only noted: to look at it here would stop the device once per microbatch.

@@ -58,6 +58,13 @@ def test_every_recipe_of_the_project_is_valid_and_described(path: Path) -> None:
         ("[objective]\ndual_clip = 1.1", "dual_clip 1.1 must exceed 1 + clip_high"),
         ("[objective]\nkl_kind = 'k4'", "'k1', 'k2' or 'k3'"),
         (
+            "[objective]\npolicy_term = 'clipp'",
+            "objective.policy_term = 'clipp': say 'clip', 'cispo', or your own function as "
+            "'module:function'",
+        ),
+        ("[objective]\npolicy_term = 'mine:'", "objective.policy_term = 'mine:': say 'clip'"),
+        ("[objective]\npolicy_term = 'my module:f'", "or your own function as 'module:function'"),
+        (
             "[logprobs]\nold_logprobs_from = 'sampler'\n[objective]\ntop_entropy_quantile = 0.2",
             "objective.top_entropy_quantile = 0.2 ranks tokens by the entropy that only "
             'logprobs.old_logprobs_from = "policy" computes',

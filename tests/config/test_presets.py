@@ -20,7 +20,7 @@ from common.objective.advantages import compute_advantages
 from common.rewards.length import open_rule
 
 RECIPES = sorted((REPOSITORY / "workflows" / "recipes").glob("*.toml"))
-README = (REPOSITORY / "README.md").read_text()
+README = (REPOSITORY / "common/objective/README.md").read_text()
 
 BASE = """
 [model]
@@ -179,6 +179,17 @@ def test_an_unknown_preset_is_refused_with_the_known_ones(value: str) -> None:
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_term_of_one_s_own_is_no_paper_s(name: str) -> None:
+    text = f'preset = "{name}"\n{BASE}\n[objective]\npolicy_term = "mine:term"\n'
+    with pytest.raises(UserError) as refused:
+        parse_recipe(text, origin="recipe.toml")
+    said = str(refused.value)
+    assert said.startswith("recipe.toml: objective.policy_term = 'mine:term' is your own")
+    assert f"preset = '{name}'" in said and "remove the preset" in said
+    assert parse_recipe(text.replace("preset", "description"), origin="x").objective.has_own_term
+
+
 def test_a_wrong_table_beside_a_preset_is_named() -> None:
     with pytest.raises(UserError, match=r"^r: objective = 3: "):
         parse_recipe(f'preset = "dapo"\nobjective = 3\n{BASE}', origin="r")
@@ -211,7 +222,7 @@ def test_dapo_gives_the_advantages_of_its_paper() -> None:
 
 
 @pytest.mark.parametrize("name", PAPERS)
-def test_the_readme_names_preset_and_paper(name: str) -> None:
+def test_the_page_names_preset_and_paper(name: str) -> None:
     (row,) = re.findall(rf"^\| `{name}` \|.*$", README, re.M)
     assert PAPERS[name][0] in row
 

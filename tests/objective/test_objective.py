@@ -12,6 +12,7 @@ from support.objective_rows import (
     TERMS,
     all_configs,
     forward,
+    loss_of,
     some_configs,
     some_rows,
     token_batch,
@@ -19,7 +20,7 @@ from support.objective_rows import (
 from support.plain_objective import plain_loss
 
 from common.config import ObjectiveConfig
-from common.objective.loss import grpo_loss, metrics, zero_advantage_rows_matter
+from common.objective.loss import metrics, zero_advantage_rows_matter
 
 BUSY = ObjectiveConfig(entropy_coef=0.05, aggregation="constant", mask_truncated=True, kl_coef=0.01)
 
@@ -30,7 +31,7 @@ def test_value_and_gradient_are_those_of_the_plain_implementation(term):
     for config in (configs := all_configs(term)):
         expected = plain_loss(rows.plain(), config, MAX_COMPLETION_TOKENS)
         (gradient,) = torch.autograd.grad(expected, rows.logits)
-        loss, _ = grpo_loss(*forward(rows), token_batch(rows, config), config)
+        loss, _ = loss_of(*forward(rows), token_batch(rows, config), config)
         (found,) = torch.autograd.grad(loss, rows.logits)
         what = str(config.model_dump(exclude_defaults=True))
         assert abs(loss.item() - expected.item()) < 1e-10, what
@@ -46,7 +47,7 @@ def test_an_empty_batch_has_loss_and_gradient_zero(term):
     rows = some_rows()
     rows.lengths = [0] * len(rows.lengths)
     for config in some_configs(term, 5):
-        loss, sums = grpo_loss(*forward(rows), token_batch(rows, config), config)
+        loss, sums = loss_of(*forward(rows), token_batch(rows, config), config)
         (gradient,) = torch.autograd.grad(loss, rows.logits)
         assert loss.item() == 0
         assert not gradient.any()
@@ -60,10 +61,10 @@ def test_what_padding_holds_is_never_used(garbage, term):
     rows = some_rows()
     batch = token_batch(rows, config)
     logprobs, entropy = (o.detach().requires_grad_() for o in forward(rows))
-    expected, sums = grpo_loss(logprobs, entropy, batch, config)
+    expected, sums = loss_of(logprobs, entropy, batch, config)
     gradients = torch.autograd.grad(expected, (logprobs, entropy))
     spoiled = [o.detach().where(batch.mask, garbage).requires_grad_() for o in (logprobs, entropy)]
-    loss, spoiled_sums = grpo_loss(*spoiled, batch, config)
+    loss, spoiled_sums = loss_of(*spoiled, batch, config)
     assert loss.item() == expected.item()
     assert metrics(spoiled_sums) == metrics(sums)
     for found, gradient in zip(torch.autograd.grad(loss, spoiled), gradients, strict=True):
@@ -83,7 +84,7 @@ def test_on_the_sampling_policy_all_terms_have_the_policy_gradient(term):
     config = ObjectiveConfig(**TERMS[term], aggregation="sequence_mean")
     logprobs, entropy = forward(rows)
     batch = replace(token_batch(rows, config), old_logprobs=logprobs.detach())
-    loss, sums = grpo_loss(logprobs, entropy, batch, config)
+    loss, sums = loss_of(logprobs, entropy, batch, config)
     found = metrics(sums)
     assert (found["ratio_mean"], found["ratio_max"]) == (1.0, 1.0)
     assert found["clip_fraction_low"] == found["clip_fraction_high"] == found["approx_kl"] == 0.0
@@ -107,7 +108,7 @@ def test_metrics_are_token_means_over_the_mask():
     )
     batch = token_batch(rows, config)
     logprobs, entropy = forward(rows)
-    loss, sums = grpo_loss(logprobs, entropy, batch, config)
+    loss, sums = loss_of(logprobs, entropy, batch, config)
     found, m = metrics(sums), batch.mask
     log_ratio = (logprobs - rows.old)[m]
     r, A = log_ratio.exp(), batch.advantages[m]
@@ -142,7 +143,7 @@ def test_ratio_metrics_are_of_the_level_and_approx_kl_of_the_token(level):
     config = ObjectiveConfig(ratio_level=level, aggregation="sequence_mean")
     batch = token_batch(rows, config)
     logprobs, entropy = (o.detach() for o in forward(rows))
-    found = metrics(grpo_loss(logprobs, entropy, batch, config)[1])
+    found = metrics(loss_of(logprobs, entropy, batch, config)[1])
     log_ratio = logprobs - rows.old
     sums = torch.tensor([float(d[:n].sum()) for d, n in zip(log_ratio, rows.lengths, strict=True)])
     lengths = torch.tensor(rows.lengths)
@@ -161,7 +162,7 @@ def test_approx_kl_near_ratio_one_is_no_rounding_noise():
     config = ObjectiveConfig()
     logprobs, entropy = (o.detach().float() for o in forward(rows))
     batch = replace(token_batch(rows, config), old_logprobs=logprobs - 1e-4)
-    _, sums = grpo_loss(logprobs, entropy, batch, config)
+    _, sums = loss_of(logprobs, entropy, batch, config)
     assert metrics(sums)["approx_kl"] == pytest.approx(5e-9, rel=0.05)
 
 
@@ -170,6 +171,6 @@ def test_rows_without_advantage_matter_to_kl_and_entropy(changed):
     config = ObjectiveConfig(**changed)
     rows = some_rows()
     rows.advantages[:] = 0.0
-    loss, _ = grpo_loss(*forward(rows), token_batch(rows, config), config)
+    loss, _ = loss_of(*forward(rows), token_batch(rows, config), config)
     assert zero_advantage_rows_matter(config)
     assert torch.autograd.grad(loss, rows.logits)[0].any()

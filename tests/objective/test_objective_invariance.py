@@ -17,6 +17,7 @@ from support.objective_rows import (
     TERMS,
     all_configs,
     forward,
+    loss_of,
     some_configs,
     some_rows,
     token_batch,
@@ -26,7 +27,7 @@ from support.plain_objective import PlainRow, plain_loss
 from common.config import ObjectiveConfig
 from common.errors import NoLearningSignalError, UserError
 from common.modeling.packing import Completion, pack, scatter_to_packs
-from common.objective.loss import grpo_loss, merge_sums, metrics, zero_advantage_rows_matter
+from common.objective.loss import merge_sums, metrics, zero_advantage_rows_matter
 from common.training.minibatches import (
     Minibatch,
     completions_in_pack,
@@ -124,9 +125,7 @@ def divided_loss(samples, logits, config, *, replicas, microbatches, **packing):
             for values in (rows, [-(row.exp() * row).sum(-1) for row in log_p])
         ]
         for part in torch.arange(share.packs.num_packs).chunk(microbatches):
-            value, of_part = grpo_loss(
-                *(o[part] for o in outputs), share.tokens.select(part), config
-            )
+            value, of_part = loss_of(*(o[part] for o in outputs), share.tokens.select(part), config)
             loss, sums = loss + value, merge_sums(sums, of_part)
     return loss, metrics(sums)
 
@@ -172,10 +171,30 @@ def test_a_wrong_normaliser_would_be_seen():
     local = 0.0
     for half in (slice(0, 3), slice(3, 6)):
         part = type(rows)(**{name: value[half] for name, value in vars(rows).items()})
-        loss, _ = grpo_loss(*forward(part), token_batch(part, config), config)
+        loss, _ = loss_of(*forward(part), token_batch(part, config), config)
         local += loss.item() / 2
-    whole = grpo_loss(*forward(rows), token_batch(rows, config), config)[0].item()
+    whole = loss_of(*forward(rows), token_batch(rows, config), config)[0].item()
     assert abs(local - whole) > 1e-3
+
+
+@pytest.mark.parametrize("name", ["over_batch", "by_position"])
+def test_a_term_that_is_not_elementwise_would_be_seen(name):
+    """That a recipe's own has to be is why training refuses these two."""
+    samples, logits = some_samples(3, [3, 6, 1, 4, 8, 2])
+    config = ObjectiveConfig(policy_term=f"support.own_terms:{name}")
+    (whole, _), (parts, _) = (
+        divided_loss(
+            samples,
+            logits,
+            config,
+            replicas=replicas,
+            microbatches=replicas,
+            tokens_per_pack=tokens,
+            share_prompts=True,
+        )
+        for replicas, tokens in ((1, None), (2, 12))
+    )
+    assert abs(whole.item() - parts.item()) > 1e-3
 
 
 @pytest.mark.parametrize(
@@ -189,8 +208,8 @@ def test_rows_without_advantage_may_be_dropped(config):
     rows.advantages[[1, 4]] = 0.0
     batch, outputs = token_batch(rows, config), forward(rows)
     kept = torch.tensor([0, 2, 3, 5])
-    whole = grpo_loss(*outputs, batch, config)[0]
-    part = grpo_loss(*(o[kept] for o in outputs), batch.select(kept), config)[0]
+    whole = loss_of(*outputs, batch, config)[0]
+    part = loss_of(*(o[kept] for o in outputs), batch.select(kept), config)[0]
     torch.testing.assert_close(part, whole, rtol=0, atol=1e-15)
     (of_whole,) = torch.autograd.grad(whole, rows.logits, retain_graph=True)
     (of_part,) = torch.autograd.grad(part, rows.logits)

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import math
 import re
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 
-from common.config import ObjectiveConfig
+from common.config import ObjectiveConfig, PolicyTermName
 from common.config.objective import UNWEIGHTED_K1, config_warnings
 from common.config.presets import PRESETS
 from common.objective.loss import (
+    POLICY_TERMS,
+    cispo_term,
     clip_term,
     clipped_tokens,
     kl_term,
     policy_ratio,
-    policy_term,
     token_ratio,
 )
 from common.objective.weights import (
@@ -63,7 +65,7 @@ def test_cispo_by_cases(r, A, weight):
     """The gradient goes through logp alone; clip gives 0 to the first of these and 2 the second."""
     logprobs = number(-0.7, requires_grad=True)
     ratio = token_ratio(logprobs, logprobs.detach() - math.log(r))
-    value = policy_term(ratio, logprobs, number(A), ObjectiveConfig(policy_term="cispo"))
+    value = cispo_term(ratio, logprobs, number(A), ObjectiveConfig(policy_term="cispo"))
     assert value.item() == pytest.approx(weight * A * 0.7)
     assert float(torch.autograd.grad(value, logprobs)[0]) == pytest.approx(-weight * A)
 
@@ -75,6 +77,7 @@ def test_cispo_by_cases(r, A, weight):
         (ObjectiveConfig(clip_low=0.6, clip_high=2), set(), {(7, 1)}),
         (ObjectiveConfig(dual_clip=3), {(0.5, -1)}, {(1.5, 1), (7, 1), (7, -1)}),
         (ObjectiveConfig(policy_term="cispo"), set(), {(7, 1), (7, -1), (7, 0)}),
+        (ObjectiveConfig(policy_term="mine:term"), set(), set()),
     ],
 )
 def test_what_counts_as_clipped(config, low, high):
@@ -85,13 +88,17 @@ def test_what_counts_as_clipped(config, low, high):
         assert {case for case, yes in zip(cases, tokens, strict=True) if yes} == expected
 
 
+def test_a_recipe_may_name_the_terms_that_there_are():
+    assert tuple(POLICY_TERMS) == get_args(PolicyTermName)
+
+
 @pytest.mark.parametrize("dual_clip", [None, 3.0])
 def test_clipped_are_the_tokens_without_gradient(dual_clip):
     """Of all that have an advantage."""
     config = ObjectiveConfig(dual_clip=dual_clip)
     ratio = torch.linspace(0.05, 5, 100, dtype=torch.float64).repeat(2).requires_grad_()
     advantages = torch.tensor([1.0, -1.0], dtype=torch.float64).repeat_interleave(100)
-    loss = policy_term(ratio, torch.zeros_like(ratio), advantages, config).sum()
+    loss = clip_term(ratio, torch.zeros_like(ratio), advantages, config).sum()
     (gradient,) = torch.autograd.grad(loss, ratio)
     low, high = clipped_tokens(ratio, advantages, config)
     assert torch.equal(low | high, gradient == 0)
@@ -164,7 +171,7 @@ def exact_gradient_in_expectation(kind: str, weighted: bool) -> tuple[torch.Tens
     ],
 )
 def test_what_each_kl_estimator_pulls_towards(kind, weighted, gradient_of):
-    """What `kl.py` says of the gradients, by exact expectation over a vocabulary of 7."""
+    """What the README says of the gradients, by exact expectation over a vocabulary of 7."""
     found, expected = exact_gradient_in_expectation(kind, weighted)
     torch.testing.assert_close(found, expected[gradient_of], rtol=0, atol=1e-12)
     assert expected["reverse"].abs().max() > 0.01

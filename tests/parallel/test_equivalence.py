@@ -40,7 +40,8 @@ PADDED = {"tokens_per_pack": 1, "share_prompts": False}
 
 
 BOUNDS = {"sampler_low": 0.7, "sampler_high": 1.5}
-# Each aggregation, ratio level, policy term and sampler correction, with and without the rest.
+# Each aggregation, ratio level, policy term (a recipe's own among them) and sampler correction,
+# with and without the rest.
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "sequence-mean": {"aggregation": "sequence_mean", **REGULARISED},
     "constant": {
@@ -60,6 +61,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
         **REGULARISED,
     },
     "cispo": {"policy_term": "cispo", "cispo_cap": 2.0, "top_entropy_quantile": 0.4},
+    "own-term": {"policy_term": "support.own_terms:soft_gate", **REGULARISED},
     "truncated-sequences": {
         "sampler_correction": "truncate",
         "sampler_level": "sequence",

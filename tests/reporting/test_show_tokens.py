@@ -135,3 +135,14 @@ def test_hostile_token_text_cannot_rewrite_the_terminal(make_run, capsys):
 def test_the_run_is_demo_unless_named(runs: Path, command: str) -> None:
     with pytest.raises(UserError, match="demo: no such run"):
         getattr(show, command)(iteration=1)
+
+
+def test_of_a_term_of_the_recipe_s_own_nothing_counts_as_clipped(make_run, capsys):
+    run = make_run("a", "objective.policy_term=support.own_terms:soft_gate")
+    tokens.main("a", 1, quiet=True)
+    facts = read_manifest(run.tokens(1)).facts
+    assert facts["clipped_low"] == facts["clipped_high"] == 0 and facts["ratio_max"] > 1.2
+    show.tokens("a", iteration=1, limit=2)
+    shown = capsys.readouterr().out
+    assert "no token counts as clipped by support.own_terms:soft_gate" in shown
+    assert "one more epoch would clip none; the largest ratio is" in shown

@@ -24,6 +24,7 @@ from common.parallel.pipeline import Pipeline
 from common.training.loop import Trainer
 from common.training.minibatches import plan_minibatches
 from common.training.optimizer import MasterWeights, Optimizer
+from common.training.policy_term import load_policy_term
 from common.training.samples import TrainingSample, group_samples
 from support.tiny_models import KeepFloat64, random_completions
 
@@ -108,6 +109,7 @@ def run_case(case: Case, mesh: Mesh, folder: Path) -> tuple[float, dict[str, Ten
         Optimizer(masters, train),
         train=train,
         objective=objective,
+        own_term=load_policy_term(objective),
         iteration=1,
         steps=1,
         max_completion_tokens=MAX_TOKENS,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from common.config import ObjectiveConfig
+from common.functions import find_function
 from common.objective.loss import TokenBatch, grpo_loss
 from common.objective.weights import (
     entropy_threshold,
@@ -124,12 +125,21 @@ def token_batch(rows: Rows, config: ObjectiveConfig) -> TokenBatch:
     )
 
 
+def loss_of(
+    logprobs: Tensor, entropy: Tensor, batch: TokenBatch, config: ObjectiveConfig
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """`grpo_loss`, also with a policy term of the recipe's own."""
+    own = config.has_own_term
+    own_term = find_function(config.policy_term, "objective.policy_term") if own else None
+    return grpo_loss(logprobs, entropy, batch, config, own_term)
+
+
 def our_loss(rows: Rows, config: ObjectiveConfig, microbatches: int = 1) -> Tensor:
     """The loss under test, over microbatches of equally many completions."""
     batch, outputs = token_batch(rows, config), forward(rows)
     total = torch.zeros((), dtype=torch.float64)
     for part in torch.arange(len(rows.lengths)).chunk(microbatches):
-        total = total + grpo_loss(*(o[part] for o in outputs), batch.select(part), config)[0]
+        total = total + loss_of(*(o[part] for o in outputs), batch.select(part), config)[0]
     return total
 
 
@@ -141,6 +151,8 @@ TERMS: dict[str, dict[str, Any]] = {
     "sequence_sum": {"ratio_level": "sequence_sum"},
     "sequence_sum-dual_clip": {"ratio_level": "sequence_sum", "dual_clip": 2.0},
     "cispo": {"policy_term": "cispo", "cispo_cap": 1.2},
+    "own": {"policy_term": "support.own_terms:soft_gate"},
+    "own-sequence": {"policy_term": "support.own_terms:soft_gate", "ratio_level": "sequence"},
 }
 """Policy terms with the ratio levels that they go with."""
 

@@ -68,6 +68,9 @@ def plain_token_losses(row: PlainRow, config: ObjectiveConfig, threshold: float)
             r = torch.exp(sum(log_ratios))
         if config.policy_term == "cispo":
             loss = -min(r.item(), config.cispo_cap) * A * logp
+        elif config.policy_term == "support.own_terms:soft_gate":
+            tau = 1.0 if A > 0 else 1.05
+            loss = -A * 4 / tau / (1 + torch.exp(-tau * (r - 1)))
         else:
             bounded = r if config.dual_clip is None else torch.clamp(r, max=config.dual_clip)
             clamped = torch.clamp(r, 1 - config.clip_low, 1 + config.clip_high)

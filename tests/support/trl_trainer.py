@@ -157,6 +157,8 @@ def _grpo_trainer(microbatches: int, settings: dict[str, Any]) -> SimpleNamespac
             use_bias_correction_kl=settings["use_bias_correction_kl"],
             delta=settings["delta"],
             steps_per_generation=microbatches,
+            sapo_temperature_pos=1.0,
+            sapo_temperature_neg=1.05,
         ),
         aux_loss_enabled=False,
         off_policy_mask_threshold=None,

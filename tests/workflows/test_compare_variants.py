@@ -100,6 +100,10 @@ def test_a_run_from_before_a_key_began_with_its_default(parent: Run) -> None:
         (["a:train.epoch=2", "b:train.epochs=1"], "variant 'a': unknown key 'train.epoch'"),
         (["a", "b:train.epochs=1"], "--variant 'a': write it as NAME:section.key=value"),
         (["a:preset=dpo", "b:train.epochs=1"], "preset 'dpo': there are grpo, dapo"),
+        (
+            ["a:preset=dapo,objective.policy_term=mine:term", "b:train.epochs=1"],
+            "'mine:term' is your own, but preset = 'dapo'",
+        ),
         (["a/b:train.epochs=2", "b:train.epochs=1"], "begins with a letter or a digit; choose"),
         ([":train.epochs=2", "b:train.epochs=1"], "variant '': its run would be 'demo.2.'"),
         (["_a:train.epochs=2", "b:train.epochs=1"], "begins with a letter or a digit; choose"),
@@ -114,6 +118,13 @@ def test_a_run_from_before_a_key_began_with_its_default(parent: Run) -> None:
 def test_faulty_variants_are_refused(parent: Run, options: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         variants(parent, *options)
+
+
+def test_a_variant_may_have_a_policy_term_of_its_own(parent: Run) -> None:
+    own = "own:objective.policy_term=mine.terms:soft,train.epochs=2"
+    (found, _) = variants(parent, own, TWO[0])
+    assert found.recipe.objective.policy_term == "mine.terms:soft"
+    assert found.recipe.train.epochs == 2
 
 
 def test_children_are_made_once_and_anew_on_demand(parent: Run) -> None:

@@ -6,12 +6,13 @@ import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from common.console import say
+from common.console import say, warn
 from common.errors import UserError
 from common.rewards.registry import function_versions, package_versions
 from common.runs.child import Frozen, adopt
 from common.runs.freshness import status_of
 from common.runs.layout import Run
+from common.runs.manifest import read_manifest
 from common.runs.shards import read_output
 from common.runs.stages import BY_NAME, OF_AN_ITERATION, StageName
 from workflows.chain import launch
@@ -91,6 +92,8 @@ def run_stages(outcome: VariantResult, iteration: int, *, evaluate: bool, quiet:
     child, variant = outcome.child, outcome.variant
     for stage in (*AFTER_ROLLOUT, *((BY_NAME["evaluate"],) if evaluate else ())):
         if _is_fresh(child, stage.name, iteration):
+            if stage.name == "train":
+                _warn_of_edited_term(outcome, iteration)
             continue
         # An evaluation is divided by questions, so it needs no mesh; its table is ours, below.
         processes = variant.processes if stage.processes == "mesh" else 1
@@ -101,6 +104,20 @@ def run_stages(outcome: VariantResult, iteration: int, *, evaluate: bool, quiet:
         if code := launch.run(command):
             outcome.failed, outcome.exit_code = stage.name, code
             return
+
+
+def _warn_of_edited_term(outcome: VariantResult, iteration: int) -> None:
+    """Tell that a variant was trained by the recipe's own policy term as it was before an edit."""
+    objective, output = outcome.variant.recipe.objective, outcome.child.train(iteration)
+    if not objective.has_own_term:
+        return
+    from common.training.policy_term import policy_term_versions
+
+    if read_manifest(output).recorded.get("made_by", {}) != policy_term_versions(objective):
+        warn(
+            f"{output.path}: trained with {objective.policy_term} as it was before its file was "
+            "edited; --overwrite makes the variant again"
+        )
 
 
 def _is_fresh(child: Run, stage: StageName, iteration: int) -> bool:

@@ -1,0 +1,60 @@
+"""The user's own functions, which a recipe names as `module:function`: found, and told apart."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from common.errors import UserError
+
+
+def find_function(name: str, key: str) -> Callable[..., Any]:
+    """Import the function that a key of the recipe names; modules are found as from the shell.
+
+    Args:
+        name: `module:function`.
+        key: of the recipe, for messages.
+
+    Raises:
+        UserError: no such module or function, or the module cannot be imported.
+    """
+    where = f"{key} = {name!r}"
+    module_name, colon, attribute = name.partition(":")
+    if not (colon and module_name and attribute):
+        raise UserError(f"{where}: write it as module:function")
+    try:
+        module = importlib.import_module(module_name)
+    except (Exception, SystemExit) as error:
+        raise UserError(
+            f"{where}: {module_name!r} cannot be imported: {type(error).__name__}: {error}; "
+            "modules are looked for in the working directory and in the environment"
+        ) from error
+    function = getattr(module, attribute, None)
+    if not callable(function):
+        file = source_file(name) or "it"
+        raise UserError(
+            f"{where}: {module_name!r} has no function {attribute!r}; define it in {file}, or name "
+            "one that is there"
+        )
+    return function
+
+
+def source_file(name: str) -> Path | None:
+    """The file that the function's module is; None when there is none to be found."""
+    try:
+        spec = importlib.util.find_spec(name.partition(":")[0])
+    except (ImportError, ValueError):
+        return None
+    if spec is None or spec.origin is None or not Path(spec.origin).is_file():
+        return None
+    return Path(spec.origin)
+
+
+def source_hash(name: str) -> str:
+    """sha256 of `source_file`; empty when there is none."""
+    file = source_file(name)
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file else ""
