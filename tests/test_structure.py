@@ -26,6 +26,7 @@ ROOMS = (
     "engines",
     "rollout",
     "training",
+    "accuracy",
     "reporting",
     "command",
     "stage",
