@@ -48,7 +48,7 @@ from common.rewards.completion_files import (
 )
 from common.rewards.registry import function_versions, package_versions
 from common.rewards.scorer import (
-    JUDGED,
+    ROLLOUT_COLUMNS,
     Scorer,
     check_columns,
     check_golds,
@@ -130,7 +130,9 @@ def score(stage: StageRun, shards: str) -> None:
     recipe, source = stage.recipe, stage.run.rollout(stage.iteration)
     rollout = read_manifest(source)
     require_fresh(stage.run, source)
-    completions = {r.name: read_shard(source, r).select([*JUDGED, "kept"]) for r in rollout.shards}
+    completions = {
+        r.name: read_shard(source, r).select([*ROLLOUT_COLUMNS, "kept"]) for r in rollout.shards
+    }
     chosen = [list(completions)[i] for i in chosen_shards(shards, len(completions))]
     rewards = recipe.rewards.with_limit(rollout.recipe["rollout"]["max_completion_tokens"])
     with Scorer(rewards) as scorer:

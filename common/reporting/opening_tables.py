@@ -2,6 +2,7 @@
 
 The first word often tells apart a model's ways of answering ("Guess." and "Carefully:", or "Sure"
 and "Let"). Reinforcement can make one of them more frequent, or make the policy better at it.
+
 Accuracy is the sum over openings of share times accuracy. Its change is the change of shares at the
 mean accuracy (`choice`) plus the change of accuracies at the mean share (`within`): Kitagawa,
 "Components of a difference between two rates", 1955. An opening that only one of two policies takes
@@ -28,7 +29,7 @@ RIGHT = " right"
 """Ending of the names of columns that hold an opening's accuracy."""
 
 SELDOM = 0.02
-"""Share of completions below which an opening has no row of its own: it stands for a few."""
+"""Share of completions below which an opening is too rare for a row of its own."""
 
 MOST_OPENINGS = 4
 """How many openings have columns of their own; rarer ones are taken together."""

@@ -271,7 +271,7 @@ def default_workers() -> int:
     return max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
-JUDGED = (
+ROLLOUT_COLUMNS = (
     *(KEY, "group_id", "prompt_id", "task", "question", "answer", "verify_type"),
     *("assistant_prefix", "completion_text", "completion_ids", "finish_reason"),
 )
@@ -350,14 +350,17 @@ def judge_table(
     return pa.Table.from_pylist(rows, schema=_schema(aux_rewards)), reasons
 
 
-SEEN = ("prompt_id", "task", "question", "answer", "verify_type", "finish_reason")
+EVALUATION_COLUMNS = ("prompt_id", "task", "question", "answer", "verify_type", "finish_reason")
 """Columns of an evaluation that a rule sees."""
 
 
 def judge_rows(rows: Sequence[dict[str, Any]], scorer: Scorer) -> list[str]:
     """Set in rows of an evaluation what their verify types say; return reasons of infra errors."""
     texts = [
-        (row["assistant_prefix"] + row["completion_text"], {name: row[name] for name in SEEN})
+        (
+            row["assistant_prefix"] + row["completion_text"],
+            {n: row[n] for n in EVALUATION_COLUMNS},
+        )
         for row in rows
     ]
     verdicts = scorer.answers(texts)

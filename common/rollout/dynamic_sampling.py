@@ -23,7 +23,13 @@ from common.errors import UserError
 from common.objective.advantages import groups_with_variance
 from common.parallel.mesh import Mesh
 from common.rewards.registry import function_versions, package_versions
-from common.rewards.scorer import JUDGED, Scorer, judge_table, refuse_failures, with_columns
+from common.rewards.scorer import (
+    ROLLOUT_COLUMNS,
+    Scorer,
+    judge_table,
+    refuse_failures,
+    with_columns,
+)
 from common.rollout.groups import Groups
 from common.rollout.prompts import RenderedPrompt
 from common.runs.layout import shard_name
@@ -168,7 +174,7 @@ def _judged(writer: OutputWriter, shard: int, judge: GroupJudge) -> list[GroupOu
     noted = writer.noted(f"{name}.outcomes")
     if noted is not None:
         return [GroupOutcome(**values) for values in noted]
-    outcomes = judge.outcomes(writer.read(name).select(JUDGED))
+    outcomes = judge.outcomes(writer.read(name).select(ROLLOUT_COLUMNS))
     writer.note(f"{name}.outcomes", [asdict(outcome) for outcome in outcomes])
     return outcomes
 
