@@ -5,7 +5,7 @@ tests that pass; only when all pass is the verdict `correct`. `code_tests.py` re
 `sandbox/` runs the program and `code_results.py` compares its results with the expected ones.
 
 None of these modules imports more than the standard library and modules that do the same: the tests
-run them as another user, whose Python has no packages.
+run them as another user, whose Python may have no packages.
 """
 
 from __future__ import annotations

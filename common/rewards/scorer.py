@@ -46,8 +46,7 @@ class Judgement:
     aux_rewards: dict[str, float | None]
     """What each auxiliary reward of the recipe gives, unweighted."""
     verdict: Verdict
-    """Verdict on the answer; `infra_error` or `timeout` also when only an auxiliary reward met
-    it."""
+    """Verdict on the answer, or the `infra_error` or `timeout` of an auxiliary reward."""
 
 
 class Scorer:

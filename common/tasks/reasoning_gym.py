@@ -249,7 +249,7 @@ def require_package(needed_by: str) -> None:
 
 
 SAMPLE_SECONDS, LONG_SECONDS = 3.0, 30.0
-"""A draw that by its first seconds will take longer than the second number is announced."""
+"""After the first time the length of a draw is estimated; one beyond the second is announced."""
 
 
 def read_questions(
@@ -397,10 +397,10 @@ def _too_few(task: str, source: GymSource, found: int, end: dict[str, Any]) -> s
 # The process that draws
 
 OURS = {"seed": "seed", "size": "train and eval"}
-"""Keys of every data set that the source sets itself, and the source's keys that set them."""
+"""Keys of every data set that the source sets itself, each with the source's own key for it."""
 
 MOST_NUMBERS = 4
-"""How many numbers a question may have for their order to make no other question."""
+"""Up to this many numbers in a question, another order of them makes no other question."""
 
 
 def main() -> None:

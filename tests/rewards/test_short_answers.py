@@ -1,4 +1,4 @@
-"""The reward rules, case by case: what a completion says, what the gold is, what it is worth."""
+"""The rules for short answers, case by case: a completion, its gold, and what it is worth."""
 
 import pytest
 

@@ -1,4 +1,8 @@
-r"""Units and other text beside a number: 5 m is not `5\text{ cm}`, nor is 5 `5\text{ million}`."""
+r"""Units and other text beside a number.
+
+A unit may be missing: `5\text{ cm}` equals 5, but not 5 m. Other text may change the number:
+`5\text{ million}` does not equal 5.
+"""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
 """How the sandbox is built: which bubblewrap is used, and the command line that starts it.
 
 The isolation is the same for everybody, but set up in two ways. For an ordinary user bubblewrap
-makes a user namespace. Root gets none: within one, the limit on processes would still count root's
-on the host, and a Python under a folder of mode 0700 would be out of reach. For root, bubblewrap
-keeps two capabilities, and child.py gives them up when it becomes a user id that nobody else has.
+makes a user namespace. Root gets none: within one, a program would still be the host's root to the
+limit on processes, which does not bind root, and a Python under a folder of mode 0700 would be out
+of its reach. For root, bubblewrap keeps two capabilities, and child.py uses them up when it becomes
+a user that nobody else is.
 """
 
 from __future__ import annotations
