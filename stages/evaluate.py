@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 import pyarrow as pa
 
+from common.accuracy import GREEDY, figures_by_task, greedy_mean_over_tasks
 from common.command import Shards, chosen_shards, launch
 from common.config import Recipe
 from common.console import Bar, quiet, warn
 from common.errors import UserError
-from common.reporting.accuracy import GREEDY, figures_by_task, greedy_mean_over_tasks
 from common.reporting.terminal import print_table
 from common.rewards.registry import package_versions
 from common.rewards.scorer import Scorer, judge_rows, refuse_infra_errors
@@ -70,7 +70,7 @@ def evaluate(stage: StageRun, shards: Shards = "") -> None:
         warn(f"{questions.dropped} questions leave no room for an answer and were dropped")
     count = math.ceil(len(questions.prompts) / QUESTIONS_PER_SHARD)
     with Scorer(recipe.rewards) as scorer:
-        scorer.open(questions.verify_types, extras=False)
+        scorer.open(questions.verify_types, aux_rewards=False)
         writer = stage.writer(
             [shard_name(index) for index in range(count)],
             made_by=package_versions(questions.verify_types),

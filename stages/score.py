@@ -3,7 +3,7 @@
 Reads   iterations/N/rollout
 Writes  iterations/N/score: rewards, verdicts and advantages by `rollout_id`
 
-Each completion is judged by its row's verify type and by the recipe's extra rewards, shard by
+Each completion is judged by its row's verify type and by the recipe's auxiliary rewards, shard by
 shard; a killed score goes on from the shards it has. When all are judged, one pass over the whole
 iteration takes the advantages. No tensor library is loaded: trying another reward takes seconds.
 
@@ -40,10 +40,15 @@ from common.config.recipe_file import load_recipe
 from common.console import bar, say, set_quiet, warn
 from common.errors import UserError
 from common.objective.advantages import compute_advantages
-from common.rewards.completions import former_scores, group_numbers, kept_rows, read_completions
+from common.rewards.completion_files import (
+    former_scores,
+    group_numbers,
+    kept_rows,
+    read_completions,
+)
 from common.rewards.registry import function_versions, package_versions
 from common.rewards.scorer import (
-    JUDGED,
+    ROLLOUT_COLUMNS,
     Scorer,
     check_columns,
     check_golds,
@@ -125,7 +130,9 @@ def score(stage: StageRun, shards: str) -> None:
     recipe, source = stage.recipe, stage.run.rollout(stage.iteration)
     rollout = read_manifest(source)
     require_fresh(stage.run, source)
-    completions = {r.name: read_shard(source, r).select([*JUDGED, "kept"]) for r in rollout.shards}
+    completions = {
+        r.name: read_shard(source, r).select([*ROLLOUT_COLUMNS, "kept"]) for r in rollout.shards
+    }
     chosen = [list(completions)[i] for i in chosen_shards(shards, len(completions))]
     rewards = recipe.rewards.with_limit(rollout.recipe["rollout"]["max_completion_tokens"])
     with Scorer(rewards) as scorer:
@@ -133,7 +140,7 @@ def score(stage: StageRun, shards: str) -> None:
         make_ready(scorer, tables)
         versions = package_versions(types_in(completions.values())) | function_versions(rewards)
         writer = stage.writer(list(completions), made_by=versions).open()
-        reasons = judge_shards(writer, completions, chosen, scorer, list(rewards.extras()))
+        reasons = judge_shards(writer, completions, chosen, scorer, list(rewards.aux_weights()))
     if missing := writer.pending():
         say(f"{writer.output.name}: {len(missing)} of {len(completions)} shards are still missing")
         return
@@ -159,7 +166,7 @@ def judge_shards(
     completions: dict[str, pa.Table],
     chosen: list[str],
     scorer: Scorer,
-    extras: list[str],
+    aux_rewards: list[str],
 ) -> list[str]:
     """Write the chosen shards that are missing, advantages still 0; gives reasons of infra errors.
 
@@ -174,7 +181,7 @@ def judge_shards(
     with bar("score", sum(completions[name].num_rows for name in todo)) as shown:
         for name in todo:
             rows = completions[name]
-            judged, faults = judge_table(rows, scorer, extras, shown.advance)
+            judged, faults = judge_table(rows, scorer, aux_rewards, shown.advance)
             reasons += faults
             unknown = pa.nulls(rows.num_rows, pa.float64())
             advantages = {
@@ -231,7 +238,7 @@ def score_file(source: Path, target: Path, recipe: Recipe, *, overwrite: bool) -
         make_ready(scorer, {str(source): completions})
         with bar("score", completions.num_rows) as shown:
             judged, reasons = judge_table(
-                completions, scorer, list(rewards.extras()), shown.advance
+                completions, scorer, list(rewards.aux_weights()), shown.advance
             )
     scored = with_columns(completions, dict(zip(judged.column_names, judged.columns, strict=True)))
     refuse_infra_errors(scored, reasons)

@@ -22,21 +22,34 @@ from typing import Annotated
 import polars as pl
 import typer
 
+from common.accuracy import GREEDY
 from common.command import Debug, Iteration, Json, RunName, launch, open_run
 from common.config import Recipe
 from common.console import clean
 from common.errors import UserError
 from common.modeling.token_texts import TokenTexts
 from common.objective.sampler_gap import WORST
-from common.reporting import reward_changes, tables
-from common.reporting import rewards as reward_tables
-from common.reporting.accuracy import GREEDY
-from common.reporting.answers import answers_table, selected
-from common.reporting.frames import Table, first_rows, shortened
-from common.reporting.gain import opening_tables
+from common.reporting import reward_tables, run_tables
+from common.reporting.evaluation_tables import (
+    answers_table,
+    evaluation_facts,
+    first_and_last,
+    greedy_difference,
+    selected,
+)
 from common.reporting.gap_tables import gap_of_iteration, gap_tables, hints
-from common.reporting.ledger import read_ledger
-from common.reporting.terminal import bytes_text, print_completion, print_table, print_tables
+from common.reporting.ledger_tables import read_ledger
+from common.reporting.opening_tables import opening_tables
+from common.reporting.terminal import (
+    Table,
+    bytes_text,
+    first_rows,
+    of_task,
+    print_completion,
+    print_table,
+    print_tables,
+    shortened,
+)
 from common.reporting.token_tables import for_terminal, token_summary, token_tables
 from common.runs.layout import Run
 
@@ -49,7 +62,7 @@ def run(
     run: RunName = "demo", svg: Svg = None, as_json: Json = False, debug: Debug = False
 ) -> None:
     """One line per iteration: reward, loss, KL, entropy, lengths."""
-    _print(tables.run_table(_open(run)), f"run {run}", as_json, svg=svg)
+    _print(run_tables.run_table(_open(run)), f"run {run}", as_json, svg=svg)
 
 
 def iteration(
@@ -61,7 +74,7 @@ def iteration(
     debug: Debug = False,
 ) -> None:
     """The groups of an iteration: question, rewards, lengths."""
-    groups = tables.groups_table(_open(run), iteration)
+    groups = run_tables.groups_table(_open(run), iteration)
     _print(groups, f"iteration {iteration}", as_json, limit=limit or None)
 
 
@@ -75,7 +88,8 @@ def completions(
     debug: Debug = False,
 ) -> None:
     """The best and the worst completions of an iteration, as they were written."""
-    frame = tables.scored_completions(_open(run), iteration).filter(pl.col("reward").is_not_null())
+    scored = run_tables.scored_completions(_open(run), iteration)
+    frame = scored.filter(pl.col("reward").is_not_null())
     if task:
         known = frame["task"].unique(maintain_order=True).to_list()
         if task not in known:
@@ -111,19 +125,19 @@ def rewards(
         scored, name = reward_tables.read_scored(source), str(source)
     else:
         name = f"iteration {iteration} of {run}"
-        rows = tables.scored_completions(_open(run), iteration)
+        rows = run_tables.scored_completions(_open(run), iteration)
         scored = reward_tables.scored_rows(rows, name)
     shown = None if as_json else limit or None
     if against is not None:
-        other = reward_changes.aligned(
+        other = reward_tables.aligned(
             scored, reward_tables.read_scored(against), (name, str(against))
         )
-        chosen = reward_tables.of_task(scored, task)
-        found = reward_changes.change_tables(
+        chosen = of_task(scored, task)
+        found = reward_tables.change_tables(
             scored.filter(chosen), other.filter(chosen), limit=shown
         )
     else:
-        rows = scored.filter(reward_tables.of_task(scored, task))
+        rows = scored.filter(of_task(scored, task))
         found = reward_tables.reward_tables(rows, examples=shown)
     print_tables(found, as_json=as_json)
 
@@ -200,8 +214,8 @@ def ledger(
 def status(run: RunName = "demo", as_json: Json = False, debug: Debug = False) -> None:
     """What is complete, what is stale and why, and what was made with another recipe."""
     place, recipe = _open_with_recipe(run)
-    _print(tables.status_table(place), f"run {run}", as_json)
-    changes = tables.recipe_changes(place, recipe)
+    _print(run_tables.status_table(place), f"run {run}", as_json)
+    changes = run_tables.recipe_changes(place, recipe)
     if not changes.is_empty() and not as_json:
         print_table(changes, title="made with other values than those now in force")
 
@@ -209,10 +223,10 @@ def status(run: RunName = "demo", as_json: Json = False, debug: Debug = False) -
 def evaluations(run: RunName = "demo", as_json: Json = False, debug: Debug = False) -> None:
     """Held-out accuracy by policy and task, and the last policy against the first."""
     place = _open(run)
-    facts = tables.evaluation_facts(place)
+    facts = evaluation_facts(place)
     numbers = place.evaluations()
     first, last = numbers[0], numbers[-1]
-    difference = tables.greedy_difference(place, first, last) if first != last else pl.DataFrame()
+    difference = greedy_difference(place, first, last) if first != last else pl.DataFrame()
     found = [
         Table("evaluations", f"evaluations of {run}", facts),
         Table("difference", f"greedy accuracy, policy {last} minus policy {first}", difference),
@@ -235,7 +249,7 @@ def answers(
 ) -> None:
     """Held-out questions, and what the first and the last evaluated policy answered."""
     place = _open(run)
-    first, last = tables.first_and_last(place)
+    first, last = first_and_last(place)
     found = selected(answers_table(place, first, last, sample), task, change)
     shown = found if as_json else shortened(found, keep_end=["question"])
     _print(shown, f"policy {first} before, policy {last} after", as_json, limit=limit or None)
@@ -243,7 +257,7 @@ def answers(
 
 def disk(run: RunName = "demo", as_json: Json = False, debug: Debug = False) -> None:
     """Bytes on disk by part of the run."""
-    frame = tables.disk_table(_open(run))
+    frame = run_tables.disk_table(_open(run))
     if not as_json:
         size = pl.col("bytes").map_elements(bytes_text, return_dtype=pl.String).alias("size")
         frame = frame.select("part", size)

@@ -189,6 +189,6 @@ def test_the_example_of_a_reward_is_one(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.chdir(tmp_path)
     brief = FunctionReward(function="mine:brief", weight=1)
     row = {"answer": "1", "verify_type": "EXACT"}
-    with Scorer(RewardsConfig(functions={"brief": brief})) as judging:
-        judged = judging.judge([("x", row), ("x" * 500, row)])
-    assert [one.extras["brief"] for one in judged] == [1, 0]
+    with Scorer(RewardsConfig(functions={"brief": brief})) as scorer:
+        judged = scorer.judge([("x", row), ("x" * 500, row)])
+    assert [one.aux_rewards["brief"] for one in judged] == [1, 0]

@@ -27,6 +27,7 @@ ROOMS = (
     "engines",
     "rollout",
     "training",
+    "accuracy",
     "reporting",
     "command",
     "stage",

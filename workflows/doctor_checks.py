@@ -185,8 +185,8 @@ def check_verify_type(name: str) -> Finding:
     verifier.require(rewards)
     versions = [f"{package} {_version(package)}" for package in verifier.packages]
     text, row = EXAMPLES[name]
-    with Scorer(rewards) as judging:
-        (verdict,) = judging.answers([(text, {"verify_type": name, **row})])
+    with Scorer(rewards) as scorer:
+        (verdict,) = scorer.answers([(text, {"verify_type": name, **row})])
     found = ", ".join([*versions, "a right answer is judged right"])
     if verdict.verdict != "correct":
         found = ", ".join([*versions, f"a right answer is {verdict.verdict}: {verdict.reason}"])

@@ -12,7 +12,7 @@ from common.config.section import Fraction, Positive, Seconds, Section
 
 class RewardWeight(Section):
     weight: float = 0.0
-    """Factor of this reward in the sum; 0 leaves an extra out."""
+    """Factor of this reward in the sum; 0 leaves an auxiliary reward out."""
 
 
 class LengthReward(RewardWeight):
@@ -30,7 +30,7 @@ class RepetitionReward(RewardWeight):
 
 class FunctionReward(RewardWeight):
     function: str
-    """`module:function`, called with (completion, row); see README: your own reward."""
+    """`module:function`, called with (completion, row); see common/rewards/README.md."""
     seconds: Seconds = 5.0
     """Longest time for one completion; beyond it the reward is 0 and the verdict `timeout`."""
 
@@ -98,8 +98,8 @@ class RewardsConfig(Section):
                 )
         return self
 
-    def extras(self) -> dict[str, float]:
-        """Weights of the extra rewards in use, by name, in the order of the fields."""
+    def aux_weights(self) -> dict[str, float]:
+        """Return the weights of the auxiliary rewards in use, by name, in the fields' order."""
         named = {"format": self.format, "length": self.length, "repetition": self.repetition}
         rewards: dict[str, RewardWeight] = named | self.functions
         return {name: reward.weight for name, reward in rewards.items() if reward.weight != 0}

@@ -19,7 +19,7 @@ from common.objective.sampler_gap import (
     positions,
     sampler_gap,
 )
-from common.reporting.frames import Table, first_rows
+from common.reporting.terminal import Table, first_rows
 from common.runs.columns import without_rejected
 from common.runs.layout import Output, Run
 from common.runs.manifest import has_manifest, read_manifest
@@ -27,13 +27,13 @@ from common.runs.schemas import KEY
 from common.runs.shards import read_partial, read_shards
 
 Text = Callable[[int], str]
-"""A token id to its text."""
+"""A function from a token id to its text."""
 
 MUCH, LITTLE = 10.0, 2.0
 """Factors between mean gaps: what stands out, and what counts as the same."""
 
 FEW = 5
-"""So many token ids with half of the gap are a few."""
+"""How many token ids with half of the gap are a few."""
 
 ROUNDING, LARGE = 1e-4, 0.1
 """Mean gaps in nats: float32 has the first; the second is more than bfloat16 does to a token that
@@ -41,7 +41,7 @@ the policy is unsure of, so that the place of a larger one means something."""
 
 
 def describe(gap: SamplerGap, text: Text) -> str:
-    """Where the gap sits, for a message: worst tokens, positions, token ids, hints."""
+    """Return where the gap sits, for a message: worst tokens, positions, token ids, hints."""
     tokens = [
         f"  {t.rollout_id} token {t.position} {text(t.token_id)!r}: "
         f"trainer {t.old_logprob:.4f}, sampler {t.sampler_logprob:.4f}, gap {t.gap:.2g}"
@@ -63,7 +63,7 @@ def describe(gap: SamplerGap, text: Text) -> str:
 
 
 def hints(gap: SamplerGap, text: Text) -> list[str]:
-    """What the place of the gap looks like, a sentence each; none where nothing can be said."""
+    """Return what the place of the gap looks like, a sentence each; none where it says nothing."""
     if not gap.mean > ROUNDING:
         return []
     if outliers := _hint_of_outliers(gap):
@@ -72,18 +72,20 @@ def hints(gap: SamplerGap, text: Text) -> list[str]:
 
 
 def position_table(gap: SamplerGap) -> pl.DataFrame:
-    """Tokens, mean and largest gap of each range of positions."""
+    """Return one row per range of positions: tokens, mean and largest gap."""
     return _frame(gap.by_position, positions=map(positions, gap.by_position.bins.tolist()))
 
 
 def gap_tables(
     gap: SamplerGap, text: Text, *, limit: int | None, quoted: bool = False
 ) -> list[Table]:
-    """What `stages.show gap` prints.
+    """Return what `stages.show gap` prints.
 
     Args:
+        gap: what was measured.
+        text: gives a token's text.
         limit: rows of each table; None for all.
-        quoted: texts as Python would write them, for a terminal.
+        quoted: whether texts are written as Python would, for a terminal.
     """
 
     def shown(token_id: int) -> str:
@@ -104,12 +106,14 @@ def gap_tables(
 
 
 def gap_of_iteration(run: Run, iteration: int, *, worst: int | None) -> SamplerGap:
-    """The gap as the shards of rollout and logprobs have it, over the completions that are kept.
+    """Return the gap between the shards of rollout and logprobs, over the kept completions.
 
     Shards of a logprobs stage that stopped at its bound are read too: they are what one wants to
     look at.
 
     Args:
+        run: the run.
+        iteration: which of its iterations.
         worst: how many of the largest gaps to name; None for all.
 
     Raises:
@@ -124,7 +128,7 @@ def gap_of_iteration(run: Run, iteration: int, *, worst: int | None) -> SamplerG
 
 
 def show_command(rollout: Output) -> str:
-    """The command that prints the tables of an iteration."""
+    """Return the command that prints the tables of an iteration."""
     return f"python -m stages.show gap --run {rollout.run.name} --iteration {rollout.iteration}"
 
 
@@ -148,7 +152,7 @@ def _logprobs_shards(logprobs: Output, rollout: Output) -> Iterator[pa.Table]:
 
 
 def _hint_of_outliers(gap: SamplerGap) -> str:
-    """Said if half of the gap is that of the worst tokens; they would decide every other hint."""
+    """Return a hint if the worst tokens have half of the gap; they would decide every other one."""
     total = gap.mean * gap.tokens
     half = np.flatnonzero(np.cumsum([token.gap for token in gap.worst[:WORST]]) >= total / 2)
     if not len(half) or gap.tokens < OFTEN * WORST:
@@ -182,7 +186,7 @@ def _hint_of_positions(gap: SamplerGap) -> str:
 
 
 def _hint_of_tokens(gap: SamplerGap, text: Text) -> str:
-    """Said if half of the gap is that of a few token ids which are few of the tokens, too."""
+    """Return a hint if a few token ids, which are few of the tokens too, have half of the gap."""
     total = gap.by_token.mean * gap.by_token.tokens
     order = np.argsort(-total, kind="stable")
     half = int(np.searchsorted(np.cumsum(total[order]), total.sum() / 2)) + 1
@@ -202,7 +206,7 @@ def _token_ids(bins: GapBins, text: Text) -> pl.DataFrame:
 
 
 def _frame(bins: GapBins, **names: Iterable[Any]) -> pl.DataFrame:
-    """A row a bin: the columns that name it, then its figures."""
+    """Return a row for each bin: the columns that name it, then its figures."""
     figures = {"tokens": bins.tokens, "mean": bins.mean, "max": bins.max}
     return pl.DataFrame({name: list(values) for name, values in names.items()} | figures)
 

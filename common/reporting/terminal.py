@@ -5,26 +5,36 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Collection
 from pathlib import Path
+from typing import NamedTuple
 
 import polars as pl
 from rich import box
 from rich._export_format import CONSOLE_SVG_FORMAT
 from rich.console import Console
 from rich.panel import Panel
-from rich.table import Table
+from rich.table import Table as RichTable
 from rich.text import Text
 
 from common.console import clean
-from common.reporting import frames
+from common.errors import UserError
 
 SVG_WIDTH = 140
 PIPE_WIDTH = 200
 NAMES = ("variant", "result")
-"""Columns that are not wrapped, as those of ids are not."""
+"""Columns that are not wrapped; those of ids are not either."""
 
 # Without rich's web fonts: a picture must not load anything from elsewhere.
 SVG_FORMAT = re.sub(r"@font-face \{\{.*?\}\}", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
+
+
+class Table(NamedTuple):
+    """A table with its key in JSON and its title on the terminal."""
+
+    key: str
+    title: str
+    frame: pl.DataFrame
 
 
 def print_table(
@@ -34,14 +44,16 @@ def print_table(
     svg: Path | None = None,
     wrap_names: bool = True,
 ) -> None:
-    """Print a table; numbers short and to the right, ids never broken.
+    """Print a table; numbers are short and to the right, ids never broken.
 
     Args:
-        wrap_names: show column names as words; otherwise as they are.
-        svg: also draw the terminal into this file.
+        frame: what is printed.
+        title: stands above it.
+        svg: if given, the terminal is also drawn into this file.
+        wrap_names: whether column names are shown as words, and wrapped.
     """
     console = Console(record=svg is not None, width=_width(svg is not None))
-    table = Table(box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
+    table = RichTable(box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
     cells = {name: [_cell(value) for value in frame[name].to_list()] for name in frame.columns}
     for name, kind in frame.schema.items():
         # Spaces, so that a long name wraps between its words; numbers never wrap.
@@ -64,8 +76,8 @@ def print_table(
         console.save_svg(str(svg), title="staged-grpo", code_format=SVG_FORMAT)
 
 
-def print_tables(found: list[frames.Table], *, as_json: bool) -> None:
-    """Print tables one below the other, or as one JSON object with a list of rows each.
+def print_tables(found: list[Table], *, as_json: bool) -> None:
+    """Print tables one below the other, or as one JSON object with a list of rows for each.
 
     An empty table is in the JSON only.
     """
@@ -75,7 +87,7 @@ def print_tables(found: list[frames.Table], *, as_json: bool) -> None:
     for table in found:
         if table.frame.is_empty():
             continue
-        print_table(frames.shortened(table.frame), title=table.title)
+        print_table(shortened(table.frame), title=table.title)
 
 
 def print_completion(row: dict[str, object]) -> None:
@@ -93,7 +105,7 @@ def print_completion(row: dict[str, object]) -> None:
 
 
 def bytes_text(count: int) -> str:
-    """1536 as `1.5 KiB`."""
+    """Return 1536 as `1.5 KiB`."""
     size = float(count)
     for unit in ("B", "KiB", "MiB", "GiB"):
         if size < 1024 or unit == "GiB":
@@ -102,14 +114,64 @@ def bytes_text(count: int) -> str:
     return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
 
 
+def require_task(known: pl.Series, task: str) -> None:
+    """Check that a column has this task, the value of `--task`; an empty one stands for all.
+
+    Raises:
+        UserError: it has not; lists those there are.
+    """
+    names = known.unique(maintain_order=True).to_list()
+    if task and task not in names:
+        raise UserError(f"--task {task!r}: there is {', '.join(map(repr, names))}")
+
+
+def of_task(scored: pl.DataFrame, task: str) -> pl.Series:
+    """Return which rows of a table belong to `task`, as a mask; all of them when it is empty.
+
+    Raises:
+        UserError: there is no such task; lists those there are.
+    """
+    require_task(scored["task"], task)
+    return scored.select(pl.col("task") == task if task else pl.repeat(True, pl.len())).to_series()
+
+
+def first_rows(table: Table, limit: int | None, count: int | None = None) -> Table:
+    """Return at most `limit` rows; where some are left out, the title says how many there are.
+
+    Args:
+        table: the rows, all of them or the first.
+        limit: None for all rows.
+        count: how many there are, if `table` has not all of them.
+    """
+    count = table.frame.height if count is None else count
+    if limit is None or count <= limit:
+        return table
+    title = f"{table.title}: {limit} of {count} (--limit 0 shows all)"
+    return table._replace(title=title, frame=table.frame.head(limit))
+
+
+def shortened(frame: pl.DataFrame, width: int = 60, keep_end: Collection[str] = ()) -> pl.DataFrame:
+    """Return `frame` for a terminal: texts on one line, of at most `width` characters.
+
+    Args:
+        frame: what is to be printed.
+        width: characters of a text.
+        keep_end: columns whose long texts lose their beginning, such as questions that only their
+            ends tell apart; the others lose their end.
+    """
+    texts = [name for name, kind in frame.schema.items() if kind == pl.String]
+    frame = frame.with_columns(pl.col(texts).str.replace_all(r"\s+", " "))
+    return frame.with_columns(_cut(pl.col(name), width, name in keep_end) for name in texts)
+
+
 def _finite(frame: pl.DataFrame) -> pl.DataFrame:
-    """Null for numbers that are not finite: JSON has none."""
+    """Replace numbers that are not finite by null: JSON has none."""
     floats = pl.selectors.float()
     return frame.with_columns(pl.when(floats.is_finite()).then(floats))
 
 
 def _width(drawn: bool) -> int | None:
-    """The terminal's own width (None); a fixed one for pictures and where there is none."""
+    """Return the terminal's own width (None), or a fixed one for pictures and pipes."""
     if drawn:
         return SVG_WIDTH
     return None if sys.stdout.isatty() else PIPE_WIDTH
@@ -123,3 +185,9 @@ def _cell(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.3f}" if value == 0 or 1e-3 <= abs(value) < 1e5 else f"{value:.1e}"
     return clean(str(value))
+
+
+def _cut(text: pl.Expr, width: int, keep_end: bool) -> pl.Expr:
+    rest = width - 1
+    cut = pl.lit("…") + text.str.tail(rest) if keep_end else text.str.head(rest) + pl.lit("…")
+    return pl.when(text.str.len_chars() <= width).then(text).otherwise(cut)

@@ -9,7 +9,7 @@ import polars as pl
 
 from common.config import ObjectiveConfig
 from common.errors import UserError
-from common.reporting.frames import Table, first_rows
+from common.reporting.terminal import Table, first_rows
 from common.runs.columns import join, polars_frame
 from common.runs.freshness import status_of
 from common.runs.layout import Run
@@ -18,13 +18,13 @@ from common.runs.schemas import KEY
 from common.runs.shards import read_shards
 
 CONTEXT = 8
-"""Tokens shown on each side of one."""
+"""How many tokens are shown on each side of one."""
 
 WIDTH = 16
-"""Characters of them on the terminal."""
+"""How many characters of them are shown on the terminal."""
 
 NOT_SHOWN = ("old_logprob", "new_logprob", "entropy", "completions")
-"""Columns of JSON alone."""
+"""Columns that are in the JSON only."""
 
 PER_TOKEN = ["token_text", "old_logprobs", "new_logprobs", "ratio", "clipped", "entropy"]
 
@@ -36,12 +36,14 @@ CLIPPED = pl.col("low") + pl.col("high")
 def token_tables(
     run: Run, iteration: int, *, prompt: str = "", every: bool = False, limit: int | None = 20
 ) -> list[Table]:
-    """What `stages.show tokens` prints.
+    """Return what `stages.show tokens` prints.
 
-    At the ratio levels of sequences all tokens of a completion are clipped or none, so clipped
+    At the ratio levels of sequences all tokens of a completion are clipped or none. Then clipped
     completions are listed, by their first token, and there is no table by token.
 
     Args:
+        run: the run.
+        iteration: which of its iterations.
         prompt: only this prompt's completions.
         every: list all tokens in their order, not only those that are clipped.
         limit: rows of each table; None for all.
@@ -70,7 +72,7 @@ def token_tables(
 
 
 def token_summary(run: Run, iteration: int) -> str:
-    """What an iteration's records come to, in three lines.
+    """Return what an iteration's records come to, in three lines.
 
     Raises:
         UserError: there are no records, or they are stale.
@@ -92,8 +94,11 @@ def token_summary(run: Run, iteration: int) -> str:
 
 
 def for_terminal(table: Table) -> Table:
-    """The table with the text around a token in one column, single tokens quoted, and without
-    what 80 columns have no room for."""
+    """Return the table as it fits into 80 columns.
+
+    The text around a token is in one column, single tokens are quoted, and columns of JSON are
+    gone.
+    """
     frame = table.frame
     if "before" in frame.columns:
         before, token, after = (pl.col(name) for name in ("before", "token", "after"))
@@ -113,7 +118,7 @@ def _tokens_text(count: float) -> str:
 
 
 def _what_is_clipped(objective: ObjectiveConfig) -> str:
-    """Which ratios are clipped, and with which sign of the advantage."""
+    """Return which ratios are clipped, and with which sign of the advantage."""
     if objective.has_own_term:
         return f"no token counts as clipped by {objective.policy_term}, a function of the recipe's"
     clipped = f"clipped are {objective.ratio_level} ratios"
@@ -142,7 +147,7 @@ class _Found(NamedTuple):
     prompts: pl.DataFrame
     texts: pl.DataFrame
     tokens: pl.DataFrame
-    """To be listed; of each shard at most so many."""
+    """The tokens to list; at most so many of each shard."""
     total: int
     """How many there are in all shards."""
 
@@ -150,7 +155,7 @@ class _Found(NamedTuple):
 def _gather(
     run: Run, iteration: int, prompt: str, every: bool, whole: bool, limit: int | None
 ) -> _Found:
-    """What the tables are made of, shard by shard."""
+    """Return what the tables are made of, read shard by shard."""
     prompts, texts, listed = list[pl.DataFrame](), list[pl.DataFrame](), list[pl.DataFrame]()
     drawn, trained, count = dict[str, None](), set[str](), 0
     for rows in _rows(run, iteration):
@@ -179,7 +184,7 @@ def _gather(
 
 
 def _rows(run: Run, iteration: int) -> Iterator[pl.DataFrame]:
-    """The shards, a row per completion."""
+    """Yield the shards, with a row per completion."""
     columns = {
         run.rollout(iteration): [KEY, "prompt_id", "question", "kept"],
         run.score(iteration): [KEY, "advantage"],
@@ -195,13 +200,13 @@ def _rows(run: Run, iteration: int) -> Iterator[pl.DataFrame]:
 
 
 def _tokens(rows: pl.DataFrame) -> pl.DataFrame:
-    """A row per token, `position` counted inside its completion."""
+    """Return a row per token, with its `position` in the completion."""
     positions = pl.int_ranges(pl.col("ratio").list.len()).alias("position")
     return rows.with_columns(positions).explode("position", *PER_TOKEN).drop_nulls("position")
 
 
 def _by_prompt(tokens: pl.DataFrame) -> pl.DataFrame:
-    """Counts of a prompt; `mean_advantage` is over its clipped tokens."""
+    """Return the counts of each prompt; `mean_advantage` is over its clipped tokens."""
     return tokens.group_by("prompt_id", maintain_order=True).agg(
         pl.col("question").first(),
         pl.col(KEY).n_unique().alias("completions"),
@@ -211,18 +216,18 @@ def _by_prompt(tokens: pl.DataFrame) -> pl.DataFrame:
 
 
 def _clipped(tokens: pl.DataFrame, whole: bool) -> pl.DataFrame:
-    """The clipped tokens; of whole completions that are clipped, the first token."""
+    """Return the clipped tokens; of whole completions that are clipped, the first token."""
     clipped = tokens.filter((LOW | HIGH) & ((pl.col("position") == 0) | (not whole)))
     return _farthest(clipped)
 
 
 def _farthest(tokens: pl.DataFrame) -> pl.DataFrame:
-    """Sorted by how far the ratio is from 1."""
+    """Sort tokens by how far the ratio is from 1."""
     return tokens.sort(pl.col("ratio").log().abs(), descending=True, maintain_order=True)
 
 
 def _with_context(tokens: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
-    """The columns to be shown, with the text before and after each token."""
+    """Return the columns to show, with the text before and after each token."""
     texts = dict(zip(rows[KEY], rows["token_text"], strict=True))
     around = [
         (

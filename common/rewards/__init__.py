@@ -1,1 +1,4 @@
-"""Reward rules: pure functions of a completion and its row, found by name in `registry`."""
+"""Reward rules: each gives a verdict on a completion, and `registry` finds it by name.
+
+`README.md` in this folder describes them to users.
+"""

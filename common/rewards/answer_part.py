@@ -15,19 +15,20 @@ _BOX_TOKEN = re.compile(r"(?=[\\{}])(?:(\\{1,2}boxed\s*\{)|\\.|([{}]))", re.DOTA
 
 
 def answer_part(text: str) -> str | None:
-    """What follows the last `</think>`, the whole text if nothing was thought.
+    """Return what follows the last `</think>`, or the whole text if there is no `<think>`.
 
-    None while thinking was opened and not closed: what stands there is no answer yet.
+    The result is None if thinking was opened and not closed: the model has not begun to answer.
     """
     _, _, rest = text.rpartition(THINK_CLOSE)
     return None if THINK_OPEN in rest else rest
 
 
 def last_box(text: str) -> str | None:
-    r"""Content of the last complete `\boxed{…}`; of the inner one when a box holds just a box.
+    r"""Return the content of the last complete `\boxed{…}`, None if no box is complete.
 
-    None if no box is complete. Of nested boxes the outer one ends last and so decides:
-    `\boxed{6 \boxed{7}}` gives two answers, and its content is no number.
+    If a box holds nothing but another box, the content is that of the inner one. Of nested boxes
+    the outer one ends last and decides: `\boxed{6 \boxed{7}}` gives two answers, and its content is
+    not a number.
     """
     depth = 0
     opened: list[tuple[int, int, int]] = []  # (depth, start of the box, start of its content)
@@ -47,7 +48,7 @@ def last_box(text: str) -> str | None:
 
 
 def _content(text: str, start: int, end: int, inner: tuple[int, int, str] | None) -> str:
-    """Text of a box, or what `inner` holds if that box is all there is."""
+    """Return the text of a box, or what `inner` holds if that box is all there is."""
     if inner and inner[0] >= start:
         # The margins of nested boxes do not overlap, so that all of them together stay linear.
         margins = text[start : inner[0]] + text[inner[1] : end]
@@ -57,9 +58,9 @@ def _content(text: str, start: int, end: int, inner: tuple[int, int, str] | None
 
 
 def several_answers(text: str) -> str | None:
-    """The text from its first answer tag on if a tag stands more than once; of several none counts.
+    """Return the text from the first answer tag on if a tag stands more than once, and else None.
 
-    None when each stands once at most.
+    Of several answers none counts.
     """
     if text.count(ANSWER_OPEN) <= 1 and text.count(ANSWER_CLOSE) <= 1:
         return None
@@ -67,7 +68,7 @@ def several_answers(text: str) -> str | None:
 
 
 def tagged_answer(text: str) -> str | None:
-    """Content of the first `<answer>…</answer>`; None if none is complete."""
+    """Return the content of the first `<answer>…</answer>`; None if none is complete."""
     _, opened, rest = text.partition(ANSWER_OPEN)
     content, closed, _ = rest.partition(ANSWER_CLOSE)
     return content if opened and closed else None

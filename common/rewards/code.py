@@ -1,7 +1,11 @@
 """CODE: the completion's last Python block passes the row's tests, in the sandbox.
 
 The reward is 1 when all tests pass and 0 otherwise, or with `rewards.code.partial` the share of
-tests that pass; only when all pass is the verdict `correct`.
+tests that pass; only when all pass is the verdict `correct`. `code_tests.py` reads the tests,
+`sandbox/` runs the program and `code_results.py` compares its results with the expected ones.
+
+None of these modules imports more than the standard library and modules that do the same: the tests
+run them as another user, whose Python may have no packages.
 """
 
 from __future__ import annotations
@@ -14,8 +18,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from common.rewards.answer_part import answer_part
-from common.rewards.programs.compare import same_output
-from common.rewards.programs.tests import CallTest, StdioTest, Test, read_tests
+from common.rewards.code_results import same_output
+from common.rewards.code_tests import CallTest, StdioTest, Test, read_tests
 from common.rewards.rule import NO_ANSWER, Row, Verdict
 from common.rewards.sandbox import run as sandbox
 from common.rewards.sandbox.bubblewrap import MIB, Limits
@@ -36,22 +40,30 @@ _read_gold = functools.lru_cache(maxsize=256)(read_tests)
 
 
 def read_gold(answer: str) -> tuple[Test, ...]:
-    """The row's tests, see `programs/tests.py`."""
+    """Return the row's tests, as `code_tests.py` reads them.
+
+    Raises:
+        GoldError: there are none, or one cannot be read.
+    """
     return _read_gold(answer)
 
 
 def seconds(rewards: RewardsConfig) -> float:
-    """Longest time for one completion; beyond it something other than the program hangs."""
+    """Return the longest time for one completion; beyond it the program is not what hangs."""
     return rewards.code.seconds + sandbox.START_SECONDS + 10
 
 
 def require(rewards: RewardsConfig) -> None:
-    """Raise `MissingToolError` unless the sandbox holds on this machine; once before any work."""
+    """Check that the sandbox holds on this machine; called once, before any work.
+
+    Raises:
+        MissingToolError: it does not.
+    """
     self_test()
 
 
 def open_rule(rewards: RewardsConfig) -> Judge:
-    """The rule with the recipe's limits."""
+    """Return the rule with the recipe's limits."""
     settings = rewards.code
     limits = Limits(
         seconds=settings.seconds,
@@ -62,10 +74,11 @@ def open_rule(rewards: RewardsConfig) -> Judge:
 
 
 def judge(text: str, row: Row, *, limits: Limits, partial: bool) -> Verdict:
-    """Run the program of `text` against the tests of `row`.
+    """Run the program in `text` against the tests of `row`.
 
     Raises:
-        SandboxError: not the program's fault.
+        GoldError: the tests cannot be read.
+        SandboxError: the sandbox failed, which is not the program's fault.
     """
     tests = read_gold(row["answer"])
     program = last_program(answer_part(text) or "")
@@ -82,10 +95,10 @@ def judge(text: str, row: Row, *, limits: Limits, partial: bool) -> Verdict:
 
 
 def last_program(text: str) -> str | None:
-    """The last fenced block that says it is Python; if none does, the last that says nothing.
+    """Return the last fenced block marked as Python; if none is, the last without a language.
 
-    None if there is none. A fence that is never closed makes no block: what it holds may be half a
-    program.
+    The result is None if there is neither. A fence that is never closed makes no block: what it
+    holds may be half a program.
     """
     said: str | None = None
     unsaid: str | None = None
@@ -99,10 +112,10 @@ def last_program(text: str) -> str | None:
 
 
 def _blocks(text: str) -> Iterator[tuple[str, str]]:
-    """(language in lower case, content) of each closed fenced block.
+    """Yield (language in lower case, content) of each closed fenced block.
 
-    A block ends with a fence of the same kind, at least as long. Blocks within lists are indented;
-    the indentation of the opening fence is taken off each line.
+    A block ends with a fence of the same kind that is at least as long. Blocks within lists are
+    indented; the indentation of the opening fence is taken off each line.
     """
     fence, language, indent = "", "", 0
     lines: list[str] = []
@@ -123,7 +136,7 @@ def _blocks(text: str) -> Iterator[tuple[str, str]]:
 def run_tests(
     program: str, tests: Sequence[Test], limits: Limits, *, stop_early: bool
 ) -> tuple[int, Clock | None]:
-    """(tests passed, which limit of time ended one), all within `limits.seconds`.
+    """Return (how many tests pass, which time limit was met), all within `limits.seconds`.
 
     Calls share one process, which imports the program; each test of input and output has its own.
     With `stop_early` the first failure ends it.
@@ -163,7 +176,7 @@ def _printed(test: StdioTest, finished: sandbox.Finished) -> bool:
 
 
 class _Results:
-    """Compares the results of calls as they come."""
+    """The results of calls, compared as they come."""
 
     def __init__(self, tests: list[CallTest], stop_early: bool) -> None:
         self.passed = 0
@@ -173,7 +186,7 @@ class _Results:
         self._position = 0  # bytes
 
     def read(self, output: bytearray) -> bool:
-        """Compare the lines that are new; whether no more are needed."""
+        """Compare the lines that are new, and return whether no more are needed."""
         while self._read < len(self._tests):
             end = output.find(b"\n", self._position)
             if end < 0:

@@ -1,8 +1,8 @@
 r"""MATH: the answer is mathematically the gold, in LaTeX or in plain notation.
 
-Looked at is, in the answer part, the last complete `\boxed{…}`, else the single
-`<answer>…</answer>`, else the last `$…$`, `$$…$$`, `\[…\]` or `\(…\)`, else what the text
-says last.
+The answer is looked for in the answer part: in the last complete `\boxed{…}`, else in the single
+`<answer>…</answer>`, else in the last `$…$`, `$$…$$`, `\[…\]` or `\(…\)`, else in what the text
+says last. `latex/` reads and compares it.
 """
 
 from __future__ import annotations
@@ -14,12 +14,11 @@ from functools import lru_cache
 from common.config import RewardsConfig
 from common.errors import MissingToolError
 from common.rewards.answer_part import answer_part, last_box, several_answers, tagged_answer
-from common.rewards.latex.equality import same
-from common.rewards.latex.formula import Formula, read_formula, same_formula
+from common.rewards.latex.equality import Formula, read_formula, same, same_formula
 from common.rewards.latex.reader import read
 from common.rewards.latex.shape import Shape
 from common.rewards.latex.tokens import UnreadableError
-from common.rewards.latex.words import WORDS_AFTER, WORDS_BEFORE
+from common.rewards.latex.vocabulary import WORDS_AFTER, WORDS_BEFORE
 from common.rewards.rule import NO_ANSWER, GoldError, Judge, Row, Verdict, graded
 
 _MARK = re.compile(r"\\[\[\]()]|\\.|\${1,2}", re.DOTALL)
@@ -32,7 +31,11 @@ _MATHEMATICS = re.compile(r"[0-9\\]|[A-Za-z]\s*=|[½⅓⅔¼¾π√∞]")
 
 
 def require(rewards: RewardsConfig) -> None:
-    """Raises `MissingToolError` without the package math-verify."""
+    """Check that math-verify is installed.
+
+    Raises:
+        MissingToolError: it is not.
+    """
     if importlib.util.find_spec("math_verify") is None:
         raise MissingToolError(
             "verify_type MATH needs the package math-verify: pip install math-verify"
@@ -40,16 +43,16 @@ def require(rewards: RewardsConfig) -> None:
 
 
 def open_rule(rewards: RewardsConfig) -> Judge:
-    """Load what judging needs, by judging once, so that the first completion's time is its own."""
+    """Return the rule, once it has judged an example, which loads what it needs."""
     judge(r"\boxed{(x+1)^2}", {"answer": "x^2+2x+1"})
     return judge
 
 
 def read_gold(answer: str) -> Shape | Formula:
-    r"""The gold, with or without dollars or `\boxed`; words alone are text.
+    r"""Return the gold as it was read, with or without dollars or `\boxed`; words alone are text.
 
     Raises:
-        GoldError: it is empty or no mathematics that this rule reads.
+        GoldError: it is empty, or not mathematics that this rule reads.
     """
     box = last_box(answer)
     return _read_gold(answer if box is None else box)
@@ -70,9 +73,10 @@ def _read_gold(gold: str) -> Shape | Formula:
 
 
 def judge(text: str, row: Row) -> Verdict:
-    """Two answers where one is asked for are wrong, and so is what cannot be read.
+    """Compare the answer with the gold.
 
-    An answer that exhausts the stack or the memory is a `timeout`, as one that takes too long is.
+    Two answers where one is asked for are wrong, and so is an answer that cannot be read. One that
+    exhausts the stack or the memory is a `timeout`, as one that takes too long is.
     """
     gold = read_gold(row["answer"])
     part = answer_part(text) or ""
@@ -94,7 +98,7 @@ def judge(text: str, row: Row) -> Verdict:
 
 
 def find_answer(part: str) -> str | None:
-    """Text of the answer outside of boxes; None if nothing is there. Linear in the text."""
+    """Return the answer's text outside of boxes, None if there is none; linear in the text."""
     tagged = tagged_answer(part)
     part = part if tagged is None else tagged
     segment = last_segment(part)
@@ -102,10 +106,10 @@ def find_answer(part: str) -> str | None:
 
 
 def last_segment(text: str) -> str | None:
-    r"""Content of the last complete `$…$`, `$$…$$`, `\[…\]` or `\(…\)`; None if there is none.
+    r"""Return the content of the last complete `$…$`, `$$…$$`, `\[…\]` or `\(…\)`, if there is one.
 
-    As in Markdown a dollar opens before anything but space, and closes after anything but space and
-    not before a digit, so that "$5 and $6" are prices.
+    As in Markdown, a dollar opens only before something other than space. It closes only after
+    something other than space, and not before a digit, so that "$5 and $6" are prices.
     """
     opened: tuple[str, int] | None = None
     last: tuple[int, int] | None = None
@@ -130,7 +134,7 @@ def _closes(text: str, start: int, end: int, sign: str) -> bool:
 
 
 def _said_last(text: str) -> str | None:
-    """The last stretch of mathematics in what follows the last "answer is", or in the last line.
+    """Return the last stretch of mathematics after the last "answer is", or in the last line.
 
     "14 or 15" is one stretch: "or" and "and" join, other words separate.
     """
@@ -143,7 +147,10 @@ def _said_last(text: str) -> str | None:
 
 
 def _last_stretch(line: str) -> str:
-    """With a word directly before or after that changes its value; the line if it has none."""
+    """Return the last stretch of mathematics, with a word beside it that changes its value.
+
+    The result is the whole line if it has none.
+    """
     words = list(_WORD.finditer(line))
     starts = [0, *(word.end() for word in words)]
     ends = [*(word.start() for word in words), len(line)]

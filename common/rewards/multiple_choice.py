@@ -1,10 +1,10 @@
-r"""MULTIPLE_CHOICE: exactly one letter is chosen, and it is the gold.
+"""MULTIPLE_CHOICE: exactly one letter is chosen, and it is the gold.
 
-A choice is marked in a box, in `<answer>`, in parentheses, in bold or after "answer is" or
-"Answer:". Only where nothing is marked do capitals that stand alone in prose count. Two different
-letters, marked or else unmarked, are no choice; the same letter twice is one. A letter that joins
-or takes back a marked one ("A + B", "A. Wait, B") is marked too; "cannot be A" and "all but A"
-choose nothing, and A' is another thing than A.
+A choice is marked if it stands in a box, in `<answer>`, in parentheses, in bold or after "answer
+is" or "Answer:". Capital letters that stand alone in prose count only if nothing is marked. Two
+different letters, both marked or both unmarked, are no choice; the same letter twice is one. A
+letter that adds to a marked one or corrects it ("A + B", "A. Wait, B") counts as marked too;
+"cannot be A" and "all but A" choose nothing, and A' is another thing than A.
 """
 
 from __future__ import annotations
@@ -82,7 +82,11 @@ _CAPITAL = re.compile(rf"{_BEFORE}([A-Z]){_AFTER}")
 
 
 def read_gold(answer: str) -> str:
-    """The gold's letter as a capital; `(B)`, `B.` and `B)` are read too."""
+    """Return the gold's letter as a capital; `(B)`, `B.` and `B)` are read too.
+
+    Raises:
+        GoldError: it is not a single letter.
+    """
     match = _GOLD.fullmatch(answer.strip())
     if match is None:
         raise GoldError("is no single letter from A to Z")
@@ -90,7 +94,7 @@ def read_gold(answer: str) -> str:
 
 
 def judge(text: str, row: Row) -> Verdict:
-    """A text that chooses no letter has no answer."""
+    """Compare the chosen letter with the gold; a text that chooses no letter has no answer."""
     gold = read_gold(row["answer"])
     part = _WRONG.sub(" ", _NOT.sub(" ", answer_part(text) or ""))
     letters = _marked(part) or _unmarked(part)
@@ -112,7 +116,7 @@ def _marked(text: str) -> set[str]:
 
 
 def _content(content: str) -> set[str]:
-    r"""Letters chosen in a box: `B`, `\text{(B)}`, `B) 12`, `A and B`; none in `12` or `Banana`."""
+    r"""Return the letters chosen in a box: one in `B`, `\text{(B)}`, `B) 12`, two in `A and B`."""
     if _NEGATED.search(content) or _PRIMED.match(_MARKUP.sub("", content)):
         return {content.strip()}
     content = _MARKUP.sub(" ", content)
@@ -129,7 +133,7 @@ def _content(content: str) -> set[str]:
 
 
 def _said(text: str, at: int, rest: str) -> set[str]:
-    """Letters after "answer is": the one there, and those that the rest adds to it."""
+    """Return the letter that stands after "answer is", and those that the rest adds to it."""
     letter = text[at]
     if _PRIMED.match(text, at):
         return {text[at : at + 2]}
@@ -141,7 +145,7 @@ def _said(text: str, at: int, rest: str) -> set[str]:
 
 
 def _joined(rest: str) -> set[str]:
-    """Letters that what follows a marked letter adds to it."""
+    """Return the letters that the text after a marked letter adds to it."""
     letters: set[str] = set()
     if added := _ADDED.match(rest):
         letters |= {other.upper() for other in re.findall(_LETTER, added[0])}

@@ -45,7 +45,10 @@ _TO_ASCII = str.maketrans("０１２３４５６７８９", "0123456789")
 
 
 class Number(NamedTuple):
-    """±0.digits × 10^exponent, digits without zeros at either end: equal numbers, equal tuples."""
+    """A number ±0.digits × 10^exponent.
+
+    Its digits have no zeros at either end, so that equal numbers are equal tuples.
+    """
 
     negative: bool
     digits: str
@@ -56,10 +59,10 @@ ZERO = Number(False, "", 0)
 
 
 def parse_number(text: str) -> Number | None:
-    """Read the whole of `text` (outer space aside) as one number; None if it is none.
+    """Read the whole of `text`, white space around it aside, as one number; None if it is not one.
 
-    None also for more than 4,096 characters and for exponents beyond ±10,000: such text costs
-    nothing to write and much to compute with.
+    The result is None, too, for more than 4,096 characters and for exponents beyond ±10,000: such
+    text costs nothing to write and much to compute with.
     """
     text = text.strip()
     if len(text) > MAX_CHARACTERS:
@@ -81,12 +84,12 @@ def parse_number(text: str) -> Number | None:
 
 
 def find_last_number(text: str) -> str | None:
-    """Text of the last number in `text`, `$` left out; None if there is none.
+    """Return the text of the last number in `text`, without `$`; None if there is none.
 
-    A letter directly before excludes a number (T3, x2, x_2, GPT-4), one after does not (14days).
-    Letters are Latin, Greek, Cyrillic and Armenian: Chinese puts no space before a number.
-    The result may be beyond what `parse_number` reads, or a power such as 10²; an earlier number
-    does not stand in for it.
+    A letter directly before a number excludes it (T3, x2, x_2, GPT-4), one after it does not
+    (14days). Letters are Latin, Greek, Cyrillic and Armenian: Chinese puts no space before a
+    number. The result may be beyond what `parse_number` reads, or a power such as 10²; an earlier
+    number does not stand in for it.
     """
     candidates: list[str] = _CANDIDATE.findall(text)
     last = next((candidate for candidate in reversed(candidates) if candidate), None)

@@ -2,7 +2,8 @@
 
 A text can make a rule compute for ever or take all memory, and nothing within a process can stop it
 reliably. So such rules run in processes of their own, one completion at a time, each watched with a
-clock; a killed one is replaced.
+clock; a killed one is replaced. `worker.py` is what runs in them; it is a module of its own because
+it starts faster without asyncio.
 """
 
 from __future__ import annotations
@@ -24,23 +25,23 @@ from common.console import clean
 from common.errors import UserError
 from common.rewards.registry import fault, get_rule
 from common.rewards.rule import Row, Verdict
-from common.rewards.sandbox.jail import jailed
+from common.rewards.sandbox.bubblewrap import sandboxed_worker
 from common.runs.layout import REPOSITORY
 
 OPENING_SECONDS = 180.0
-"""Longest time in which a rule gets ready: imports, a model from a slow disk."""
+"""Longest time in which a rule gets ready: it may import much, or load a model from a slow disk."""
 GOLD_SECONDS = 30.0
-"""Longest time in which a gold answer is read, whatever the rule allows a completion."""
+"""Longest time in which a gold answer is read, whatever the rule allows for a completion."""
 LONGEST_LINE = 1 << 28
 LONGEST_SAID = 1000
-"""Characters of a line on a worker's standard error that are shown."""
+"""How many characters of a line on a worker's standard error are shown."""
 KILL_SECONDS = 5.0
 MOST_FAILED_STARTS = 10
 
 
 @dataclass(frozen=True)
 class JudgeRequest:
-    """One completion to be judged by one rule."""
+    """One completion that one rule is to judge."""
 
     rule: str
     text: str
@@ -59,7 +60,7 @@ class Pool:
         found = get_rule(rule, rewards)
         self._rule = rule
         self._seconds = found.seconds(rewards)
-        self._jailed = found.place == "jail"
+        self._sandboxed = found.place == "sandbox"
         self._opening = {"rule": rule, "rewards": rewards.model_dump(mode="json")}
         self._count = count
         self._idle: list[Process] = []
@@ -68,10 +69,14 @@ class Pool:
     async def judge(
         self, jobs: Sequence[JudgeRequest], on_verdict: Callable[[int], None]
     ) -> list[Verdict]:
-        """Verdicts on `jobs`, in their order; `on_verdict` is told the index of each at once.
+        """Return verdicts on `jobs`, in their order.
 
-        A job that takes longer than its rule may is a `timeout` worth 0; one whose process died is
-        given to another, and is an `infra_error` when that dies too.
+        A job that takes longer than its rule may is a `timeout` with reward 0. A job whose process
+        died is given to another process, and is an `infra_error` when that one dies too.
+
+        Args:
+            jobs: what to judge.
+            on_verdict: called with the index of each job as soon as it has its verdict.
 
         Raises:
             UserError: the rule cannot be opened, or a gold answer cannot be read under it.
@@ -96,7 +101,7 @@ class Pool:
         return verdicts
 
     async def read_golds(self, golds: Sequence[str]) -> list[str | None]:
-        """Why each of `golds` cannot be read, None if it can."""
+        """Return why each of `golds` cannot be read, None if it can."""
         found: list[str | None] = [None] * len(golds)
 
         async def read_one(index: int) -> None:
@@ -126,7 +131,7 @@ class Pool:
         self._idle.clear()
 
     async def _each(self, count: int, do: Callable[[int], Any]) -> None:
-        """`do(0)` to `do(count - 1)`, as many at once as there are workers."""
+        """Call `do(0)` to `do(count - 1)`, as many at once as there are workers."""
         indices = iter(range(count))
 
         async def some() -> None:
@@ -141,7 +146,7 @@ class Pool:
             raise several.exceptions[0] from None
 
     async def _ask(self, request: dict[str, Any], seconds: float) -> Any:
-        """What a worker answers; a second one is asked when the first dies.
+        """Return a worker's answer; a second worker is asked when the first dies.
 
         Raises:
             TimeoutError: it took longer than `seconds`, and was killed.
@@ -164,7 +169,7 @@ class Pool:
         raise AssertionError
 
     async def _start(self) -> Process:
-        """A worker that has opened the rule."""
+        """Return a worker that has opened the rule."""
         for _ in range(MOST_FAILED_STARTS):
             worker = await self._spawn()
             line = json.dumps(self._opening).encode() + b"\n"
@@ -190,8 +195,8 @@ class Pool:
         command = [sys.executable, "-m", "common.rewards.worker"]
         pipes: Any = {"stdin": PIPE, "stdout": PIPE, "stderr": PIPE, "limit": LONGEST_LINE}
         pipes["start_new_session"] = True  # to be killed with all that it started
-        if self._jailed:
-            with jailed(command) as (inside, descriptors):
+        if self._sandboxed:
+            with sandboxed_worker(command) as (inside, descriptors):
                 worker = await create_subprocess_exec(*inside, **pipes, pass_fds=descriptors)
         else:
             worker = await create_subprocess_exec(*command, **pipes, env=worker_environment())
@@ -202,10 +207,11 @@ class Pool:
 
 
 def worker_environment() -> dict[str, str]:
-    """Ours, with one thread a process (there are as many as cores) and the project on the path.
+    """Return our environment, with one thread a process and the project on the path.
 
-    Bytecode counts as current by its source's size and the second of its last change: a rule that
-    is edited twice within one second could be an old one.
+    There are as many processes as cores. No bytecode is written: Python takes bytecode for current
+    by the size of its source and the second of its last change, so that a rule edited twice within
+    one second could run as it was.
     """
     paths = [str(REPOSITORY), os.environ.get("PYTHONPATH", "")]
     return os.environ | {
@@ -217,10 +223,10 @@ def worker_environment() -> dict[str, str]:
 
 
 async def _exchange(worker: Process, line: bytes, seconds: float) -> Any:
-    """Send a line and read the one that answers it.
+    """Send a line and return the line that answers it.
 
     Raises:
-        TimeoutError: after `seconds`.
+        TimeoutError: no answer came within `seconds`.
         WorkerDiedError: the process ended instead.
     """
     assert worker.stdin and worker.stdout
@@ -240,7 +246,7 @@ async def _exchange(worker: Process, line: bytes, seconds: float) -> Any:
 
 
 async def _tell(worker: Process) -> None:
-    """Print what a worker says on standard error; it may be a model's text, so cleaned and cut."""
+    """Print what a worker writes to standard error, cleaned and cut: it may be a model's text."""
     assert worker.stderr
     with suppress(ValueError, ConnectionError):
         async for line in worker.stderr:

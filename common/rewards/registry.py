@@ -11,17 +11,12 @@ from typing import Any
 from common.config import FunctionReward, RewardsConfig
 from common.errors import UserError
 from common.rewards import (
-    answer_tag,
-    boxed_numerical,
+    auxiliary,
     code,
-    exact,
-    format,
-    gym_answer,
-    last_number,
-    length,
     math_answer,
     multiple_choice,
-    repetition,
+    reasoning_gym,
+    short_answers,
     similarity,
 )
 from common.rewards.function import find_function, source_hash
@@ -41,10 +36,12 @@ GIB = 2**30
 
 
 VERIFY: dict[str, Verifier] = {
-    "LAST_NUMBER": Verifier(always(last_number.judge), last_number.read_gold),
-    "BOXED_NUMERICAL": Verifier(always(boxed_numerical.judge), boxed_numerical.read_gold),
-    "ANSWER_TAG": Verifier(always(answer_tag.judge), answer_tag.read_gold),
-    "EXACT": Verifier(always(exact.judge), exact.read_gold),
+    "LAST_NUMBER": Verifier(
+        always(short_answers.judge_last_number), short_answers.read_last_number_gold
+    ),
+    "BOXED_NUMERICAL": Verifier(always(short_answers.judge_boxed), short_answers.read_boxed_gold),
+    "ANSWER_TAG": Verifier(always(short_answers.judge_tag), short_answers.read_tag_gold),
+    "EXACT": Verifier(always(short_answers.judge_exact), short_answers.read_exact_gold),
     "MULTIPLE_CHOICE": Verifier(always(multiple_choice.judge), multiple_choice.read_gold),
     "MATH": Verifier(
         math_answer.open_rule,
@@ -72,26 +69,26 @@ VERIFY: dict[str, Verifier] = {
         packages=("sentence-transformers", "torch", "transformers"),
     ),
     "REASONING_GYM": Verifier(
-        gym_answer.open_rule,
-        gym_answer.read_gold,
-        place="jail",
-        gold_place="jail",
+        reasoning_gym.open_rule,
+        reasoning_gym.read_gold,
+        place="sandbox",
+        gold_place="sandbox",
         seconds=lambda rewards: rewards.reasoning_gym.seconds,
-        require=gym_answer.require,
+        require=reasoning_gym.require,
         packages=("reasoning-gym", "sympy"),
     ),
 }
 
-EXTRAS: dict[str, AuxReward] = {
-    "format": AuxReward(lambda rewards: format.reward),
-    "length": AuxReward(length.open_rule, needs=("completion_tokens",)),
-    "repetition": AuxReward(repetition.open_rule),
+AUX_REWARDS: dict[str, AuxReward] = {
+    "format": AuxReward(lambda rewards: auxiliary.format_reward),
+    "length": AuxReward(auxiliary.open_length, needs=("completion_tokens",)),
+    "repetition": AuxReward(auxiliary.open_repetition),
 }
 
 
-def extras_of(rewards: RewardsConfig) -> dict[str, AuxReward]:
-    """The built-in extras and the recipe's own functions, by name."""
-    return EXTRAS | {name: _own(name, reward) for name, reward in rewards.functions.items()}
+def aux_rewards_of(rewards: RewardsConfig) -> dict[str, AuxReward]:
+    """Return the built-in auxiliary rewards and the recipe's own functions, by name."""
+    return AUX_REWARDS | {name: _own(name, reward) for name, reward in rewards.functions.items()}
 
 
 def _own(name: str, reward: FunctionReward) -> AuxReward:
@@ -102,18 +99,22 @@ def _own(name: str, reward: FunctionReward) -> AuxReward:
 
 
 def get_rule(name: str, rewards: RewardsConfig) -> Verifier | AuxReward:
-    """A verify type or an extra by name; the former have capitals, the latter none.
+    """Return the verify type or auxiliary reward of that name; only verify types have capitals.
 
     Raises:
-        UserError: there is none; lists the known ones.
+        UserError: there is none; lists the verify types.
     """
     if name in VERIFY:
         return VERIFY[name]
-    return extras_of(rewards).get(name) or get_verifier(name)
+    return aux_rewards_of(rewards).get(name) or get_verifier(name)
 
 
 def get_verifier(verify_type: str) -> Verifier:
-    """The verify type of that name; raises `UserError` that lists the known ones."""
+    """Return the verify type of that name.
+
+    Raises:
+        UserError: there is none; lists those there are.
+    """
     if verify_type not in VERIFY:
         near = difflib.get_close_matches(verify_type.upper(), VERIFY, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
@@ -123,21 +124,27 @@ def get_verifier(verify_type: str) -> Verifier:
 
 
 def package_versions(verify_types: Iterable[str]) -> dict[str, str]:
-    """Versions of the packages that may change what these types say."""
+    """Return the versions of the packages that may change the verdicts of these verify types."""
     packages = {package for name in verify_types for package in get_verifier(name).packages}
     return {package: version(package) for package in sorted(packages)}
 
 
 def function_versions(rewards: RewardsConfig) -> dict[str, str]:
-    """Hashes of the files that hold the recipe's own functions."""
-    used = {name: rewards.functions[name] for name in rewards.extras() if name in rewards.functions}
+    """Return a hash of each file that holds one of the recipe's own functions."""
+    used = {
+        name: rewards.functions[name] for name in rewards.aux_weights() if name in rewards.functions
+    }
     return {f"{name}: {reward.function}": source_hash(reward) for name, reward in used.items()}
 
 
 def check_gold(verify_type: str, answer: str) -> None:
-    """Raise `UserError` if the type is unknown or cannot read `answer` as a gold answer.
+    """Check that a verify type can read `answer` as a gold answer.
 
-    Reads it in this process, wherever the type's golds are to be read.
+    It reads the answer in this process, wherever the type's golds are to be read.
+
+    Raises:
+        GoldError: the type cannot read it.
+        UserError: there is no such type.
     """
     verifier = get_verifier(verify_type)
     try:
@@ -147,20 +154,21 @@ def check_gold(verify_type: str, answer: str) -> None:
 
 
 def unreadable(verify_type: str, answer: str, why: str) -> str:
-    """What is said about a gold answer that its type cannot read."""
+    """Return what an error says about a gold answer that its type cannot read."""
     shown = answer if len(answer) <= 80 else answer[:77] + "..."
     return f"answer {shown!r} cannot be read as {verify_type}: it {why}"
 
 
 def open_rule(name: str, rewards: RewardsConfig) -> Judge:
-    """The rule of that name, ready to judge in this process.
+    """Return the rule of that name, ready to judge in this process.
 
-    What it gives is a verdict always: a fault of the rule itself is an `infra_error` with its
-    reason, never a reward of 0. An extra's number comes as `correct`, its None as `ABSTAINED`.
+    The rule always gives a verdict: a fault of the rule itself is an `infra_error` with its reason,
+    never a reward of 0. The number that an auxiliary reward gives becomes a verdict `correct`, its
+    None becomes `ABSTAINED`.
 
     Raises:
-        UserError: there is no such rule, or it cannot be opened. Of what it gives: the gold cannot
-            be read under the verify type.
+        UserError: there is no such rule, or it cannot be opened. The rule itself raises it when the
+            gold cannot be read under the verify type.
     """
     rule = get_rule(name, rewards)
     if isinstance(rule, AuxReward):
@@ -198,7 +206,7 @@ def _as_judge(name: str, reward: Callable[[str, Row], Any]) -> Judge:
 
 
 def fault(name: str, reason: str) -> Verdict:
-    """The verdict on a completion that rule `name` failed to judge."""
+    """Return the verdict on a completion that rule `name` failed to judge."""
     return Verdict(None, "infra_error", None, f"{name}: {reason}")
     return Verdict(None, "infra_error", None, f"{name}: {reason}")
 

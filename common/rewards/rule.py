@@ -22,10 +22,10 @@ VERDICTS: tuple[VerdictName, ...] = ("correct", "wrong", "no_answer", "timeout",
 
 @dataclass(frozen=True)
 class Verdict:
-    """Outcome of one rule.
+    """What one rule says about one completion.
 
     `reward` is None when `verdict` is `infra_error`: the fault was ours and not the model's, so the
-    completion leaves its group's statistics instead of counting as wrong.
+    completion stays out of its group's statistics instead of counting as wrong.
     """
 
     reward: float | None
@@ -39,45 +39,47 @@ class Verdict:
 NO_ANSWER = Verdict(0.0, "no_answer", None)
 
 ABSTAINED = Verdict(None, "no_answer", None)
-"""Of an extra that has nothing to say about a row: it adds nothing to the sum."""
+"""Verdict of an auxiliary reward that has nothing to say about a row; it adds nothing to the
+sum."""
 
 
 class GoldError(UserError):
-    """A gold answer that cannot be read under its verify type: a fault of the data set."""
+    """A gold answer cannot be read under its verify type: a fault of the data set."""
 
 
 def graded(is_correct: bool, extracted: str) -> Verdict:
-    """1 for a correct answer, 0 for a wrong one."""
+    """Return the verdict with reward 1 for a correct answer, with 0 for a wrong one."""
     return Verdict(1.0, "correct", extracted) if is_correct else Verdict(0.0, "wrong", extracted)
 
 
-Place = Literal["here", "worker", "jail"]
-"""Where a rule judges: `here` in the process that asks, for scanners linear in the text; `worker`
-in a process of its own that can be killed; `jail` in such a process inside the sandbox, for
-libraries that evaluate what they are given."""
+Place = Literal["here", "worker", "sandbox"]
+"""Where a rule judges. `here` is the process that asks, for scanners that are linear in the text.
+`worker` is a process of its own that can be killed. `sandbox` is such a process inside the sandbox,
+for libraries that evaluate what they are given."""
 
 Judge = Callable[[str, Row], Verdict]
-"""(assistant prefix + completion, row) → verdict."""
+"""A function from (assistant prefix + completion, row) to a verdict."""
 
 Reward = Callable[[str, Row], float | None]
-"""(assistant prefix + completion, row) → reward, None to say nothing about this row."""
+"""A function from (assistant prefix + completion, row) to a reward, None to say nothing about this
+row."""
 
 
 @dataclass(frozen=True)
 class Verifier:
-    """A verify type: compares a completion with the row's gold answer."""
+    """A verify type: a rule that compares a completion with the row's gold answer."""
 
     open: Callable[[RewardsConfig], Judge]
-    """Makes the rule ready, once a process: loads what it needs, takes its settings."""
+    """Makes the rule ready, once in a process: loads what it needs and takes its settings."""
     read_gold: Callable[[str], Any]
     """Reads a gold answer; raises `GoldError` if the type cannot."""
     place: Place = "here"
     gold_place: Place = "here"
     """Where `read_gold` runs."""
     seconds: Callable[[RewardsConfig], float] = lambda rewards: math.inf
-    """Longest time for one completion, of rules that do not run here."""
+    """Longest time for one completion, for rules that do not run here."""
     require: Callable[[RewardsConfig], None] = lambda rewards: None
-    """Raises `MissingToolError` if what the rule needs is not there."""
+    """Raises `MissingToolError` if something that the rule needs is missing."""
     packages: tuple[str, ...] = ()
     """Distributions whose versions may change a verdict."""
     max_memory: int | None = None
@@ -86,7 +88,7 @@ class Verifier:
 
 @dataclass(frozen=True)
 class AuxReward:
-    """A reward besides the answer's, with a weight in the recipe."""
+    """An auxiliary reward: a rule of the recipe that adds to the answer's reward, with a weight."""
 
     open: Callable[[RewardsConfig], Reward]
     place: Place = "here"
@@ -96,5 +98,5 @@ class AuxReward:
 
 
 def always(judge: Judge) -> Callable[[RewardsConfig], Judge]:
-    """`open` of a rule that has no settings."""
+    """Return an `open` for a rule that has no settings."""
     return lambda rewards: judge

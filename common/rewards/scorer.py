@@ -1,4 +1,7 @@
-"""Scores completions: each rule where it may run, what comes of all together, and tables of it."""
+"""Scores completions: each rule judges where it may run, and their verdicts become one reward.
+
+`Scorer` does it for texts and rows; the functions below it do it for tables of a run or a file.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +23,8 @@ from common.errors import UserError
 from common.process import usable_cores
 from common.rewards.pool import JudgeRequest, Pool
 from common.rewards.registry import (
+    aux_rewards_of,
     check_gold,
-    extras_of,
     get_rule,
     get_verifier,
     open_rule,
@@ -34,22 +37,23 @@ from common.tasks.records import Faults
 
 @dataclass(frozen=True)
 class Judgement:
-    """All that is said about one completion."""
+    """All that the rules say about one completion."""
 
     reward: float | None
-    """Weighted sum of the parts; None when a rule failed."""
+    """Weighted sum of the rewards below; None when a rule failed."""
     answer: float | None
-    """By the row's verify type, unweighted."""
-    extras: dict[str, float | None]
-    """By the recipe's extra rewards, unweighted."""
+    """What the row's verify type gives, unweighted."""
+    aux_rewards: dict[str, float | None]
+    """What each auxiliary reward of the recipe gives, unweighted."""
     verdict: Verdict
-    """On the answer; `infra_error` or `timeout` also when that befell an extra only."""
+    """Verdict on the answer, or the `infra_error` or `timeout` of an auxiliary reward."""
 
 
 class Scorer:
     """Judges completions by the rules of a recipe.
 
-    A context manager: rules are opened, and their processes started, once; leaving it ends them.
+    It is a context manager: rules are opened, and their processes started, once; leaving it ends
+    them.
     """
 
     def __init__(self, rewards: RewardsConfig) -> None:
@@ -75,17 +79,21 @@ class Scorer:
             self._runner.run(pool.close())
         self._runner.close()
 
-    def open(self, verify_types: Iterable[str], *, extras: bool = True) -> None:
-        """Make ready what is needed to judge such rows, and so find out what is missing.
+    def open(self, verify_types: Iterable[str], *, aux_rewards: bool = True) -> None:
+        """Make the rules ready that such rows need, and so find out what is missing.
+
+        Args:
+            verify_types: those of the rows.
+            aux_rewards: whether the auxiliary rewards are needed too.
 
         Raises:
             UserError: a verify type is unknown, or a rule cannot be opened.
-            MissingToolError: a program or package that a rule needs is not there.
+            MissingToolError: a program or package that a rule needs is missing.
         """
         types = sorted(set(verify_types))
         for name in types:
             get_verifier(name)
-        names = [*types, *(self._extras() if extras else ())]
+        names = [*types, *(self._aux_names() if aux_rewards else ())]
         for name in names:
             if name not in self._pools:
                 self._require(name)
@@ -102,21 +110,21 @@ class Scorer:
         completions: Sequence[tuple[str, Row]],
         on_judged: Callable[[], None] = lambda: None,
     ) -> list[Judgement]:
-        """Judge (assistant prefix + completion, row) by the row's verify type and by all extras.
+        """Judge completions by their rows' verify types and by all auxiliary rewards.
 
         Args:
-            completions: texts and rows.
-            on_judged: called whenever all has been said about a completion.
+            completions: texts (assistant prefix + completion) and rows.
+            on_judged: called whenever all rules have judged a completion.
 
         Raises:
             UserError: a verify type is unknown, a rule cannot be opened, or a gold answer cannot be
                 read.
         """
-        rules = ["", *self._extras()]
+        rules = ["", *self._aux_names()]
         self.open({row["verify_type"] for _, row in completions})
         jobs = [
-            JudgeRequest(extra or row["verify_type"], text, row)
-            for extra in rules
+            JudgeRequest(rule or row["verify_type"], text, row)
+            for rule in rules
             for text, row in completions
         ]
         missing = [len(rules)] * len(completions)
@@ -129,21 +137,21 @@ class Scorer:
         verdicts = self._verdicts(jobs, on_verdict)
         by_rule = [verdicts[i :: len(completions)] for i in range(len(completions))]
         return [
-            combine(answer, dict(zip(rules[1:], extras, strict=True)), self._weights)
-            for answer, *extras in by_rule
+            combine(answer, dict(zip(rules[1:], aux_verdicts, strict=True)), self._weights)
+            for answer, *aux_verdicts in by_rule
         ]
 
     def answers(self, completions: Sequence[tuple[str, Row]]) -> list[Verdict]:
-        """Judge by the row's verify type alone."""
-        self.open({row["verify_type"] for _, row in completions}, extras=False)
+        """Judge completions by their rows' verify types alone."""
+        self.open({row["verify_type"] for _, row in completions}, aux_rewards=False)
         jobs = [JudgeRequest(row["verify_type"], text, row) for text, row in completions]
         return self._verdicts(jobs, lambda job: None)
 
     def unreadable_golds(self, golds: Sequence[tuple[str, str]]) -> list[str | None]:
-        """What is wrong with each (verify type, answer); None if it can be read.
+        """Return what is wrong with each (verify type, answer), None if it can be read.
 
         Raises:
-            MissingToolError: what reads golds of a type is not there.
+            MissingToolError: what reads golds of a type is missing.
         """
         found: dict[tuple[str, str], str | None] = {}
         elsewhere: dict[str, list[str]] = {}
@@ -167,7 +175,10 @@ class Scorer:
     def _verdicts(
         self, jobs: Sequence[JudgeRequest], on_verdict: Callable[[int], None]
     ) -> list[Verdict]:
-        """Verdicts on jobs whose rules are open, rule by rule; `on_verdict` gets a job's index."""
+        """Return verdicts on jobs whose rules are open; `on_verdict` is called with a job's index.
+
+        It goes rule by rule.
+        """
         verdicts: dict[int, Verdict] = {}
         by_rule: dict[str, list[int]] = {}
         for index, job in enumerate(jobs):
@@ -199,7 +210,7 @@ class Scorer:
     def _place(self, name: str) -> Place:
         return get_rule(name, self._rewards).place
 
-    def _extras(self) -> list[str]:
+    def _aux_names(self) -> list[str]:
         return [name for name in self._weights if name != "answer"]
 
 
@@ -208,20 +219,20 @@ def _renumbered(numbers: Sequence[int], tell: Callable[[int], None], index: int)
 
 
 def weights_of(rewards: RewardsConfig) -> dict[str, float]:
-    """Weight of `answer` and of each extra that the recipe uses."""
-    return {"answer": rewards.answer.weight} | rewards.extras()
+    """Return the weight of `answer` and of each auxiliary reward that the recipe uses."""
+    return {"answer": rewards.answer.weight} | rewards.aux_weights()
 
 
 def combine(
-    answer: Verdict, extras: Mapping[str, Verdict], weights: Mapping[str, float]
+    answer: Verdict, aux_verdicts: Mapping[str, Verdict], weights: Mapping[str, float]
 ) -> Judgement:
-    """Add up what the rules say.
+    """Add up the verdicts on one completion.
 
-    The sum is rounded once (`math.fsum`), so equal parts give equal sums whatever their order. An
-    extra that abstained adds nothing; one that ran out of time adds 0; when a rule failed, or the
-    sum is beyond all numbers, there is no reward.
+    The sum is rounded once (`math.fsum`), so that equal parts give equal sums whatever their order.
+    An auxiliary reward that abstained adds nothing; a rule that ran out of time adds 0. There is no
+    reward when a rule failed, or when the sum is not finite.
     """
-    verdicts = {"answer": answer, **extras}
+    verdicts = {"answer": answer, **aux_verdicts}
     rewards = {name: verdict.reward for name, verdict in verdicts.items()}
     failed = _first(verdicts, "infra_error")
     late = _first(verdicts, "timeout")
@@ -249,32 +260,32 @@ def _first(verdicts: Mapping[str, Verdict], outcome: str) -> Verdict | None:
 
 
 def needed_columns(rewards: RewardsConfig) -> dict[str, str]:
-    """Columns that the recipe's extras need, and the extra that needs each."""
-    extras = extras_of(rewards)
-    return {column: name for name in rewards.extras() for column in extras[name].needs}
+    """Return the columns that the recipe's auxiliary rewards need, each with the reward's name."""
+    known = aux_rewards_of(rewards)
+    return {column: name for name in rewards.aux_weights() for column in known[name].needs}
 
 
 def default_workers() -> int:
-    """One process for each core that is ours, shared with the other ranks of torchrun."""
+    """Return one process for each core of ours; ranks of torchrun share the cores."""
     return max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
-JUDGED = (
+ROLLOUT_COLUMNS = (
     *(KEY, "group_id", "prompt_id", "task", "question", "answer", "verify_type"),
     *("assistant_prefix", "completion_text", "completion_ids", "finish_reason"),
 )
-"""Columns of a rollout that rules look at, and those that place a row."""
+"""Columns of a rollout that rules look at, and those that say where a row belongs."""
 
 MOST_INFRA_ERRORS = 0.01
-"""Share of completions whose rules may fail; beyond it the rules are at fault and not the rows."""
+"""Largest share of completions on which rules may fail; beyond it the rules are at fault."""
 
 
-def check_golds(tables: Mapping[str, pa.Table], judging: Scorer) -> None:
+def check_golds(tables: Mapping[str, pa.Table], scorer: Scorer) -> None:
     """Refuse gold answers that cannot be read: their rows would count as wrong for ever.
 
     Args:
         tables: by the name of their file, with `verify_type` and `answer`.
-        judging: reads golds where their types do.
+        scorer: reads the golds.
 
     Raises:
         UserError: the first faults with file and row, and the number of others.
@@ -285,34 +296,34 @@ def check_golds(tables: Mapping[str, pa.Table], judging: Scorer) -> None:
         for row, gold in enumerate(golds):
             places.setdefault(gold, f"{name} row {row}")
     faults = Faults()
-    for gold, fault in zip(places, judging.unreadable_golds(list(places)), strict=True):
+    for gold, fault in zip(places, scorer.unreadable_golds(list(places)), strict=True):
         if fault is not None:
             faults.add(places[gold], fault)
     faults.raise_any()
 
 
 def types_in(tables: Iterable[pa.Table]) -> set[str]:
-    """The verify types of the rows."""
+    """Return the verify types of the rows."""
     return {kind for table in tables for kind in pc.unique(table["verify_type"]).to_pylist()}
 
 
 def judge_table(
     completions: pa.Table,
-    judging: Scorer,
-    extras: Iterable[str],
+    scorer: Scorer,
+    aux_rewards: Iterable[str],
     on_judged: Callable[[], None] = lambda: None,
 ) -> tuple[pa.Table, list[str]]:
-    """Judge completions by their rows' verify types and by the recipe's extras.
+    """Judge completions by their rows' verify types and by the recipe's auxiliary rewards.
 
     Args:
         completions: with `completion_text`, `answer`, `verify_type` and, if a template opened the
             assistant's turn, `assistant_prefix`, which is judged as part of the text.
-        judging: of the recipe that has `extras`.
-        extras: names of the extras in use.
+        scorer: made with a recipe that uses these auxiliary rewards.
+        aux_rewards: the names of those in use.
         on_judged: called after each row.
 
     Returns:
-        The columns `reward`, `reward_answer`, `reward_<extra>`, `extracted_answer`, `verdict`, and
+        The columns `reward`, `reward_answer`, `reward_<name>`, `extracted_answer`, `verdict`, and
         the reasons of all infra errors.
 
     Raises:
@@ -324,10 +335,10 @@ def judge_table(
     ]
     rows: list[dict[str, Any]] = []
     reasons: list[str] = []
-    for judged in judging.judge(texts, on_judged):
+    for judged in scorer.judge(texts, on_judged):
         rows.append(
             {"reward": judged.reward, "reward_answer": judged.answer}
-            | {f"reward_{name}": reward for name, reward in judged.extras.items()}
+            | {f"reward_{name}": reward for name, reward in judged.aux_rewards.items()}
             | {
                 "extracted_answer": judged.verdict.extracted,
                 "verdict": judged.verdict.verdict,
@@ -335,20 +346,23 @@ def judge_table(
         )
         if judged.reward is None:
             reasons.append(judged.verdict.reason)
-    return pa.Table.from_pylist(rows, schema=_schema(extras)), reasons
+    return pa.Table.from_pylist(rows, schema=_schema(aux_rewards)), reasons
 
 
-SEEN = ("prompt_id", "task", "question", "answer", "verify_type", "finish_reason")
-"""What a rule sees of a row of an evaluation."""
+EVALUATION_COLUMNS = ("prompt_id", "task", "question", "answer", "verify_type", "finish_reason")
+"""Columns of an evaluation that a rule sees."""
 
 
-def judge_rows(rows: Sequence[dict[str, Any]], judging: Scorer) -> list[str]:
-    """Set in rows of an evaluation what their verify types say; gives reasons of infra errors."""
+def judge_rows(rows: Sequence[dict[str, Any]], scorer: Scorer) -> list[str]:
+    """Set in rows of an evaluation what their verify types say; return reasons of infra errors."""
     texts = [
-        (row["assistant_prefix"] + row["completion_text"], {name: row[name] for name in SEEN})
+        (
+            row["assistant_prefix"] + row["completion_text"],
+            {n: row[n] for n in EVALUATION_COLUMNS},
+        )
         for row in rows
     ]
-    verdicts = judging.answers(texts)
+    verdicts = scorer.answers(texts)
     for row, verdict in zip(rows, verdicts, strict=True):
         row["reward_answer"] = verdict.reward
         row["extracted_answer"] = verdict.extracted
@@ -357,10 +371,10 @@ def judge_rows(rows: Sequence[dict[str, Any]], judging: Scorer) -> list[str]:
 
 
 def rows_for_rules(completions: pa.Table) -> pa.Table:
-    """What rules see of a row: its columns of text and numbers, and `completion_tokens`.
+    """Return what rules see of the rows: columns of text and numbers, and `completion_tokens`.
 
-    Lists are left out, since unpacking ids and logprobs of tokens takes longer than judging; of the
-    ids their number stays.
+    Lists are left out, since unpacking token ids and logprobs takes longer than judging; of the ids
+    their number stays.
     """
     plain = [field.name for field in completions.schema if _is_plain(field.type)]
     rows = completions.select(plain)
@@ -385,7 +399,11 @@ def _is_list(column: pa.ChunkedArray) -> bool:
 
 
 def check_columns(completions: pa.Table, rewards: RewardsConfig, where: str) -> None:
-    """Raise `UserError` if an extra of the recipe needs a column that is not there."""
+    """Check that the columns are there which the recipe's auxiliary rewards need.
+
+    Raises:
+        UserError: one is missing or has a gap.
+    """
     rows = rows_for_rules(completions)
     for column, name in needed_columns(rewards).items():
         source = {"completion_tokens": "completion_ids"}.get(column, column)
@@ -398,14 +416,14 @@ def check_columns(completions: pa.Table, rewards: RewardsConfig, where: str) -> 
             )
 
 
-def _schema(extras: Iterable[str]) -> pa.Schema:
-    rewards = ["reward", "reward_answer", *(f"reward_{name}" for name in extras)]
+def _schema(aux_rewards: Iterable[str]) -> pa.Schema:
+    rewards = ["reward", "reward_answer", *(f"reward_{name}" for name in aux_rewards)]
     texts = ["extracted_answer", "verdict"]
     return pa.schema([(r, pa.float64()) for r in rewards] + [(t, pa.string()) for t in texts])
 
 
 def with_columns(table: pa.Table, columns: Mapping[str, Any]) -> pa.Table:
-    """`table` with columns set or, if it has them, replaced."""
+    """Return `table` with these columns; columns of the same name are replaced."""
     for name, column in columns.items():
         if name in table.column_names:
             table = table.set_column(table.column_names.index(name), name, column)
@@ -415,18 +433,21 @@ def with_columns(table: pa.Table, columns: Mapping[str, Any]) -> pa.Table:
 
 
 def refuse_infra_errors(scored: pa.Table, reasons: list[str]) -> None:
-    """Raise `UserError` with the first three reasons if more than 1 % of the rows failed.
+    """Check that the rules failed on 1 % of the rows at most.
 
     Args:
         scored: with `verdict`.
         reasons: of the infra errors.
+
+    Raises:
+        UserError: they failed on more; says the first three reasons.
     """
     failed = scored["verdict"].to_pylist().count("infra_error")
     refuse_failures(failed, scored.num_rows, reasons)
 
 
 def refuse_failures(failed: int, completions: int, reasons: list[str]) -> None:
-    """As `refuse_infra_errors`, of rows that were counted before."""
+    """Check as `refuse_infra_errors` does, for rows that were counted before."""
     if failed > MOST_INFRA_ERRORS * completions:
         first = "".join(f"\n  {reason}" for reason in list(dict.fromkeys(reasons))[:3])
         raise UserError(
@@ -437,7 +458,7 @@ def refuse_failures(failed: int, completions: int, reasons: list[str]) -> None:
 
 
 def reward_facts(scored: pa.Table) -> dict[str, Any]:
-    """Mean reward, accuracy and verdicts of scored rows, of all and by `task` if there is one.
+    """Return mean reward, accuracy and verdicts of scored rows, and by `task` if there is one.
 
     Accuracy is the share of `correct` among the rows that could be judged.
     """
@@ -451,9 +472,10 @@ def reward_facts(scored: pa.Table) -> dict[str, Any]:
 
 
 def summary(name: str, facts: dict[str, Any]) -> str:
-    """One line about what was scored.
+    """Return one line about what was scored.
 
     Args:
+        name: what the line begins with.
         facts: of `reward_facts` and, if there are groups, how many have no variance.
     """
     counts = [f"{n} {outcome}" for outcome, n in facts["verdicts"].items() if n]

@@ -1,14 +1,14 @@
 """SIMILARITY: how near the answer's meaning is to the gold's, by sentence embeddings.
 
 The reward is the cosine of the two embeddings (Reimers and Gurevych 2019, arXiv 1908.10084),
-clipped to [0, 1]. What is compared is the content of the single `<answer>…</answer>`, without such
-tags the whole answer part; several answers are wrong, and a tag that is not closed holds none. Both
+clipped to [0, 1]. Compared is the content of the single `<answer>…</answer>`, or without such tags
+the whole answer part. Several answers are wrong, and a tag that is not closed holds none. Both
 texts are cut at the model's `max_seq_length`.
 
-A cosine is a degree. For what counts answers (accuracy, pass@k) the verdict is `correct` from
-`rewards.similarity.correct_from` on, about where all-MiniLM-L6-v2 puts a close paraphrase. An
-embedding sees topic and wording better than truth: "The answer is 14." is 0.91 from "The answer is
-15.". Use it where gold answers are prose.
+A cosine is a degree. For everything that counts right answers (accuracy, pass@k) the verdict is
+`correct` from `rewards.similarity.correct_from` on; the default is about where all-MiniLM-L6-v2
+puts a close paraphrase. An embedding sees topic and wording better than truth: "The answer is 14."
+has a cosine of 0.91 to "The answer is 15.". Use this rule where gold answers are prose.
 """
 
 from __future__ import annotations
@@ -39,20 +39,20 @@ INSTALL = "`make extras`"
 
 
 GOLDS_KEPT = 10_000
-"""Embeddings of gold answers kept in memory: a group's completions share one."""
+"""How many embeddings of gold answers are kept in memory: all completions of a group share one."""
 
 NO_CODE_NO_PICKLE = ["*.json", "*.txt", "*.model", "*.safetensors"]
 
 Embed = Callable[[str], np.ndarray]
-"""Text → its embedding, float64 [dimensions]."""
+"""A function from a text to its embedding, float64 [dimensions]."""
 
 
 def require(rewards: RewardsConfig) -> None:
-    """Find out without importing anything whether the model can be loaded.
+    """Check, without importing anything large, that the model can be loaded.
 
     Raises:
         MissingToolError: a package is not installed.
-        UserError: `rewards.similarity.model` is neither a folder to be loaded nor a hub name.
+        UserError: `rewards.similarity.model` is neither a folder that can be loaded nor a hub name.
     """
     name = rewards.similarity.model
     if find_spec("sentence_transformers") is None:
@@ -69,7 +69,7 @@ def require(rewards: RewardsConfig) -> None:
 
 
 def open_rule(rewards: RewardsConfig) -> Judge:
-    """Load the model.
+    """Load the model and return the rule.
 
     Raises:
         MissingToolError, UserError: as `require` does; or the hub does not give the model.
@@ -94,7 +94,11 @@ def open_rule(rewards: RewardsConfig) -> Judge:
 
 
 def read_gold(answer: str) -> str:
-    """The gold without outer space; any text that says something."""
+    """Return the gold without surrounding white space.
+
+    Raises:
+        GoldError: it is empty.
+    """
     gold = answer.strip()
     if not gold:
         raise GoldError("is empty")
@@ -102,7 +106,7 @@ def read_gold(answer: str) -> str:
 
 
 def cosine(first: np.ndarray, second: np.ndarray) -> float:
-    """Cosine of two vectors, clipped to [0, 1]; 0 if it is not defined."""
+    """Return the cosine of two vectors, clipped to [0, 1]; 0 where it is not defined."""
     with np.errstate(all="ignore"):
         value = float(first @ second / np.sqrt((first @ first) * (second @ second)))
     # A NaN, of a vector of zeros or of NaNs, compares false.
@@ -110,7 +114,7 @@ def cosine(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def find_folder(name: str) -> Path:
-    """The model's folder; a hub name is downloaded, its safetensors and descriptions alone.
+    """Return the model's folder; of a hub name only safetensors and descriptions are downloaded.
 
     Raises:
         UserError: the hub does not give it, or what it gives cannot be loaded.
@@ -135,10 +139,10 @@ def find_folder(name: str) -> Path:
 
 
 def check_folder(folder: Path) -> None:
-    """Check that loading a folder runs no code of it and unpickles nothing.
+    """Check that loading a folder runs no code from it and unpickles nothing.
 
     Raises:
-        UserError: it would, or it is no model.
+        UserError: it would, or the folder holds no model.
     """
     where = f"rewards.similarity.model: {folder}"
     if not (folder / "config.json").is_file() and not (folder / "modules.json").is_file():
@@ -164,10 +168,10 @@ def _module_types(folder: Path, where: str) -> list[str]:
 
 
 def load(folder: Path) -> Embed:
-    """The model as a function of one text, on the CPU.
+    """Return the model as a function of one text, on the CPU.
 
-    It runs on one thread, for workers run beside each other, and on one text at a time, so that a
-    score depends neither on the worker nor on what else is judged.
+    It runs on one thread, since workers run beside each other, and on one text at a time, so that a
+    score depends neither on the worker nor on the other completions.
     """
     import torch
     from sentence_transformers import SentenceTransformer

@@ -1,6 +1,6 @@
 """The process in which a rule judges that cannot run in ours: `python -m common.rewards.worker`.
 
-It speaks JSON lines. The first line it reads names the rule; it answers when the rule is open.
+It speaks JSON lines. The first line that it reads names the rule; it answers when the rule is open.
 Then it judges one request after the other, on its main thread, until it is closed or killed:
 
     {"rule": "MATH", "rewards": {…}}    →  {} or {"error": …}
@@ -28,7 +28,7 @@ PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
-    """Serve until the other side closes."""
+    """Serve requests until the other side closes."""
     _die_with_parent()
     # Ctrl-C reaches the whole group of processes; whoever asked us ends us.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -69,7 +69,7 @@ def _send(answers: TextIO, answer: Any) -> None:
 
 
 def _take_standard_streams() -> tuple[TextIO, TextIO]:
-    """Our pipes under other numbers, so that a rule that prints or reads does not meet them."""
+    """Return our pipes under other numbers, out of reach of a rule that prints or reads."""
     requests = os.fdopen(os.dup(0), "r", encoding="utf-8", newline="\n")
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8", newline="\n")
     with open(os.devnull) as nothing:  # noqa: PTH123
@@ -85,7 +85,7 @@ def _limit_memory(name: str, rewards: RewardsConfig) -> None:
 
 
 def _die_with_parent() -> None:
-    """Ask Linux to kill us when our parent dies, also while a rule never returns."""
+    """Ask Linux to kill us when our parent dies, even while a rule never returns."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 

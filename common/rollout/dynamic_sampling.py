@@ -23,7 +23,13 @@ from common.errors import UserError
 from common.objective.advantages import groups_with_variance
 from common.parallel.mesh import Mesh
 from common.rewards.registry import function_versions, package_versions
-from common.rewards.scorer import JUDGED, Scorer, judge_table, refuse_failures, with_columns
+from common.rewards.scorer import (
+    ROLLOUT_COLUMNS,
+    Scorer,
+    judge_table,
+    refuse_failures,
+    with_columns,
+)
 from common.rollout.groups import Groups
 from common.rollout.prompts import RenderedPrompt
 from common.runs.layout import shard_name
@@ -44,12 +50,12 @@ class GroupJudge:
         """
         self._rewards = rewards.with_limit(rollout.max_completion_tokens)
         self._types = sorted(set(verify_types))
-        self._judging = Scorer(self._rewards)
+        self._scorer = Scorer(self._rewards)
         self.reasons: list[str] = []
         """Of rules that failed."""
 
     def __enter__(self) -> GroupJudge:
-        self._judging.__enter__()
+        self._scorer.__enter__()
         return self
 
     def __exit__(
@@ -58,7 +64,7 @@ class GroupJudge:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._judging.__exit__(kind, error, trace)
+        self._scorer.__exit__(kind, error, trace)
 
     def check(self, prompts: Sequence[RenderedPrompt]) -> None:
         """Find out before sampling whether completions of these prompts can be judged.
@@ -67,10 +73,10 @@ class GroupJudge:
             UserError: a rule cannot be opened, or a gold answer cannot be read.
             MissingToolError: a program or package is not installed.
         """
-        self._judging.open(self._types)
+        self._scorer.open(self._types)
         faults = Faults()
         golds = [(prompt.row["verify_type"], prompt.row["answer"]) for prompt in prompts]
-        wrong = self._judging.unreadable_golds(golds)
+        wrong = self._scorer.unreadable_golds(golds)
         for prompt, fault in zip(prompts, wrong, strict=True):
             if fault is not None:
                 faults.add(f"prompt {prompt.row['prompt_id']} ({prompt.row['task']})", fault)
@@ -87,8 +93,8 @@ class GroupJudge:
             completions: rows of a rollout, group after group.
         """
         with bar("judge", completions.num_rows) as shown:
-            extras = list(self._rewards.extras())
-            judged, reasons = judge_table(completions, self._judging, extras, shown.advance)
+            aux_rewards = list(self._rewards.aux_weights())
+            judged, reasons = judge_table(completions, self._scorer, aux_rewards, shown.advance)
         self.reasons += reasons
         return group_outcomes(
             completions["group_id"].to_pylist(),
@@ -168,7 +174,7 @@ def _judged(writer: OutputWriter, shard: int, judge: GroupJudge) -> list[GroupOu
     noted = writer.noted(f"{name}.outcomes")
     if noted is not None:
         return [GroupOutcome(**values) for values in noted]
-    outcomes = judge.outcomes(writer.read(name).select(JUDGED))
+    outcomes = judge.outcomes(writer.read(name).select(ROLLOUT_COLUMNS))
     writer.note(f"{name}.outcomes", [asdict(outcome) for outcome in outcomes])
     return outcomes
 

@@ -158,16 +158,22 @@ TRAIN = pa.schema(
 )
 
 
-def score_schema(extras: Iterable[str]) -> pa.Schema:
-    """Columns of `score`; `extras` names the recipe's extra rewards, one column each."""
+def score_schema(aux_rewards: Iterable[str]) -> pa.Schema:
+    """Return the columns of `score`, with one for each of the recipe's auxiliary rewards.
+
+    Args:
+        aux_rewards: their names.
+    """
     return pa.schema(
         [
             _column(KEY, pa.string(), "as in rollout"),
             _column("reward", pa.float64(), "weighted sum; null after an infra error", null=True),
             _column("reward_answer", pa.float64(), "the row's verify type, unweighted", null=True),
             *(
-                _column(f"reward_{name}", pa.float64(), "an extra, unweighted", null=True)
-                for name in extras
+                _column(
+                    f"reward_{name}", pa.float64(), "an auxiliary reward, unweighted", null=True
+                )
+                for name in aux_rewards
             ),
             _column("extracted_answer", pa.string(), "what the rule read", null=True),
             _column("verdict", pa.string(), "correct, wrong, no_answer, timeout or infra_error"),

@@ -152,7 +152,7 @@ STAGES: tuple[Stage, ...] = (
         path="iterations/{:04d}/score",
         inputs=(Input("rollout"),),
         schema=lambda recipe: schemas.score_schema(
-            RewardsConfig.model_validate(recipe["rewards"]).extras()
+            RewardsConfig.model_validate(recipe["rewards"]).aux_weights()
         ),
         decides=(Keys((*_REWARDS, "advantages")),),
         uses=(Keys(("run.seed", "rewards.workers")),),

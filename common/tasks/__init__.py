@@ -1,1 +1,4 @@
-"""Questions with checkable answers: one generator per file, found by name in `registry`."""
+"""Questions with checkable answers: generated, drawn from reasoning-gym, or read from data sets.
+
+`registry` finds the generators by name, and `sources` reads what a recipe's [data] names.
+"""

@@ -18,7 +18,7 @@ from common.tasks.question import (
 CONSONANTS = "nrt"
 VOWELS = "ae"
 LETTERS = CONSONANTS + VOWELS
-"""Few letters, so that they repeat within a word and "1" is not the answer to everything."""
+"""Few letters, so that they repeat within a word and the answer is not always "1"."""
 
 WORDINGS = (
     'How many times does the letter "{}" occur in the word "{}"?',
@@ -27,7 +27,7 @@ WORDINGS = (
 
 
 class CountingDifficulty(Difficulty):
-    """Length of the word."""
+    """The length of the word sets the difficulty."""
 
     min_length: int = Field(default=5, ge=2, le=64)
     """Letters of the shortest word."""
@@ -45,7 +45,8 @@ class CountingDifficulty(Difficulty):
 def generate(count: int, *, split: Split, seed: int, **difficulty: Any) -> list[Question]:
     """Draw `count` distinct questions; a letter in a word is in one split under every wording.
 
-    Raises `UserError` for an unknown difficulty or for more questions than exist.
+    Raises:
+        UserError: the difficulty is unknown, or there are not so many questions.
     """
     settings = read_difficulty(CountingDifficulty, "counting", difficulty)
     spaces = [_space(length) for length in range(settings.min_length, settings.max_length + 1)]

@@ -19,16 +19,16 @@ from common.errors import UserError
 from common.tasks.records import Faults, Record
 
 NOT_ROWS = ("manifest.json", "dataset_info.json", "dataset_infos.json")
-"""JSON files of a folder that tell about its data."""
+"""JSON files of a folder that describe its data and hold no rows."""
 
 _BOM = b"\xef\xbb\xbf"
 
 
 def files_of(path: Path, split: str) -> list[Path]:
-    """The file at `path`, or the files in that folder that belong to `split`.
+    """Return the file at `path`, or the files in that folder that belong to `split`.
 
-    In a folder, files whose names begin with the split's name are that split; all files of a
-    folder without such names are its `train` split.
+    In a folder, files whose names begin with the split's name are that split; all files of a folder
+    without such names are its `train` split.
 
     Raises:
         UserError: the folder has no files of this split.
@@ -50,7 +50,7 @@ def files_of(path: Path, split: str) -> list[Path]:
 
 
 def read_files(files: Iterable[Path], faults: Faults) -> list[Record]:
-    """All rows of the files; faulty rows are left out and told to `faults`.
+    """Return all rows of the files; faulty rows are left out and added to `faults`.
 
     Raises:
         UserError: the suffix of a file is not a known one, or it cannot be read.
@@ -65,7 +65,11 @@ def read_files(files: Iterable[Path], faults: Faults) -> list[Record]:
 
 
 def read_file(path: Path, faults: Faults) -> Iterator[Record]:
-    """Rows of one file, read by its suffix."""
+    """Yield the rows of one file, which is read as its suffix says.
+
+    Raises:
+        UserError: the suffix is not a known one, or the file cannot be read.
+    """
     reader = READERS.get(path.suffix.lower())
     if reader is None:
         raise UserError(f"{path}: files of this kind are not read; known are {', '.join(READERS)}")
@@ -84,7 +88,7 @@ def _read_json_lines(path: Path, data: bytes, faults: Faults) -> Iterator[Record
 
 
 def _read_json(path: Path, data: bytes, faults: Faults) -> Iterator[Record]:
-    """A list of objects; a file of JSON Lines by the wrong name is taken for what it is."""
+    """Read a list of objects; JSON Lines under the name of a JSON file are read as such."""
     data = data.removeprefix(_BOM)
     if not data.lstrip().startswith(b"["):
         yield from _read_json_lines(path, data, faults)
@@ -94,7 +98,7 @@ def _read_json(path: Path, data: bytes, faults: Faults) -> Iterator[Record]:
 
 
 def _parse_json(path: Path, data: bytes, faults: Faults, first_line: int = 1) -> Any:
-    """The value, or None after telling `faults` where it is not JSON."""
+    """Return the value, or None after adding to `faults` where it is not JSON."""
     text = _decode(path, data, faults, first_line)
     if text is None:
         return None
@@ -153,7 +157,7 @@ def _read_parquet(path: Path, data: bytes, faults: Faults) -> Iterator[Record]:
 
 
 def _values(path: Path, name: str, column: pa.ChunkedArray, faults: Faults) -> list[Any]:
-    """Python values of a column; text that is not UTF-8 becomes None and a fault."""
+    """Return a column's Python values; text that is not UTF-8 becomes None and a fault."""
     try:
         return column.to_pylist()
     except UnicodeDecodeError:
@@ -171,7 +175,7 @@ def _values(path: Path, name: str, column: pa.ChunkedArray, faults: Faults) -> l
 
 
 def _decode(path: Path, data: bytes, faults: Faults, first_line: int = 1) -> str | None:
-    """Text of `data`, or None after telling `faults` the line and byte where it is not UTF-8."""
+    """Return `data` as text, or None after adding to `faults` where it is not UTF-8."""
     try:
         return data.decode()
     except UnicodeDecodeError as error:

@@ -18,24 +18,24 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 
 
 def is_hub_name(name: str) -> bool:
-    """Whether `name` could be a repository of the Hugging Face hub: `openai/gsm8k`."""
+    """Return whether `name` could be a repository of the Hugging Face hub: `openai/gsm8k`."""
     return _HUB_NAME.fullmatch(name) is not None
 
 
 def first_line(error: Exception) -> str:
-    """An error of a library, whose messages run over pages, in one line."""
+    """Return an error in one line; those of some libraries run over pages."""
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 
 def is_saved_to_disk(path: Path) -> bool:
-    """Whether `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote this folder."""
+    """Return whether `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote this folder."""
     return (path / "dataset_dict.json").is_file() or (
         (path / "state.json").is_file() and (path / "dataset_info.json").is_file()
     )
 
 
 def read_saved(path: Path, split: str) -> list[Record]:
-    """All rows of a saved data set, of its `split` if it has several.
+    """Return all rows of a saved data set, of its `split` if it has several.
 
     Raises:
         UserError: it cannot be loaded, or has no such split.
@@ -56,10 +56,10 @@ def read_saved(path: Path, split: str) -> list[Record]:
 
 
 def read_hub(name: str, configuration: str, split: str) -> list[Record]:
-    """All rows of one split of a data set on the Hugging Face hub, or of its local cache.
+    """Return all rows of one split of a data set on the Hugging Face hub, or of its local cache.
 
     Raises:
-        UserError: no such data set, configuration or split, or the hub cannot be reached.
+        UserError: there is no such data set, configuration or split, or the hub cannot be reached.
     """
     from datasets import disable_progress_bars, load_dataset
 

@@ -1,4 +1,4 @@
-"""Multiplication of two whole numbers; difficulty is the number of digits of each factor."""
+"""Multiplication of two whole numbers; the number of digits sets the difficulty."""
 
 import math
 from typing import Any
@@ -23,7 +23,7 @@ WORDINGS = (
 
 
 class MultiplicationDifficulty(Difficulty):
-    """Digits of the two factors."""
+    """The digits of the two factors set the difficulty."""
 
     first_digits: int = Field(default=2, ge=1, le=12)
     """Digits of one factor."""
@@ -35,7 +35,8 @@ class MultiplicationDifficulty(Difficulty):
 def generate(count: int, *, split: Split, seed: int, **difficulty: Any) -> list[Question]:
     """Draw `count` distinct questions; 7 × 34 and 34 × 7 are always in the same split.
 
-    Raises `UserError` for an unknown difficulty or for more questions than exist.
+    Raises:
+        UserError: the difficulty is unknown, or there are not so many questions.
     """
     settings = read_difficulty(MultiplicationDifficulty, "multiplication", difficulty)
     return draw([_space(settings)], count, split, seed, "multiplication")
@@ -65,5 +66,5 @@ def _space(settings: MultiplicationDifficulty) -> Space:
 
 
 def _numbers(digits: int) -> range:
-    """All numbers of so many digits; 0 and 1 are left out, as factors they ask nothing."""
+    """Return all numbers of so many digits but 0 and 1, which as factors ask nothing."""
     return range(max(2, 10 ** (digits - 1)), 10**digits)

@@ -1,4 +1,4 @@
-"""A prompt: one row of a data set, checked, in our columns."""
+"""A prompt: one row of a data set, checked, in the columns of `prompts/`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import cached_property
@@ -18,12 +18,9 @@ import pyarrow as pa
 from common.config import DatasetSource
 from common.errors import UserError
 from common.runs.schemas import PROMPTS
-from common.tasks.records import Faults, Record
+from common.tasks.records import Faults, Record, UnreadableGolds
 
 Messages = list[dict[str, str]]
-
-UnreadableGolds = Callable[[Sequence[tuple[str, str]]], list[str | None]]
-"""(verify type, answer) of each → what is wrong with it, None if it can be read."""
 
 STRUCTURED = ("CODE", "REASONING_GYM")
 """Verify types whose golds are JSON: a column may hold the value itself instead of its text."""
@@ -50,7 +47,7 @@ class Prompt:
 
     @cached_property
     def key(self) -> str:
-        """Hash of what the model is shown: two prompts with one key are the same question."""
+        """Hash of what the model is shown: prompts with one key are the same question."""
         return _hash(self.messages)
 
     @cached_property
@@ -60,7 +57,7 @@ class Prompt:
 
 
 def to_table(prompts: Sequence[Prompt]) -> pa.Table:
-    """Prompts in the columns of `schemas.PROMPTS`."""
+    """Return prompts as a table with the columns of `schemas.PROMPTS`."""
     rows = [
         {name: getattr(prompt, name) for name in PROMPTS.names}
         | {"metadata": json.dumps(prompt.metadata)}
@@ -76,9 +73,10 @@ def read_prompts(
     unreadable_golds: UnreadableGolds,
     faults: Faults,
 ) -> list[Prompt]:
-    """Records in our columns, as the source's column map and answer pattern say.
+    """Read records as prompts, as the source's column map and answer pattern say.
 
-    Faults of rows go to `faults`; a column that no row has is one fault and ends the reading.
+    Faults of rows are added to `faults`; a column that no row has is one fault and ends the
+    reading.
     """
     columns = {name for record in records for name in record.values}
     reader = _Reader(task, source, columns)
@@ -114,7 +112,7 @@ class _Reader:
         self._pattern = _compile(task, source.answer_pattern)
 
     def missing_columns(self) -> list[str]:
-        """What is said about columns that no row has and one that has two masters."""
+        """Return what is wrong with the columns: one is missing, or two say the verify type."""
         if not self._columns:
             return []
         faults = []
@@ -133,7 +131,7 @@ class _Reader:
         return faults
 
     def read(self, record: Record) -> Prompt:
-        """One row; raises `UserError` about the first thing wrong with it."""
+        """Read one row; raises `UserError` about the first thing wrong with it."""
         messages = self._messages(record)
         for message in messages:
             _writable(message["content"], "question")
@@ -218,7 +216,7 @@ class _Reader:
         return _writable(str(value), "prompt_id")
 
     def _metadata(self, record: Record) -> dict[str, Any]:
-        """What the row says besides our columns; the metadata column itself is spread out."""
+        """Return what else the row says; a column of metadata is spread out."""
         used = set(self._mapped.values())
         others = {name: value for name, value in record.values.items() if name not in used}
         given = self._value(record, "metadata")
@@ -253,7 +251,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _writable(text: str, column: str) -> str:
-    """`text` if it can be written as UTF-8; JSON can say "\\ud800", half of a character."""
+    r"""Return `text` if it can be written as UTF-8; JSON can say "\ud800", half of a character."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -264,7 +262,7 @@ def _writable(text: str, column: str) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """`value` as JSON can say it; bytes (images, sounds) and non-finite numbers become null."""
+    """Return `value` as JSON can say it; bytes and numbers that are not finite become null."""
     if isinstance(value, dict):
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):

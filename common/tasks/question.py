@@ -1,7 +1,7 @@
 """What a question is, and how questions are drawn from a finite space without repetition.
 
 A generator describes its questions as one or more `Space`s: a size and a function from an index to
-a question. Drawing walks a random permutation of the indices, so a question cannot come twice, and
+a question. Drawing walks a random permutation of the indices, so that no question comes twice, and
 running out of indices tells exactly how many questions a split has.
 """
 
@@ -24,7 +24,7 @@ EVAL_SHARE = 0.35
 
 @dataclass(frozen=True)
 class Question:
-    """One question with the answer its `verify_type` is checked against."""
+    """A question, with the answer that its `verify_type` compares with."""
 
     task: str
     question: str
@@ -51,7 +51,11 @@ DifficultyT = TypeVar("DifficultyT", bound=Difficulty)
 
 
 def read_difficulty(model: type[DifficultyT], task: str, values: dict[str, Any]) -> DifficultyT:
-    """Validate a task's difficulty keys; raises `UserError` that names the key and the value."""
+    """Validate a task's difficulty keys.
+
+    Raises:
+        UserError: one is unknown or its value is not allowed; names both.
+    """
     try:
         return model(**values)
     except ValidationError as error:
@@ -64,13 +68,13 @@ def read_difficulty(model: type[DifficultyT], task: str, values: dict[str, Any])
 
 
 def split_of(canonical: str) -> Split:
-    """Side of a canonical content: a stable hash, independent of seed, process and platform."""
+    """Return the split of a canonical content: a stable hash, whatever the seed or the platform."""
     digest = hashlib.sha256(canonical.encode()).digest()
     return "eval" if int.from_bytes(digest[:8], "big") / 2**64 < EVAL_SHARE else "train"
 
 
 def unravel(index: int, radices: Sequence[int]) -> list[int]:
-    """Digits of `index` in the mixed radix `radices`, the first digit running fastest."""
+    """Return the digits of `index` in the mixed radix `radices`; the first runs fastest."""
     digits = []
     for radix in radices:
         index, digit = divmod(index, radix)
@@ -83,7 +87,10 @@ def draw(spaces: Sequence[Space], count: int, split: Split, seed: int, task: str
     """Draw `count` distinct questions of one split, each time from a space chosen uniformly.
 
     Spaces of very different sizes (schedules of 2 and of 4 tasks) thus come equally often, until
-    the small ones are used up. Raises `UserError` if the split has fewer than `count` questions.
+    the small ones are used up.
+
+    Raises:
+        UserError: the split has fewer than `count` questions.
     """
     if count < 0:
         raise UserError(f"task {task}: count = {count}; ask for 0 or more questions.")
@@ -111,7 +118,7 @@ def draw(spaces: Sequence[Space], count: int, split: Split, seed: int, task: str
 def _permutation(size: int, rng: random.Random) -> Iterator[int]:
     """Yield 0 … size − 1 in random order; memory grows with what was drawn, not with `size`.
 
-    Fisher–Yates (Durstenfeld, CACM 1964) with the swapped entries alone kept, in a dict.
+    This is Fisher–Yates (Durstenfeld, CACM 1964), with only the swapped entries kept, in a dict.
     """
     moved: dict[int, int] = {}
     for last in range(size - 1, -1, -1):

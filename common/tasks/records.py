@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from common.errors import UserError
+
+UnreadableGolds = Callable[[Sequence[tuple[str, str]]], list[str | None]]
+"""A function from (verify type, gold answer) of each row to what is wrong with the gold, None if it
+can be read."""
 
 MOST_SHOWN = 10
 
 
 @dataclass(frozen=True)
 class Record:
-    """One row and where it stands, as `train.jsonl:17`."""
+    """One row, and where it stands, as `train.jsonl:17`."""
 
     values: dict[str, Any]
     where: str
@@ -20,7 +25,7 @@ class Record:
 
 @dataclass
 class Faults:
-    """Everything wrong with the input, told at once: fixing row by row would take all day."""
+    """All faults of the input, told at once: fixing one row after the other would take all day."""
 
     lines: list[str] = field(default_factory=list)
 

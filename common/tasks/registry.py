@@ -1,4 +1,4 @@
-"""The built-in tasks by name."""
+"""The generated tasks by name."""
 
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -32,7 +32,11 @@ TASKS: dict[str, Task] = {
 
 
 def get_task(name: str) -> Task:
-    """The task of that name; raises `UserError` that lists the known ones."""
+    """Return the task of that name.
+
+    Raises:
+        UserError: there is none; lists those there are.
+    """
     if name not in TASKS:
         raise UserError(f"unknown task {name!r}; known tasks: {', '.join(TASKS)}.")
     return TASKS[name]

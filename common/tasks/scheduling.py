@@ -1,4 +1,4 @@
-"""Scheduling tasks with durations and prerequisites; the answer is the critical path's length."""
+"""Scheduling of jobs with prerequisites; the answer is the length of the critical path."""
 
 import math
 from typing import Any
@@ -23,7 +23,7 @@ ENDING = (
 
 
 class SchedulingDifficulty(Difficulty):
-    """Number of tasks and their durations."""
+    """The number of tasks and their durations set the difficulty."""
 
     min_tasks: int = Field(default=2, ge=1, le=len(NAMES))
     """Tasks of the smallest schedule."""
@@ -42,9 +42,10 @@ class SchedulingDifficulty(Difficulty):
 
 
 def generate(count: int, *, split: Split, seed: int, **difficulty: Any) -> list[Question]:
-    """Draw `count` distinct questions; schedules equal up to the tasks' names share a split.
+    """Draw `count` distinct questions; schedules that differ in names alone share a split.
 
-    Raises `UserError` for an unknown difficulty or for more questions than exist.
+    Raises:
+        UserError: the difficulty is unknown, or there are not so many questions.
     """
     settings = read_difficulty(SchedulingDifficulty, "scheduling", difficulty)
     sizes = range(settings.min_tasks, settings.max_tasks + 1)
@@ -53,7 +54,10 @@ def generate(count: int, *, split: Split, seed: int, **difficulty: Any) -> list[
 
 
 def finish_days(durations: list[int], prerequisites: list[list[int]]) -> list[int]:
-    """Earliest day of each task's completion; prerequisites have lower indices than their task."""
+    """Return the earliest day on which each task is done.
+
+    Prerequisites have lower indices than the task that needs them.
+    """
     finishes: list[int] = []
     for duration, needed in zip(durations, prerequisites, strict=True):
         finishes.append(max((finishes[i] for i in needed), default=0) + duration)
@@ -93,7 +97,7 @@ def _wording(durations: list[int], prerequisites: list[list[int]]) -> str:
 
 
 def _signature(durations: list[int], prerequisites: list[list[int]]) -> str:
-    """Text that does not change when tasks are renamed: each task by what it stands on."""
+    """Return text that stays the same when tasks are renamed: each task by what it depends on."""
     signatures: list[str] = []
     for duration, needed in zip(durations, prerequisites, strict=True):
         signatures.append(f"{duration}({','.join(sorted(signatures[i] for i in needed))})")

@@ -1,7 +1,7 @@
-"""The recipe's [data]: every source of questions read, checked, and split for training and eval.
+"""The sources of a recipe's [data]: read, checked, and split for training and evaluation.
 
-What is taken or held out is decided by hash of the question, so the same file gives the same
-split whatever the order of its rows, and a question is never on both sides.
+A hash of the question decides what is taken or held out, so that the same file gives the same split
+whatever the order of its rows, and a question is never on both sides.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from pathlib import Path
 from common.config import DatasetSource, GeneratorSource, GymSource, Source
 from common.errors import MissingToolError, UserError
 from common.tasks.files import READERS, files_of, read_files
-from common.tasks.gym import read_gym
 from common.tasks.hub import is_hub_name, is_saved_to_disk, read_hub, read_saved
-from common.tasks.prompts import Prompt, UnreadableGolds, read_prompts
-from common.tasks.question import Split
-from common.tasks.records import Faults, Record
+from common.tasks.prompts import Prompt, read_prompts
+from common.tasks.question import Question, Split
+from common.tasks.reasoning_gym import read_questions
+from common.tasks.records import Faults, Record, UnreadableGolds
 from common.tasks.registry import get_task
 
 
@@ -34,11 +34,11 @@ class Prompts:
 
 
 def read_sources(data: Mapping[str, Source], unreadable_golds: UnreadableGolds) -> Prompts:
-    """All questions of a recipe's [data].
+    """Return all questions of a recipe's [data].
 
     Args:
         data: sources by task name.
-        unreadable_golds: says of answers what their verify types cannot read.
+        unreadable_golds: says which golds their verify types cannot read.
 
     Raises:
         UserError: everything wrong with the sources, at once.
@@ -51,9 +51,9 @@ def read_sources(data: Mapping[str, Source], unreadable_golds: UnreadableGolds) 
             if isinstance(source, GeneratorSource):
                 _generate(task, source, prompts)
             elif isinstance(source, GymSource):
-                train, held_out = read_gym(task, source, unreadable_golds, prompts.notices)
-                prompts.train += train
-                prompts.eval += held_out
+                train, held_out = read_questions(task, source, unreadable_golds, prompts.notices)
+                prompts.train += [_prompt(task, question) for question in train]
+                prompts.eval += [_prompt(task, question) for question in held_out]
             else:
                 _SourceReader(task, source, unreadable_golds, faults, prompts.notices).read_into(
                     prompts
@@ -76,22 +76,23 @@ def _generate(task: str, source: GeneratorSource, prompts: Prompts) -> None:
     }
     for split, (count, into) in splits.items():
         questions = generate(count, split=split, seed=source.seed, **source.difficulty)
-        into += [
-            Prompt(
-                task=task,
-                messages=[{"role": "user", "content": question.question}],
-                answer=question.answer,
-                verify_type=question.verify_type,
-                metadata=question.metadata,
-                where=f"data.{task}",
-            )
-            for question in questions
-        ]
+        into += [_prompt(task, question) for question in questions]
+
+
+def _prompt(task: str, question: Question) -> Prompt:
+    return Prompt(
+        task=task,
+        messages=[{"role": "user", "content": question.question}],
+        answer=question.answer,
+        verify_type=question.verify_type,
+        metadata=question.metadata,
+        where=f"data.{task}",
+    )
 
 
 @dataclass(frozen=True)
 class _SourceReader:
-    """Reads one data set; faults of its rows and notices go where all sources' go."""
+    """Reads one data set; it adds faults and notices to those of all sources."""
 
     task: str
     source: DatasetSource
@@ -123,7 +124,7 @@ class _SourceReader:
         prompts.eval += held_out
 
     def _rows(self, path: str, split: str) -> list[Prompt]:
-        """Checked rows of one split, without repetitions of the same question and answer."""
+        """Return the checked rows of one split; a question with the same answer comes once."""
         records = self._records(path, split)
         rows = read_prompts(records, self.task, self.source, self.unreadable_golds, self.faults)
         kept: dict[tuple[str, str], Prompt] = {}
@@ -155,7 +156,7 @@ class _SourceReader:
     def _training_rows(
         self, rows: list[Prompt], held_out: list[Prompt], apart: bool
     ) -> list[Prompt]:
-        """As many of `rows` as the source asks for, none of which is an evaluation question."""
+        """Return as many of `rows` as the source asks for, but no evaluation question."""
         held_out_keys = {prompt.key for prompt in held_out}
         rest = [prompt for prompt in rows if prompt.key not in held_out_keys]
         if not rest:
@@ -180,20 +181,20 @@ class _SourceReader:
 
 
 def _first_by_hash(prompts: list[Prompt], count: int) -> list[Prompt]:
-    """Up to `count` prompts, the first by hash of the question, in the order they came in."""
+    """Return up to `count` prompts, the first by hash of the question, in their own order."""
     by_hash = sorted(range(len(prompts)), key=lambda i: (prompts[i].key, prompts[i].prompt_id))
     return [prompts[i] for i in sorted(by_hash[:count])]
 
 
 def _near(path: Path) -> str:
-    """A hint at something of a similar name beside `path`."""
+    """Return a hint at something of a similar name beside `path`."""
     beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
     near = difflib.get_close_matches(path.name, beside, n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def _check_ids(prompts: Prompts, faults: Faults) -> None:
-    """An id names one prompt in all of the run."""
+    """Add a fault for each id that names two prompts of the run."""
     places: dict[str, str] = {}
     for prompt in [*prompts.train, *prompts.eval]:
         if prompt.prompt_id in places:

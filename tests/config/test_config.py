@@ -125,7 +125,7 @@ def test_overrides_keep_comments_and_types() -> None:
     assert "# small" in changed
     recipe = parse_recipe(changed, origin="r")
     assert recipe.train.learning_rate == 2e-5
-    assert recipe.rewards.extras() == {"format": 0.2}
+    assert recipe.rewards.aux_weights() == {"format": 0.2}
     assert recipe.data["words"].path == "../other.jsonl"  # type: ignore[union-attr]
     assert recipe.run.keep_policies == "all"
 

@@ -17,7 +17,7 @@ from common.config.presets import PresetName
 from common.config.recipe_file import load_recipe, override_text, parse_recipe, preset_remark
 from common.errors import UserError
 from common.objective.advantages import compute_advantages
-from common.rewards.length import open_rule
+from common.rewards.auxiliary import open_length
 
 RECIPES = sorted((REPOSITORY / "workflows" / "recipes").glob("*.toml"))
 README = (REPOSITORY / "common/objective/README.md").read_text()
@@ -209,7 +209,7 @@ def test_what_overrules_a_preset_is_said() -> None:
 def test_dapo_gives_the_advantages_of_its_paper() -> None:
     """Rewards 1 and -1 with a penalty to -1 in 4,096 of 20,480 tokens, against the preset's."""
     recipe = parse_recipe(f'preset = "dapo"\n{BASE}', origin="x")
-    penalty = open_rule(recipe.rewards.with_limit(20_480))
+    penalty = open_length(recipe.rewards.with_limit(20_480))
     lengths = np.array([500, 16_384, 17_000, 18_432, 20_479, 20_480])
     correct = np.array([1, 0, 1, 1, 0, 0])
     paper = np.where(correct == 1, 1.0, -1.0) - np.clip((lengths - 16_384) / 4_096, 0, 1)

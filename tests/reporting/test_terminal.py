@@ -5,8 +5,7 @@ from __future__ import annotations
 import polars as pl
 import pytest
 
-from common.reporting.frames import Table, first_rows
-from common.reporting.terminal import print_table
+from common.reporting.terminal import Table, first_rows, print_table
 
 
 @pytest.fixture

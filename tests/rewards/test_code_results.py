@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.rewards.programs.compare import Comparison, same_output
+from common.rewards.code_results import Comparison, same_output
 from common.rewards.sandbox.child import encode
 
 

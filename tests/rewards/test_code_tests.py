@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from common.rewards.code import read_gold
-from common.rewards.programs.compare import Comparison
-from common.rewards.programs.tests import CallTest, StdioTest
+from common.rewards.code_results import Comparison
+from common.rewards.code_tests import CallTest, StdioTest
 from common.rewards.rule import GoldError
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from common.config import RewardsConfig, VerifyType
 from common.errors import UserError
-from common.rewards.registry import EXTRAS, VERIFY, check_gold, judge
+from common.rewards.registry import AUX_REWARDS, VERIFY, check_gold, judge
 from common.rewards.rule import VERDICTS
 
 
@@ -40,8 +40,8 @@ def test_unreadable_gold_is_an_error_and_no_reward(verify_type: str, gold: str) 
 
 def test_recipe_and_registries_name_the_same_rules() -> None:
     assert list(get_args(VerifyType)) == list(VERIFY)
-    weights = {name: {"weight": 1.0} for name in EXTRAS}
-    assert list(RewardsConfig.model_validate(weights).extras()) == list(EXTRAS)
+    weights = {name: {"weight": 1.0} for name in AUX_REWARDS}
+    assert list(RewardsConfig.model_validate(weights).aux_weights()) == list(AUX_REWARDS)
 
 
 def test_outcomes_are_named_as_documented() -> None:

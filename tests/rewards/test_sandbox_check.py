@@ -13,9 +13,8 @@ import pytest
 from common.errors import MissingToolError
 from common.rewards.sandbox import bubblewrap
 from common.rewards.sandbox import check as sandbox_check
-from common.rewards.sandbox.bubblewrap import find_bwrap
+from common.rewards.sandbox.bubblewrap import find_bwrap, sandboxed_worker
 from common.rewards.sandbox.check import self_test
-from common.rewards.sandbox.jail import jailed
 
 ALLOW_ALL = struct.pack("<HBBI", 6, 0, 0, 0x7FFF0000)
 
@@ -29,7 +28,7 @@ def test_self_test_holds_here() -> None:
     self_test()
 
 
-def test_self_test_finds_a_wall_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_self_test_finds_isolation_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(bubblewrap, "build_filter", lambda: ALLOW_ALL)
         with pytest.raises(MissingToolError, match=r"could: open a socket, start a process, "):
@@ -99,7 +98,7 @@ def test_root_becomes_somebody_that_nobody_is(mapping: str, free: range, tmp_pat
         bubblewrap._free_id(str(path))
 
 
-def test_jail_holds_a_worker_of_ours(tmp_path: Path) -> None:
+def test_sandbox_holds_a_worker_of_ours(tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.touch()
     code = f"""\
@@ -109,7 +108,7 @@ for reach in (lambda: open({str(secret)!r}), lambda: open("/etc/passwd"), os.for
     try: reach(); print("could")
     except OSError: pass
 for line in sys.stdin: print(line.strip() * 2, 0 in os.getresuid(), flush=True)"""
-    with jailed([sys.executable, "-c", code]) as (inside, descriptors):
+    with sandboxed_worker([sys.executable, "-c", code]) as (inside, descriptors):
         worker = subprocess.Popen(
             inside, pass_fds=descriptors, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )

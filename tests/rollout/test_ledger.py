@@ -14,7 +14,7 @@ from support.dynamic_runs import RECIPE, sayings
 from support.scored_runs import completion, start_scored_run, write_rollout
 
 from common.errors import UserError
-from common.reporting.ledger import read_ledger
+from common.reporting.ledger_tables import read_ledger
 from common.rollout.ledger import attempts, last_pass_rates
 from common.runs.freshness import input_hashes, status_of
 from common.runs.layout import Run, shard_name

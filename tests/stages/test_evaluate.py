@@ -14,14 +14,14 @@ import pytest
 import torch
 from support.multirank import torchrun
 
+from common.accuracy import pass_at_k
 from common.command import rank
 from common.config import RewardsConfig
 from common.config.recipe_file import load_recipe
 from common.errors import UserError
 from common.modeling.chat import stop_ids
 from common.modeling.load import load_causal_lm
-from common.reporting.accuracy import pass_at_k
-from common.rewards.registry import EXTRAS, VERIFY, judge
+from common.rewards.registry import AUX_REWARDS, VERIFY, judge
 from common.rewards.rule import Judge, Row, Verdict, always
 from common.rollout.prompts import SamplingPolicy
 from common.runs.layout import DEFAULT_RECIPE, Run
@@ -249,7 +249,7 @@ def test_two_ranks_make_the_same_and_the_first_alone_verifies_and_warns(
 
 
 def test_settings_of_every_verify_type_are_part_of_an_evaluation() -> None:
-    others = {"answer", "functions", "workers", *EXTRAS}
+    others = {"answer", "functions", "workers", *AUX_REWARDS}
     recipe = load_recipe(DEFAULT_RECIPE)
     recorded = BY_NAME["evaluate"].recorded(recipe)["rewards"]
     assert set(RewardsConfig.model_fields) - others == set(recorded)

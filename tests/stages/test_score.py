@@ -40,11 +40,11 @@ def test_rewards_and_advantages_of_an_iteration(run: Run) -> None:
     table = read_output(run.score(1))
     assert table.schema.equals(score_schema(["format"]))
     assert table[KEY].to_pylist() == [row[KEY] for row in ROWS]
-    with Scorer(parse_recipe(RECIPE, origin="here").rewards) as judging:
-        judged = judging.judge([("<think>" + row["completion_text"], row) for row in ROWS])
+    with Scorer(parse_recipe(RECIPE, origin="here").rewards) as scorer:
+        judged = scorer.judge([("<think>" + row["completion_text"], row) for row in ROWS])
     assert table["reward"].to_pylist() == [one.reward for one in judged]
     assert {1.25, 0.25, 0.0} == set(table["reward"].to_pylist())
-    assert table["reward_format"].to_pylist() == [one.extras["format"] for one in judged]
+    assert table["reward_format"].to_pylist() == [one.aux_rewards["format"] for one in judged]
     assert table["verdict"].to_pylist() == [one.verdict.verdict for one in judged]
     assert table["extracted_answer"].to_pylist() == [one.verdict.extracted for one in judged]
     groups = [row["group_id"] for row in ROWS]
@@ -184,8 +184,8 @@ def test_ten_thousand_completions_take_about_a_second() -> None:
     table = pa.Table.from_pylist(rows).drop_columns(["prompt_ids", "completion_ids"])
     rewards = parse_recipe(RECIPE, origin="here").rewards
     began = time.thread_time()
-    with Scorer(rewards) as judging:
-        judged, reasons = judge_table(table, judging, rewards.extras())
+    with Scorer(rewards) as scorer:
+        judged, reasons = judge_table(table, scorer, rewards.aux_weights())
     assert time.thread_time() - began < 2
     assert judged.num_rows == 10_000
     assert not reasons

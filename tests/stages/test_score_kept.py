@@ -13,7 +13,7 @@ from support.scored_runs import completion, start_scored_run, write_rollout
 
 from common.errors import UserError
 from common.objective.advantages import compute_advantages
-from common.reporting.tables import groups_table
+from common.reporting.run_tables import groups_table
 from common.runs.layout import Run
 from common.runs.manifest import read_manifest
 from common.runs.shards import read_output

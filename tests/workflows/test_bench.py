@@ -240,8 +240,8 @@ def test_scored_rows_are_judged_half_right() -> None:
     from common.rewards.scorer import Scorer, judge_table
 
     for table in (bench_startup.task_rows(30), bench_startup.math_rows(30)):
-        with Scorer(RewardsConfig()) as judging:
-            judged, reasons = judge_table(table, judging, [])
+        with Scorer(RewardsConfig()) as scorer:
+            judged, reasons = judge_table(table, scorer, [])
         assert judged["verdict"].to_pylist().count("correct") == 15
         assert not reasons
 

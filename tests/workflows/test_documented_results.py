@@ -5,7 +5,7 @@ from __future__ import annotations
 import polars as pl
 
 from common.config.recipe_file import load_recipe
-from common.reporting.gain import ways_of
+from common.reporting.opening_tables import ways_of
 from common.runs.layout import REPOSITORY
 from workflows.ablation import tables as ablation_tables
 from workflows.learn import tables as learn_tables

@@ -17,8 +17,9 @@ import pytest
 from support import REPOSITORY
 
 from common.errors import UserError
-from common.reporting import openings
-from common.reporting.tables import greedy_difference, scored_completions
+from common.reporting import opening_tables
+from common.reporting.evaluation_tables import greedy_difference
+from common.reporting.run_tables import scored_completions
 from common.runs.layout import DEFAULT_RECIPE, Run
 from workflows.ablation.__main__ import in_order
 from workflows.learn.__main__ import trained
@@ -130,13 +131,13 @@ def test_what_an_ablation_refuses(ablation: Ablation, options: list[str], messag
 
 def test_openings_by_iteration_are_those_of_the_completions(ablation: Ablation) -> None:
     run = ablation.trained("default")
-    drawn = openings.rollouts(run)
-    common = openings.most_common(drawn)
-    table = openings.by_iteration(drawn, common)
+    drawn = opening_tables.rollouts(run)
+    common = opening_tables.most_common(drawn)
+    table = opening_tables.by_iteration(drawn, common)
     shares = [name for name in table.columns if name.endswith("'")]
     assert table.select(pl.sum_horizontal(shares)).to_series().to_list() == pytest.approx([1, 1])
-    few = openings.by_iteration(drawn, [common[0], openings.OTHERS])
-    rest = few[openings.quoted(openings.OTHERS)] + few[openings.quoted(common[0])]
+    few = opening_tables.by_iteration(drawn, [common[0], opening_tables.OTHERS])
+    rest = few[opening_tables.quoted(opening_tables.OTHERS)] + few[opening_tables.quoted(common[0])]
     assert rest.to_list() == pytest.approx([1, 1])
     rows = scored_completions(run, 1)
     careful = rows.filter(pl.col("completion_text").str.strip_chars().str.starts_with("Carefully:"))

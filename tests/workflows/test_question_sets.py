@@ -33,7 +33,7 @@ LATEX = rows("latex.jsonl")
 
 
 @pytest.fixture(scope="module")
-def judging() -> Iterator[Scorer]:
+def scorer() -> Iterator[Scorer]:
     with Scorer(RewardsConfig()) as opened:
         yield opened
 
@@ -100,10 +100,10 @@ def test_no_constant_passes() -> None:
         assert len(values) > 1, problem["prompt_id"]
 
 
-def test_every_solution_passes_and_every_constant_fails(judging: Scorer) -> None:
+def test_every_solution_passes_and_every_constant_fails(scorer: Scorer) -> None:
     """The constant gives the first test's value, or prints it: one test at least must refuse it."""
     right = [(fenced(SOLUTIONS[problem["prompt_id"]]), problem) for problem in PROBLEMS]
-    for (_, problem), verdict in zip(right, judging.answers(right), strict=True):
+    for (_, problem), verdict in zip(right, scorer.answers(right), strict=True):
         assert verdict.verdict == "correct", f"{problem['prompt_id']}: {verdict}"
     wrong = []
     for problem in PROBLEMS:
@@ -112,7 +112,7 @@ def test_every_solution_passes_and_every_constant_fails(judging: Scorer) -> None
         is_program = not isinstance(first, str) and first["kind"] == "stdio"
         constant = f"def {problem['prompt_id']}(*arguments):\n    return {value!r}\n"
         wrong.append((fenced(f"print({value!r}, end='')\n" if is_program else constant), problem))
-    for (_, problem), verdict in zip(wrong, judging.answers(wrong), strict=True):
+    for (_, problem), verdict in zip(wrong, scorer.answers(wrong), strict=True):
         assert verdict.verdict == "wrong", f"{problem['prompt_id']}: {verdict}"
 
 
@@ -134,9 +134,9 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_usual_mistakes_fail(name: str, judging: Scorer) -> None:
+def test_usual_mistakes_fail(name: str, scorer: Scorer) -> None:
     problem = next(problem for problem in PROBLEMS if problem["prompt_id"] == name)
-    (verdict,) = judging.answers([(fenced(MISTAKES[name]), problem)])
+    (verdict,) = scorer.answers([(fenced(MISTAKES[name]), problem)])
     assert verdict.verdict == "wrong", verdict
 
 
@@ -149,14 +149,14 @@ def test_the_tracked_file_is_what_the_generator_makes() -> None:
     assert len({row["question"] for row in LATEX}) == len(LATEX)
 
 
-def test_golds_are_readable_and_right_in_a_box_and_wrong_with_one_more(judging: Scorer) -> None:
+def test_golds_are_readable_and_right_in_a_box_and_wrong_with_one_more(scorer: Scorer) -> None:
     golds = [("MATH", row["answer"]) for row in LATEX]
-    assert not any(judging.unreadable_golds(golds))
+    assert not any(scorer.unreadable_golds(golds))
     boxed = [(rf"So it is $\boxed{{{row['answer']}}}$.", row) for row in LATEX]
-    for (_, row), verdict in zip(boxed, judging.answers(boxed), strict=True):
+    for (_, row), verdict in zip(boxed, scorer.answers(boxed), strict=True):
         assert verdict.verdict == "correct", f"{row}: {verdict}"
     other = [(rf"\boxed{{{changed(row['answer'])}}}", row) for row in LATEX]
-    for (text, row), verdict in zip(other, judging.answers(other), strict=True):
+    for (text, row), verdict in zip(other, scorer.answers(other), strict=True):
         assert verdict.verdict == "wrong", f"{text} {row}: {verdict}"
 
 
@@ -166,7 +166,7 @@ def changed(answer: str) -> str:
     return f"{answer[: last.start()]}{int(last[0]) + 1}{answer[last.end() :]}"
 
 
-def test_no_question_shows_its_answer(judging: Scorer) -> None:
+def test_no_question_shows_its_answer(scorer: Scorer) -> None:
     """Whatever stands between dollars is put into a box: repeating it must not be rewarded."""
     echoes = [
         (rf"\boxed{{{shown}}}", row)
@@ -174,7 +174,7 @@ def test_no_question_shows_its_answer(judging: Scorer) -> None:
         for shown in re.findall(r"\$([^$]+)\$", row["question"])
     ]
     assert len(echoes) > 100
-    for (text, row), verdict in zip(echoes, judging.answers(echoes), strict=True):
+    for (text, row), verdict in zip(echoes, scorer.answers(echoes), strict=True):
         assert verdict.reward == 0, f"{row['question']} {text}: {verdict}"
 
 

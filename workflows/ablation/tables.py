@@ -8,9 +8,9 @@ from statistics import mean, stdev
 
 import polars as pl
 
-from common.reporting.frames import Table
-from common.reporting.openings import rollouts
-from common.reporting.tables import evaluation_facts
+from common.reporting.evaluation_tables import evaluation_facts
+from common.reporting.opening_tables import rollouts
+from common.reporting.terminal import Table
 from common.runs.columns import polars_frame
 from common.runs.metrics import training_steps
 from workflows.trials import Trial

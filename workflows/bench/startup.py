@@ -74,8 +74,8 @@ def measure_score(bench: Bench) -> list[Measurement]:
     """Judging rows of the default recipe's tasks and of MATH, half of them right, with `format`."""
     count, found = bench.sizes.scored_rows, []
     for name, table in (("built-in tasks", task_rows(count)), ("MATH", math_rows(count))):
-        with Scorer(RewardsConfig.model_validate({"format": {"weight": 0.1}})) as judging:
-            judge = bench.clock(partial(judge_table, table, judging, ["format"]))
+        with Scorer(RewardsConfig.model_validate({"format": {"weight": 0.1}})) as scorer:
+            judge = bench.clock(partial(judge_table, table, scorer, ["format"]))
             taken = rounds({"score": judge}, bench.pairs)["score"]
         note = f"{count / median(taken):.0f} rows/s"
         label = f"score: {count} rows, {name}"

@@ -32,10 +32,10 @@ def main(spec: Mapping[str, Any]) -> None:
     from trl import GRPOConfig, GRPOTrainer  # type: ignore[attr-defined]
 
     from common.config import RewardsConfig
-    from common.rewards.repetition import open_rule
+    from common.rewards.auxiliary import open_repetition
     from workflows.bench.process import connect
 
-    reward = open_rule(RewardsConfig.model_validate(spec["rewards"]))
+    reward = open_repetition(RewardsConfig.model_validate(spec["rewards"]))
 
     class Turns(TrainerCallback):
         """Waits before a step and tells how long it took behind it."""

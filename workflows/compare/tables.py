@@ -8,10 +8,10 @@ from typing import Any
 
 import polars as pl
 
+from common.accuracy import paired_difference
 from common.console import warn
 from common.errors import UserError
-from common.reporting.accuracy import paired_difference
-from common.reporting.tables import greedy_correct
+from common.reporting.evaluation_tables import greedy_correct
 from common.runs.columns import polars_frame
 from common.runs.layout import Run
 from common.runs.manifest import has_manifest, read_manifest

@@ -26,7 +26,7 @@ from common.command import Debug, Json, Quiet, launch, refuse_besides
 from common.config.recipe_file import load_recipe
 from common.console import set_quiet
 from common.errors import UserError
-from common.reporting.tables import first_and_last
+from common.reporting.evaluation_tables import first_and_last
 from common.reporting.terminal import print_tables
 from common.runs.layout import DEFAULT_RECIPE, Run
 from workflows.learn import tables

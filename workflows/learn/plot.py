@@ -7,7 +7,7 @@ from typing import Any
 
 import polars as pl
 
-from common.reporting.openings import RIGHT, SELDOM
+from common.reporting.opening_tables import RIGHT, SELDOM
 from workflows.plotting import finish, legend_below, look, panels
 
 TOO_MANY_FOR_MARKERS = 25

@@ -6,15 +6,18 @@ from collections.abc import Callable
 
 import polars as pl
 
-from common.reporting import openings
-from common.reporting.frames import Table
-from common.reporting.gain import gain_table, ways_table
-from common.reporting.tables import (
-    evaluation_facts,
-    first_and_last,
-    greedy_difference,
-    run_table,
+from common.reporting.evaluation_tables import evaluation_facts, first_and_last, greedy_difference
+from common.reporting.opening_tables import (
+    SAMPLED,
+    answered_table,
+    by_iteration,
+    gain_table,
+    most_common,
+    rollouts,
+    ways_table,
 )
+from common.reporting.run_tables import run_table
+from common.reporting.terminal import Table
 from common.runs.layout import Run
 
 CURVES = ("entropy", "kl", "zero_variance_groups", "grad_norm")
@@ -52,12 +55,11 @@ def printed(found: dict[str, pl.DataFrame], *, as_json: bool) -> list[Table]:
     of_runs = found["evaluations"].group_by("run").agg(ends)
     pairs = of_runs.select("first", "last").unique().sort("first", "last").rows()
     which = ", ".join(f"policies {first} and {last}" for first, last in pairs)
-    sampled = openings.SAMPLED
-    gain = f"accuracy {sampled}: choosing other openings, and accuracy within them"
+    gain = f"accuracy {SAMPLED}: choosing other openings, and accuracy within them"
     ways = [Table("ways", "opening by opening", found["ways"])] if as_json else []
     return [
         Table("greedy", f"held-out questions, greedy: {which}", found["greedy"]),
-        Table("sampled", f"the same, {sampled}", found["sampled"]),
+        Table("sampled", f"the same, {SAMPLED}", found["sampled"]),
         Table("gain", gain, found["gain"]),
         *ways,
     ]
@@ -70,13 +72,13 @@ def _curves(runs: list[Run]) -> pl.DataFrame:
     sampling left out of the batch; then each opening's share and accuracy. A ledger passes over
     prompts that are solved, so with one `correct` is lower than it would be.
     """
-    drawn = {run.name: openings.rollouts(run) for run in runs}
-    common = openings.most_common(pl.concat(drawn.values()))
+    drawn = {run.name: rollouts(run) for run in runs}
+    common = most_common(pl.concat(drawn.values()))
 
     def table(run: Run) -> pl.DataFrame:
         answers = drawn[run.name].group_by("iteration", maintain_order=True)
         means = answers.agg(pl.col("correct", "tokens").mean())
-        ways = openings.by_iteration(drawn[run.name], common)
+        ways = by_iteration(drawn[run.name], common)
         for other in (run_table(run).select("iteration", *CURVES), ways):
             means = means.join(other, on="iteration", how="inner", maintain_order="left")
         return means
@@ -112,7 +114,7 @@ def _sampled(run: Run) -> pl.DataFrame:
         facts.drop("tokens").join(answers.drop("accuracy"), on="task", maintain_order="left")
         for facts, answers in zip(
             _before_and_after(run, evaluation_facts(run)),
-            _before_and_after(run, openings.answered_table(run)),
+            _before_and_after(run, answered_table(run)),
             strict=True,
         )
     )

@@ -1,16 +1,23 @@
-r"""Whether an answer is the gold: by shape, then value by value.
+"""Whether an answer is the gold: by shape, then value by value.
 
-Of two expressions in variables math-verify (Hugging Face) has the last word, but only that: by
+math-verify (Hugging Face) has the last word on two expressions in variables, but only there: by
 itself it passes 0.333333 for 1/3, 10^{-20} for 10^{-21}, x_A for x_a, `1, 2` for (1, 2) and the end
-of a chain `x = 6 = 5`. So numbers are compared exactly or to more digits than they are written
-with, expressions are first refuted by their values at six points, and lists, intervals, equations
-and units are matched here.
+of a chain `x = 6 = 5`. So numbers are compared exactly, or to more digits than they are written
+with; expressions are first refuted by their values at six points; lists, intervals, equations and
+units are matched here.
+
+Sums, integrals and limits are beyond the reader of this package. math-verify reads and compares
+them, and only for golds that need it: its parser guesses where notation is doubtful. Text reaches
+it as LaTeX alone, since its other parser evaluates what it is given.
 """
 
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -20,13 +27,16 @@ from common.rewards.latex.units import same_text
 DIGITS = 60
 MAX_DIGITS = 2000
 POINTS = ("17/13", "-29/11", "7/83", "-5/97", "211/3", "-1009/7")
-"""Where variables are put to refute that two expressions are equal, of both signs and any size."""
+"""Values of variables at which two expressions must agree, of both signs and any size."""
+
+_OPERATORS = re.compile(r"\\(?:sum|prod|int|lim|max|min|gcd|lcm)(?![A-Za-z])")
+MAX_FORMULA = 1000
 
 _FLIPPED = {"<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le"}
 
 
 def same(gold: Shape, answer: Shape) -> bool:
-    """Whether `answer` says what `gold` says; a second, different answer in it makes it wrong."""
+    """Return whether `answer` says what `gold` says; a second, different answer in it is wrong."""
     if isinstance(gold, Relation) or isinstance(answer, Relation):
         return _same_relation(gold, answer)
     if isinstance(gold, Items) or isinstance(answer, Items):
@@ -43,7 +53,7 @@ def _same_value(gold: Value, answer: Value) -> bool:
         return gold.exact == answer.exact
     if (gold.tokens, gold.scale) == (answer.tokens, answer.scale):
         return True
-    from common.rewards.latex.bounded import computing
+    from common.rewards.latex.parser import computing
 
     one, other = gold.expression, answer.expression
     with computing():
@@ -74,7 +84,7 @@ def _same_items(gold: Items, answer: Items) -> bool:
 
 
 def _as_union(items: Items) -> Items:
-    """`x < 2 or x > 3` as (-∞, 2) ∪ (3, ∞); anything else as it is."""
+    """Return `x < 2 or x > 3` as (-∞, 2) ∪ (3, ∞), and anything else as it is."""
     regions = [_interval(item) for item in items.items if isinstance(item, Relation)]
     names = {region[0] for region in regions if region}
     if items.brackets or len(regions) < len(items.items) or None in regions or len(names) > 1:
@@ -83,7 +93,10 @@ def _as_union(items: Items) -> Items:
 
 
 def _names(items: Iterable[Shape]) -> set[str]:
-    """Variables that are given values, x for x_1 too: `x = 1, y = 2` is not the list 1, 2."""
+    """Return the variables that are given values, with x for x_1.
+
+    So `x = 1, y = 2` is told from the list 1, 2.
+    """
     return {_name(item).partition("_")[0] for item in items if isinstance(item, Relation)}
 
 
@@ -93,7 +106,7 @@ def _name(relation: Relation) -> str:
 
 
 def _label(shape: Shape) -> str:
-    """Name that stands left of a relation, a tuple of names too."""
+    """Return the name that stands left of a relation, also a tuple of names."""
     if isinstance(shape, Items):
         return ",".join(map(_label, shape.items))
     if isinstance(shape, Relation):
@@ -131,7 +144,7 @@ def _same_relation(gold: Shape, answer: Shape) -> bool:
 
 
 def _tidy(shape: Shape) -> Shape:
-    """A relation with its name on the left, and without the decimals after ≈."""
+    """Return a relation with its name on the left, and without the decimals after ≈."""
     if not isinstance(shape, Relation):
         return shape
     operators, sides = shape.operators, shape.sides
@@ -162,7 +175,7 @@ def _is_constant(shape: Shape) -> bool:
 
 
 def _interval(relation: Relation) -> tuple[str, Shape] | None:
-    r"""`x > 2`, `2 < x` and `0 \le x < 1` as the variable's name and its interval."""
+    r"""Return `x > 2`, `2 < x` or `0 \le x < 1` as the variable's name and its interval."""
     operators, sides = relation.operators, relation.sides
     if not all(operator in _FLIPPED for operator in operators):
         return None
@@ -186,20 +199,20 @@ def _interval(relation: Relation) -> tuple[str, Shape] | None:
 
 
 def _equivalent(gold: Relation, answer: Relation) -> bool:
-    """Whether two equations or inequalities are the same up to a factor."""
+    """Return whether two equations or inequalities are the same up to a factor."""
     if gold == answer:
         return True
     one, other = _over_zero(gold), _over_zero(answer)
     if one is None or other is None:
         return gold.operators == answer.operators and all(map(same, gold.sides, answer.sides))
-    from common.rewards.latex.bounded import computing
+    from common.rewards.latex.parser import computing
 
     with computing():
         return one[0] == other[0] and _proportional(one[1], other[1], one[0] in (">", r"\ge"))
 
 
 def _over_zero(relation: Relation) -> tuple[str, Any] | None:
-    """`a < b` as the sign > and the expression b - a; None for what is not of two expressions."""
+    """Return `a < b` as the sign > and the expression b - a; None without two expressions."""
     if len(relation.sides) != 2 or relation.operators[0] == r"\in":
         return None
     left, right = relation.sides
@@ -227,7 +240,7 @@ def _proportional(one: Any, other: Any, positive: bool) -> bool:
 
 
 def equal(gold: Any, answer: Any) -> bool:
-    """Whether two SymPy expressions are the same number or the same function."""
+    """Return whether two SymPy expressions are the same number or the same function."""
     if gold == answer:
         return True
     if gold.is_infinite or answer.is_infinite or (gold.is_Rational and answer.is_Rational):
@@ -245,7 +258,7 @@ def equal(gold: Any, answer: Any) -> bool:
 
 
 def _digits(*expressions: Any) -> int:
-    """Digits to compute with: more than the numbers in the expressions have."""
+    """Return how many digits to compute with: more than the numbers in the expressions have."""
     import sympy
 
     bits = sum(
@@ -258,7 +271,7 @@ def _digits(*expressions: Any) -> int:
 
 
 def _at(expression: Any, symbols: set[Any], number: int, digits: int) -> Any:
-    """Value with the variables put at the point of that number, each at another one."""
+    """Return the value with each variable put at a point of its own, beginning at that number."""
     import sympy
 
     values = {}
@@ -276,7 +289,7 @@ def _is_sized(values: list[Any]) -> bool:
 
 
 def _close(one: Any, other: Any, digits: int) -> bool:
-    """Whether two values agree to all but ten digits, or cannot be told apart."""
+    """Return whether two values agree to all but ten digits, or cannot be told apart."""
     import sympy
 
     try:
@@ -289,10 +302,62 @@ def _close(one: Any, other: Any, digits: int) -> bool:
 
 
 def _proven(gold: Any, answer: Any) -> bool:
-    """What math-verify says, without its own time limit: that of the worker is kept by others."""
+    """Ask math-verify, without its own time limit: that of the worker holds."""
     if gold.is_Symbol or answer.is_Symbol:
         return bool((gold - answer).simplify() == 0)
     from math_verify import verify
 
     logging.getLogger("math_verify").setLevel(logging.ERROR)
     return verify(gold, answer, timeout_seconds=None, raise_on_error=True)
+
+
+# Golds that the reader of this package does not read: sums, integrals, limits
+
+
+@dataclass(frozen=True)
+class Formula:
+    """What math-verify reads in a text."""
+
+    text: str
+    expressions: tuple[Any, ...]
+
+
+def read_formula(text: str) -> Formula | None:
+    """Return the formula if it has such an operator and math-verify reads it, and else None."""
+    return _parse(text) if _OPERATORS.search(text) else None
+
+
+def same_formula(gold: Formula, answer: str) -> bool:
+    """Return whether `answer` is written like the gold, or is equal to it as math-verify says."""
+    from math_verify import verify
+
+    if _bare(answer) == _bare(gold.text):
+        return True
+    # It would take the last side of a chain for all of it.
+    found = _parse(answer) if answer.count("=") <= gold.text.count("=") else None
+    if found is None:
+        return False
+    return bool(verify(list(gold.expressions), list(found.expressions), timeout_seconds=None))
+
+
+@lru_cache(maxsize=4096)
+def _parse(text: str) -> Formula | None:
+    from math_verify import LatexExtractionConfig, parse
+
+    text = text.strip().strip("$")
+    if len(text) > MAX_FORMULA or "$" in text:
+        return None
+    # It logs what it cannot read, which is text of a model.
+    logging.getLogger("math_verify").setLevel(logging.CRITICAL)
+    found = parse(
+        f"${text}$",
+        extraction_config=[LatexExtractionConfig()],
+        fallback_mode="no_fallback",
+        extraction_mode="first_match",
+        parsing_timeout=None,
+    )
+    return Formula(text, tuple(found)) if found else None
+
+
+def _bare(text: str) -> str:
+    return re.sub(r"[\s$]+", "", text)

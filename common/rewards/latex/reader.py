@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from fractions import Fraction
+from itertools import pairwise
 
-from common.rewards.latex.names import TRIGONOMETRIC
-from common.rewards.latex.sets import condition_of, gaps, is_inequality
 from common.rewards.latex.shape import Items, Relation, Shape, Text, Value
 from common.rewards.latex.tokens import (
     CLOSING,
@@ -21,6 +20,7 @@ from common.rewards.latex.tokens import (
     tokens_of,
 )
 from common.rewards.latex.units import without_unit
+from common.rewards.latex.vocabulary import TRIGONOMETRIC
 from common.rewards.number import parse_number
 
 MAX_DEPTH = 8
@@ -35,7 +35,7 @@ def read(latex: str) -> Shape:
     """Read an answer or a gold.
 
     Raises:
-        UnreadableError: it is empty or no mathematics and no text.
+        UnreadableError: it is empty, or neither mathematics nor text.
     """
     latex = _without_marks(latex.strip())
     number = parse_number(latex)
@@ -45,7 +45,7 @@ def read(latex: str) -> Shape:
 
 
 def _without_marks(latex: str) -> str:
-    """Without the dollars or brackets that set it as mathematics."""
+    """Take off the dollars or brackets that set it as mathematics."""
     for opening, closing in (
         ("$$", "$$"),
         ("$", "$"),
@@ -92,7 +92,7 @@ def _check_braces(tokens: list[str]) -> None:
 
 
 def _split(tokens: list[str], is_separator: Callable[[str], bool]) -> tuple[list[str], ...]:
-    """Parts and separators in turn: part, separator, part, …; only outside of brackets."""
+    """Return parts and separators in turn (part, separator, part, …), only outside of brackets."""
     parts: list[list[str]] = [[]]
     depth = 0
     for token in tokens:
@@ -106,7 +106,7 @@ def _split(tokens: list[str], is_separator: Callable[[str], bool]) -> tuple[list
 
 
 def _items(tokens: list[str], separators: tuple[str, ...], depth: int) -> tuple[Shape, ...] | None:
-    """Parts between separators, None if there are none."""
+    """Return the parts between separators, None if there are no separators."""
     pieces = _split(tokens, lambda token: token in separators)
     if len(pieces) == 1:
         return None
@@ -172,20 +172,57 @@ def _union(tokens: list[str], depth: int) -> Shape | None:
 
 
 def _described(tokens: list[str], depth: int) -> Shape | None:
-    condition = condition_of(tokens)
+    condition = _condition_of(tokens)
     shape = None if condition is None else _read(condition, depth + 1)
-    return shape if shape is not None and is_inequality(shape) else None
+    return shape if shape is not None and _is_inequality(shape) else None
+
+
+def _condition_of(tokens: list[str]) -> list[str] | None:
+    r"""Return the condition on x of `\{x \mid x > 2\}` or `\{x \in \mathbb{R} : x > 2\}`."""
+    if tokens[0] != r"\{" or tokens[-1] != r"\}" or not is_letter(tokens[1]):
+        return None
+    rest = tokens[2:-1]
+    if rest[:2] == [r"\in", r"\mathbbR"]:
+        rest = rest[2:]
+    if rest[:1] not in ([r"\mid"], [":"], ["|"]) or tokens[1] not in rest:
+        return None
+    return rest[1:]
+
+
+def _is_inequality(shape: Shape) -> bool:
+    """Return whether the shape is an inequality, or several."""
+    parts = shape.items if isinstance(shape, Items) else (shape,)
+    return all(isinstance(part, Relation) and "=" not in part.operators for part in parts)
 
 
 def _without_points(tokens: list[str], depth: int) -> Shape | None:
-    r"""`\mathbb{R} \setminus \{0, 1\}` as a union of intervals."""
+    r"""Read `\mathbb{R} \setminus \{0, 1\}` as a union of intervals."""
     if tokens[:1] != [r"\mathbbR"] or tokens[1:2] not in ([r"\setminus"], [r"\backslash"], ["-"]):
         return None
-    return gaps(_read(tokens[2:], depth + 1))
+    return _gaps(_read(tokens[2:], depth + 1))
+
+
+def _gaps(points: Shape) -> Items | None:
+    """Return the intervals between points of a set; None if they are not all different numbers."""
+    if not isinstance(points, Items) or points.brackets != "{}":
+        return None
+    by_value: dict[Fraction, Shape] = {
+        item.exact: item
+        for item in points.items
+        if isinstance(item, Value) and item.exact is not None
+    }
+    if len(by_value) < len(points.items):
+        return None
+    ends: list[Shape] = [
+        Value(("-", r"\infty"), None),
+        *(by_value[value] for value in sorted(by_value)),
+        Value((r"\infty",), None),
+    ]
+    return Items("∪", tuple(Items("()", pair) for pair in pairwise(ends)))
 
 
 def _bracketed(tokens: list[str], depth: int) -> Shape | None:
-    """A tuple, an interval or a set, if the first bracket closes at the end."""
+    """Read a tuple, an interval or a set, if the first bracket closes at the end."""
     if tokens[0] not in (*OPENING, "{") or tokens[-1] not in (*CLOSING, "}"):
         return None
     level = 0
@@ -229,7 +266,7 @@ def _ratio(tokens: list[str], depth: int) -> Shape | None:
 
 
 def _plus_minus(tokens: list[str], depth: int) -> Shape | None:
-    r"""`1 \pm x` is the list of 1 + x and 1 - x."""
+    r"""Read `1 \pm x` as the list of 1 + x and 1 - x."""
     if r"\pm" not in tokens and r"\mp" not in tokens:
         return None
     upper = [{r"\pm": "+", r"\mp": "-"}.get(token, token) for token in tokens]
@@ -270,7 +307,7 @@ def _value(tokens: list[str]) -> Value:
 
 
 def _exact(tokens: list[str]) -> Fraction | None:
-    """The value of a plain number or fraction, worked out without SymPy."""
+    """Return the value of a plain number or fraction, worked out without SymPy."""
     negative = False
     while tokens and tokens[0] in ("+", "-"):
         negative ^= tokens[0] == "-"

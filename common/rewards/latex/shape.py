@@ -1,4 +1,4 @@
-r"""What an answer is as a whole: a value, several of them, a relation, or text."""
+"""What an answer is as a whole: a value, several of them, a relation, or text."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from fractions import Fraction
 from functools import cached_property
 from typing import Any
 
-from common.rewards.latex.names import ACCENTS, GREEK
 from common.rewards.latex.tokens import TEXT, is_letter
+from common.rewards.latex.vocabulary import ACCENTS, GREEK
 
 _NAME = re.compile(
     r"[A-Za-z](?:\([A-Za-z0-9]\))?|[fghFGH]\^-1\([A-Za-z0-9]\)|[A-Z]{2,3}|\\fracd[a-z]d[a-z]"
@@ -18,7 +18,7 @@ _NAME = re.compile(
 
 @dataclass(frozen=True)
 class Text:
-    """Words, or notation that is compared as it is written; case and space do not matter."""
+    """Words, or notation that is compared as it is written; case and space do not count."""
 
     tokens: tuple[str, ...]
 
@@ -29,19 +29,18 @@ class Value:
 
     tokens: tuple[str, ...]
     exact: Fraction | None
-    """Its value if it is a plain number or fraction."""
+    """Its value, if it is a plain number or fraction."""
     scale: int = 1
-    """100 of a percentage: the value is the tokens' divided by it."""
+    """100 for a percentage: the value is that of the tokens, divided by it."""
     unit: str = ""
-    """Known unit that stands at it, `$` too."""
+    """A known unit beside it; `$` counts as one."""
     note: tuple[str, ...] = ()
-    """Words that stand at it and are no known unit."""
+    """Words beside it that are not a known unit."""
 
     @cached_property
     def expression(self) -> Any:
-        """As a SymPy expression; raises `UnreadableError` if it is none."""
-        from common.rewards.latex.bounded import computing, rational
-        from common.rewards.latex.parser import expression_of
+        """The value as a SymPy expression; raises `UnreadableError` if it is not one."""
+        from common.rewards.latex.parser import computing, expression_of, rational
 
         if self.exact is not None:
             return rational(self.exact)
@@ -51,11 +50,11 @@ class Value:
 
 @dataclass(frozen=True)
 class Items:
-    """Several values: a list without brackets or with braces has no order, any other has."""
+    """Several values. A bare list, a set and a union have no order, all others have."""
 
     brackets: str
-    """`` for a bare list, `{}` a set, `()`, `[)`, … a tuple or an interval, `:` a ratio, `∪` a
-    union, `matrix` the rows of a matrix, `row` one of them."""
+    """`` for a bare list, `{}` for a set, `()`, `[)`, … for a tuple or an interval, `:` for a
+    ratio, `∪` for a union, `matrix` for the rows of a matrix, `row` for one of them."""
     items: tuple[Shape, ...]
 
     @property
@@ -65,7 +64,7 @@ class Items:
 
 @dataclass(frozen=True)
 class Relation:
-    """`x = 5`, `0 < x < 1`, `x \\in [0, 1)`, or a longer chain."""
+    r"""`x = 5`, `0 < x < 1`, `x \in [0, 1)`, or a longer chain."""
 
     operators: tuple[str, ...]
     sides: tuple[Shape, ...]
@@ -75,14 +74,17 @@ Shape = Text | Value | Items | Relation
 
 
 def plain(shape: Text | Value) -> str:
-    """Text to compare, without space, case or the marks around text."""
+    """Return text to compare, without space, case, or the marks around text."""
     text = "".join(token.removeprefix(TEXT) for token in shape.tokens)
     text = re.sub(r"[\s$]+", "", text).strip(".,;:!").casefold()
     return text[1:-1] if len(text) == 3 and text[0] + text[-1] == "()" else text
 
 
 def is_name(shape: Shape) -> bool:
-    r"""Whether the left side of `x = 5` just names what follows: x, x_1, f(x), AB, dy/dx, text."""
+    """Return whether the left side of `x = 5` only names what follows.
+
+    Names are x, x_1, f(x), AB, dy/dx, text and tuples of names.
+    """
     if isinstance(shape, Text):
         return True
     if isinstance(shape, Items):

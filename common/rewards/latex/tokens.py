@@ -1,8 +1,9 @@
-r"""LaTeX and plain notation as one list of tokens, so that what means the same is written the same.
+r"""LaTeX and plain notation as one list of tokens, so that equal meanings are written alike.
 
 A token is a number (`1234`, `0.5`), a letter, a sign (`+`, `(`, `°`), a command (`\frac`, `\pi`) or
 text, which starts with a quotation mark (`"cm`). Unicode signs become commands, spacing and sizing
-disappear, correct thousands groups become one number. Everything is linear in the text.
+disappear, correct thousands groups become one number, and arguments without braces get them.
+Everything is linear in the text.
 """
 
 from __future__ import annotations
@@ -10,8 +11,7 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from common.rewards.latex.braces import with_binomials, with_braces
-from common.rewards.latex.names import (
+from common.rewards.latex.vocabulary import (
     DROPPED,
     FUNCTION_WORDS,
     SHORT_WORDS,
@@ -20,8 +20,8 @@ from common.rewards.latex.names import (
     SYNONYMS,
     TEXT_COMMANDS,
     TO_LATEX,
+    unit_name,
 )
-from common.rewards.latex.unit_names import unit_name
 from common.rewards.number import parse_number
 
 MAX_CHARACTERS = 8192
@@ -50,25 +50,29 @@ _NUMERAL = re.compile(r"[-+]?[0-9]")
 
 
 class UnreadableError(ValueError):
-    """Text that is no mathematics this package reads; the message completes "it …"."""
+    """The text is not mathematics that this package reads; the message completes "it …"."""
 
 
 class TooLargeError(UnreadableError):
-    """Mathematics that would take too long to work out."""
+    """The mathematics would take too long to work out."""
 
 
 def is_number(token: str) -> bool:
-    """Whether the token is an unsigned number in plain digits."""
+    """Return whether the token is an unsigned number in plain digits."""
     return token[0] in "0123456789" or (token[0] == "." and len(token) > 1)
 
 
 def is_letter(token: str) -> bool:
-    """Whether the token is one letter, a variable."""
+    """Return whether the token is one letter, a variable."""
     return len(token) == 1 and token.isalpha()
 
 
 def fraction_of(token: str) -> Fraction:
-    """The exact value of a number's token."""
+    """Return the exact value of a number's token.
+
+    Raises:
+        TooLargeError: it has too many digits.
+    """
     number = parse_number(token)
     if number is None:
         raise TooLargeError("has a number that is too large")
@@ -78,10 +82,10 @@ def fraction_of(token: str) -> Fraction:
 
 
 def tokens_of(latex: str) -> list[str]:
-    """Tokens of `latex`, without space and size commands.
+    """Return the tokens of `latex`, without space and size commands.
 
     Raises:
-        TooLargeError: more than 8,192 characters or 800 tokens.
+        TooLargeError: there are more than 8,192 characters or 800 tokens.
     """
     if len(latex) > MAX_CHARACTERS:
         raise TooLargeError(f"is longer than {MAX_CHARACTERS} characters")
@@ -90,20 +94,22 @@ def tokens_of(latex: str) -> list[str]:
     latex = _ELLIPSIS.sub(r"\\ldots ", latex.translate(TO_LATEX))
     latex = _LATEX_THOUSANDS.sub(lambda number: re.sub(r"\D", "", number[0]), latex)
     tokens = _without_space(_thousands(_with_text(_TOKEN.findall(latex))))
-    tokens = with_braces(with_binomials(_joined(tokens)))
+    tokens = _with_braces(_with_binomials(_joined(tokens)))
     if len(tokens) > MAX_TOKENS:
         raise TooLargeError(f"has more than {MAX_TOKENS} signs")
     return tokens
 
 
 def written(tokens: list[str]) -> str:
-    """Tokens as one text, equal for equal tokens."""
+    """Return the tokens as one text, which is equal for equal tokens."""
     return " ".join(tokens)
 
 
 def _with_text(raw: list[str]) -> list[str]:
-    r"""Replace `\text{…}` and its kin by a text token, or by what they contain if that is a number
-    or a variable."""
+    r"""Replace `\text{…}` and its kin by a text token.
+
+    If it contains a number or a variable, that takes its place instead.
+    """
     tokens: list[str] = []
     after_text = False
     i = 0
@@ -132,7 +138,7 @@ def _with_text(raw: list[str]) -> list[str]:
 
 
 def _unit(command: str, inside: list[str], before: list[str], after_text: bool) -> list[str]:
-    r"""A unit of one letter as text: `\mathrm{~m}`, or `\mathrm{m}` at a number or another unit."""
+    r"""Return a unit of one letter as text: `\mathrm{~m}`, or `\mathrm{m}` at a number or unit."""
     content = "".join(inside)
     letter = content.replace(r"\ ", " ").replace(r"\,", " ").replace("~", " ").strip()
     if command != r"\mathrm" or len(letter) != 1 or not letter.isalpha():
@@ -162,7 +168,7 @@ def _text(command: str, inside: list[str]) -> list[str]:
 
 
 def _separators(content: str) -> list[str]:
-    r"""Text with `\lor` in the place of each "and", "or" and comma."""
+    r"""Return text with `\lor` in the place of each "and", "or" and comma."""
     tokens: list[str] = []
     for part in re.split(r"(?<!\w)(and|or)(?!\w)|(,)", content):
         if part in ("and", "or", ","):
@@ -198,7 +204,7 @@ def _thousands(raw: list[str]) -> list[str]:
 
 
 def _without_space(raw: list[str]) -> list[str]:
-    """One name for each sign, words told from variables, space dropped."""
+    """Give each sign one name, tell words from variables, and drop space."""
     tokens: list[str] = []
     for token in raw:
         if token.isspace() or token in DROPPED or token.startswith(_COLORS):
@@ -214,7 +220,7 @@ def _without_space(raw: list[str]) -> list[str]:
 
 
 def _word(word: str, before: str) -> list[str]:
-    """A run of letters: a function's name, a unit, text, or variables side by side."""
+    """Read a run of letters: a function's name, a unit, text, or variables side by side."""
     if word in FUNCTION_WORDS:
         return ["\\" + FUNCTION_WORDS[word]]
     if word in ("and", "or"):
@@ -226,7 +232,7 @@ def _word(word: str, before: str) -> list[str]:
 
 
 def _joined(raw: list[str]) -> list[str]:
-    r"""Join text with the text after it, `^\circ` into °, `**` into ^, `^\prime` into ', `<=`."""
+    r"""Join text with the text after it, and signs that are one: `^\circ`, `**`, `^\prime`."""
     tokens: list[str] = []
     for token in raw:
         if token.startswith(TEXT) and tokens and tokens[-1].startswith(TEXT):
@@ -255,5 +261,55 @@ def _joined(raw: list[str]) -> list[str]:
 
 
 def _ends_number(tokens: list[str]) -> bool:
-    """Whether an exclamation mark after these tokens is a factorial: `5! = 120`, but `x != 3`."""
+    """Return whether `!` after these tokens is a factorial: in `5! = 120`, but not in `x != 3`."""
     return bool(tokens) and (is_number(tokens[-1]) or tokens[-1] in (")", "}"))
+
+
+def _with_binomials(raw: list[str]) -> list[str]:
+    r"""Write `{n \choose k}` as `\binom{n}{k}`."""
+    tokens: list[str] = []
+    opened: list[int] = []
+    chosen: set[int] = set()  # braces that hold a binomial
+    for token in raw:
+        if token == "{":
+            opened.append(len(tokens))
+        elif token == r"\choose" and opened and opened[-1] not in chosen:
+            chosen.add(opened[-1])
+            tokens += ["}", "{"]
+            continue
+        elif token == "}" and opened:
+            opened.pop()
+        tokens.append(token)
+    return [
+        piece
+        for i, token in enumerate(tokens)
+        for piece in ([r"\binom", token] if i in chosen else [token])
+    ]
+
+
+def _with_braces(raw: list[str]) -> list[str]:
+    r"""Write `\frac12` and `\frac1{2}` as `\frac{1}{2}`; of a number LaTeX takes one digit."""
+    tokens: list[str] = []
+    missing = 0  # arguments that the last fraction lacks
+    depth = 0
+    inside: list[tuple[int, int]] = []  # (depth, missing) of groups that are arguments
+    for token in raw:
+        pieces = [token]
+        if missing and token.isdecimal() and len(token) > 1:
+            pieces = [*token[:missing], token[missing:]]
+        for piece in filter(None, pieces):
+            if missing and piece not in ("{", r"\frac", r"\binom") and piece not in "+-":
+                tokens += ["{", piece, "}"]
+                missing -= 1
+                continue
+            tokens.append(piece)
+            if piece == "{":
+                depth += 1
+                inside.append((depth, max(missing - 1, 0)))
+                missing = 0
+            elif piece == "}" and inside:
+                depth -= 1
+                missing = inside.pop()[1]
+            if piece in (r"\frac", r"\binom"):
+                missing = 2
+    return tokens

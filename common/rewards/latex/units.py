@@ -1,4 +1,8 @@
-r"""Units and other text at a number: `5\text{ cm}` is 5 and no 5 m, `5\text{ million}` is no 5."""
+r"""Units and other text beside a number.
+
+A unit may be missing: `5\text{ cm}` equals 5, but not 5 m. Other text may change the number:
+`5\text{ million}` does not equal 5.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +10,7 @@ import re
 
 from common.rewards.latex.shape import Value
 from common.rewards.latex.tokens import TEXT, UnreadableError
-from common.rewards.latex.unit_names import unit_name
-from common.rewards.latex.words import CHANGING_WORDS
+from common.rewards.latex.vocabulary import CHANGING_WORDS, unit_name
 
 _CURRENCIES = ('"$', '"£', '"€')
 _POWER = r"(?:\^(?:-?[123]|\{-?[123]\}))?"
@@ -20,7 +23,9 @@ _SHORT = {"celsius": "c", "fahrenheit": "f", "kelvin": "k.", "kelvins": "k."}
 
 
 def without_unit(tokens: list[str]) -> tuple[list[str], str, tuple[str, ...]]:
-    """Tokens without a currency before and text after, their unit, and their words if it is none.
+    """Return the tokens without a currency before and text after them, their unit, and other words.
+
+    Words are returned only if they are not a known unit.
 
     Raises:
         UnreadableError: the text does not end the tokens, or has a number in it.
@@ -42,7 +47,7 @@ def without_unit(tokens: list[str]) -> tuple[list[str], str, tuple[str, ...]]:
 
 
 def _parts(token: str) -> list[str]:
-    """Text as `m/s^2` in parts, as if its exponents stood outside of it."""
+    """Return text such as `m/s^2` in parts, as if its exponents stood outside of it."""
     if not token.startswith(TEXT) or "^" not in token:
         return [token]
     parts: list[str] = []
@@ -55,7 +60,10 @@ def _parts(token: str) -> list[str]:
 
 
 def same_text(gold: Value, answer: Value) -> bool:
-    """Whether what stands at two numbers agrees, or on one of them alone changes nothing."""
+    """Return whether the texts beside two numbers agree.
+
+    Text that changes no value may be missing beside one of them.
+    """
     if gold.unit and answer.unit and gold.unit != answer.unit:
         return False
     if gold.note and answer.note:
@@ -70,7 +78,7 @@ def same_text(gold: Value, answer: Value) -> bool:
 
 
 def _begins_with(note: tuple[str, ...], unit: str) -> bool:
-    """Whether the words are that unit and more: `cm long`."""
+    """Return whether the words are that unit and more: `cm long`."""
     heads = ("".join(note[:count]) for count in range(1, len(note)))
     return any(
         head == unit and after not in _SIGNS for head, after in zip(heads, note[1:], strict=True)
@@ -78,7 +86,7 @@ def _begins_with(note: tuple[str, ...], unit: str) -> bool:
 
 
 def _read(tokens: list[str]) -> tuple[str, tuple[str, ...]]:
-    """One name for a known unit, whatever the way to write it; for any other text its words."""
+    """Return one name for a known unit, however it is written; for any other text its words."""
     names: list[str] = []
     power = unit = ""
     is_known = True
@@ -103,7 +111,7 @@ def _read(tokens: list[str]) -> tuple[str, tuple[str, ...]]:
 
 
 def _words(token: str) -> list[str]:
-    """Words of a text, and signs in it but punctuation, marked as no part of a unit."""
+    """Return the words of a text, and its signs but punctuation, marked as no part of a unit."""
     text = re.sub("n['’]t\\b", " not", token[1:].replace(".", ""))
     words = _WORD.findall(text) or [text.strip()]
     return [
@@ -113,7 +121,7 @@ def _words(token: str) -> list[str]:
 
 
 def _singular(word: str) -> str:
-    """One form of a word without case and plural; the unit kelvin is no thousand."""
+    """Return one form of a word, without case and plural; the unit kelvin is not a thousand."""
     if word == "K":
         return "k."
     word = _SHORT.get(word.casefold(), word.casefold())

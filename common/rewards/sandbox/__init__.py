@@ -1,5 +1,5 @@
-"""Where programs run that a model wrote.
+"""The sandbox, in which programs run that a model wrote.
 
-`bubblewrap` builds the walls, `seccomp` the filter of system calls, `child` is what runs inside,
-`run` starts it and ends it; `check` tries all of it on this machine.
+`bubblewrap` builds it, `seccomp` filters its system calls, `child` is what runs inside, `run`
+starts a program and ends it, and `check` tries all of it on this machine.
 """

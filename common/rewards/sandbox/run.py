@@ -1,4 +1,4 @@
-"""Runs programs that a model wrote, and never lets one of them out.
+"""Runs programs that a model wrote, and lets none of them out.
 
 A program gets a read-only standard library, 64 MiB of its own files, threads, and nothing else: no
 network, no other processes, no /proc, no file of the host. What it may use is bounded (`Limits`),
@@ -21,47 +21,48 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from common.rewards.sandbox.bubblewrap import Limits, walled
+from common.rewards.sandbox.bubblewrap import Limits, sandboxed
 from common.rewards.sandbox.child import READY
 
 START_SECONDS = 20.0
-"""Longest wait for the walls to stand, on a busy machine; the program's time begins after it."""
+"""Longest wait for the sandbox to stand, on a busy machine; the program's time begins after it."""
 
 _CHUNK = 1 << 16
 
 _PR_SET_CHILD_SUBREAPER = 36
 
 Status = Literal["ok", "failed", "timeout", "output"]
-"""`failed`: it raised, was killed or left with a code other than 0; `output`: it wrote too much."""
+"""How a program ended. `failed`: it raised, was killed or left with a code other than 0; `output`:
+it wrote too much."""
 
 Clock = Literal["wall time", "CPU time"]
 
 Call = tuple[str, Sequence[Any], Mapping[str, Any]]
-"""(function, arguments, keywords), of exact built-in types."""
+"""(function, arguments, keywords), made of exact built-in types."""
 
 
 class SandboxError(RuntimeError):
-    """The sandbox did not start, or was ended from outside: no fault of the program's."""
+    """The sandbox did not start, or was ended from outside, which is not the program's fault."""
 
 
 @dataclass(frozen=True)
 class Finished:
-    """How a program ended."""
+    """How a program ended, and what it wrote."""
 
     status: Status
     output: bytes
-    """Its standard output; the lines of results if calls were made."""
+    """Its standard output; if calls were made, a line for each result."""
     cpu_seconds: float
-    """With what the start of the sandbox took."""
+    """CPU time, with what the start of the sandbox took."""
     ended_by: Clock | None = None
-    """Which limit of time it met."""
+    """The time limit that it met, if it met one."""
 
 
 def run_program(program: str, stdin: str, limits: Limits) -> Finished:
     """Run `program` as a script that reads `stdin`.
 
     Raises:
-        SandboxError: not the program's fault.
+        SandboxError: the sandbox failed, which is not the program's fault.
         MissingToolError: bubblewrap is not installed.
     """
     return _run({"program": program, "stdin": stdin, "calls": []}, limits, lambda output: False)
@@ -75,9 +76,17 @@ def run_calls(
 ) -> Finished:
     """Import `program` and make `calls`, one after the other.
 
-    Each call adds a line to the output, as child.py encodes its result. The program is
-    ended early, with status `ok`, when `enough` says so of the output so far; it is asked after
-    each line. Raises as `run_program` does.
+    Each call adds a line to the output, its result as child.py encodes it.
+
+    Args:
+        program: source of a Python module.
+        calls: what to call.
+        limits: what the program may use.
+        enough: asked about the output so far after each line; when it says yes, the program is
+            ended, with status `ok`.
+
+    Raises:
+        SandboxError, MissingToolError: as `run_program` does.
     """
     plain = [(function, list(values), dict(named)) for function, values, named in calls]
     return _run({"program": program, "stdin": None, "calls": plain}, limits, enough)
@@ -89,7 +98,7 @@ def _run(
     content = marshal.dumps(dict(request))
     box = _Box(limits)
     try:
-        box.await_walls()
+        box.await_start()
         ended = box.converse(len(content).to_bytes(8, "little") + content, enough)
     finally:
         code, cpu_seconds = box.end()
@@ -103,14 +112,14 @@ def _run(
 
 
 def _used_up(code: int, cpu_seconds: float, limits: Limits) -> bool:
-    """Whether the limit on CPU time ended it: by its signal, or by SIGKILL if it ignored that."""
+    """Return whether the CPU time was used up: by SIGXCPU, or SIGKILL if it ignored that."""
     # The kernel samples the time it limits and measures the time it reports.
     killed = code == 128 + signal.SIGKILL and cpu_seconds > 0.9 * limits.cpu_seconds
     return code == 128 + signal.SIGXCPU or killed
 
 
 class _Box:
-    """A running sandbox: bubblewrap outside, its init as process 1 inside, under it the program."""
+    """A running sandbox: bubblewrap outside, its init as process 1 inside, the program below it."""
 
     def __init__(self, limits: Limits) -> None:
         _adopt_orphans(True)
@@ -120,7 +129,7 @@ class _Box:
         self._init: int | None = None  # pidfd of it
         self._info, info = os.pipe()
         try:
-            with walled(limits, info=info) as (argv, descriptors):
+            with sandboxed(limits, info=info) as (argv, descriptors):
                 self._process = subprocess.Popen(
                     argv,
                     stdin=subprocess.PIPE,
@@ -140,14 +149,14 @@ class _Box:
         self._streams = (self._process.stdin, self._process.stdout, self._process.stderr)
         self._stdin, self._stdout, self._stderr = (stream.fileno() for stream in self._streams)
 
-    def await_walls(self) -> None:
-        """Wait until all walls stand; what comes after is the program's.
+    def await_start(self) -> None:
+        """Wait until the sandbox stands; what comes after is the program's.
 
-        The request follows only now, and the child leaves without one: had we died before
+        The request follows only then, and the child leaves without one: if we died before
         bubblewrap bound its life to ours, no program would run on without us.
 
         Raises:
-            SandboxError: they do not stand, and why.
+            SandboxError: it does not stand; says why.
         """
         deadline = time.monotonic() + START_SECONDS
         said = b""
@@ -163,7 +172,7 @@ class _Box:
         self._init = os.pidfd_open(self._number)
 
     def _read_number(self) -> int:
-        """The number of process 1 as seen from here; 0 if it did not come to that."""
+        """Return the process id of process 1 as seen from here; 0 if it did not come to that."""
         os.set_blocking(self._info, False)
         try:
             return int(json.loads(os.read(self._info, _CHUNK))["child-pid"])
@@ -171,7 +180,7 @@ class _Box:
             return 0
 
     def _complaint(self) -> str:
-        """The last line that bubblewrap or the child wrote."""
+        """Return the last line that bubblewrap or the child wrote."""
         os.set_blocking(self._stderr, False)
         try:
             lines = os.read(self._stderr, _CHUNK).decode(errors="replace").split("\n")
@@ -182,7 +191,7 @@ class _Box:
     def converse(
         self, request: bytes, enough: Callable[[bytearray], bool]
     ) -> Literal["ok", "timeout", "output"] | None:
-        """Send the request and read the output; why the program must end, None if it has ended."""
+        """Send the request and read the output; return why the program must end, None if it has."""
         deadline = time.monotonic() + self.limits.seconds
         rest = memoryview(request)
         os.set_blocking(self._stdin, False)
@@ -202,17 +211,17 @@ class _Box:
         return "timeout"
 
     def _send(self, rest: memoryview) -> memoryview:
-        """Write what fits now; what is left."""
+        """Write what fits now, and return what is left."""
         try:
             return rest[os.write(self._stdin, rest[:_CHUNK]) :]
         except BrokenPipeError:
             return rest[:0]
 
     def end(self) -> tuple[int, float]:
-        """Kill what still runs and wait until nothing is left: (exit code, CPU seconds).
+        """Kill what still runs, wait until nothing is left, and return (exit code, CPU seconds).
 
-        Process 1 inside is killed, and the kernel lets it be waited for only when all others in
-        its namespace are gone. Bubblewrap at times leaves before it has done so; then we do.
+        Process 1 inside is killed, and the kernel lets it be waited for only when all others in its
+        namespace are gone. Bubblewrap at times leaves before it has done so; then we do.
         """
         with suppress(ProcessLookupError):
             if self._init is None:
@@ -233,7 +242,7 @@ class _Box:
         return self._process.returncode, cpu_seconds
 
     def _reap(self, number: int) -> float:
-        """Wait for process 1 if it is ours now; its CPU seconds, 0 if bubblewrap waited for it."""
+        """Wait for process 1 if it is ours now; return its CPU seconds, 0 if it was not ours."""
         try:
             _, _, usage = os.wait4(number, 0)
         except ChildProcessError:
@@ -244,7 +253,7 @@ class _Box:
 
 
 def _wait(seconds: float, readable: int, writable: int | None = None) -> list[int]:
-    """Which of the descriptors are ready, or at their end, within `seconds`."""
+    """Return which of the descriptors are ready, or at their end, within `seconds`."""
     poll = select.poll()
     poll.register(readable, select.POLLIN)
     if writable is not None:
@@ -253,7 +262,7 @@ def _wait(seconds: float, readable: int, writable: int | None = None) -> list[in
 
 
 def _adopt_orphans(wanted: bool) -> None:
-    """Be the parent of orphaned descendants or not, to see their end and to leave no zombies.
+    """Become the parent of orphaned descendants, or stop; to see their end and leave no zombies.
 
     In a container there is often nobody else who would reap them.
     """

@@ -116,7 +116,7 @@ DENIED: dict[str, tuple[int | None, int | None]] = {
 }
 
 FIRST_NEW = 424
-"""From here on all architectures share their numbers; what is not listed does not exist."""
+"""From here on all architectures share their numbers; a call that is not listed does not exist."""
 NEW_ALLOWED = {
     "close_range": 436,
     "faccessat2": 439,
@@ -130,7 +130,7 @@ NEW_ALLOWED = {
 
 class Architecture(NamedTuple):
     column: int
-    """In `DENIED`."""
+    """Which number of a row of `DENIED` is this architecture's."""
     audit: int
     """AUDIT_ARCH_*, which the kernel reports with each call."""
     clone: int
@@ -159,11 +159,11 @@ _EPERM = 0x00050000 | errno.EPERM
 _ENOSYS = 0x00050000 | errno.ENOSYS
 
 Instruction = tuple[int, int, int, int]
-"""(code, instructions to skip if true, to skip if false, operand): one sock_filter."""
+"""One sock_filter: (code, instructions to skip if true, to skip if false, operand)."""
 
 
 def build_filter(machine: str | None = None) -> bytes:
-    """The filter for `machine` (default: this one), as an array of struct sock_filter.
+    """Return the filter for `machine` (default: this one), as an array of struct sock_filter.
 
     Raises:
         MissingToolError: there is no table for this architecture.
@@ -195,7 +195,7 @@ def _right_architecture(architecture: Architecture) -> list[Instruction]:
 
 
 def _new_calls() -> list[Instruction]:
-    """ENOSYS for numbers from `FIRST_NEW` on, a few excepted."""
+    """Refuse numbers from `FIRST_NEW` on with ENOSYS, a few excepted."""
     allowed: list[Instruction] = []
     for number in NEW_ALLOWED.values():
         allowed += [_unless_equal(number, 1), _return(_ALLOW)]
@@ -203,7 +203,7 @@ def _new_calls() -> list[Instruction]:
 
 
 def _judged_by_arguments(architecture: Architecture) -> list[Instruction]:
-    """Threads but no processes, local socket pairs only, no typing into terminals."""
+    """Allow threads but no processes, only local socket pairs, and no typing into terminals."""
     return [
         _unless_equal(architecture.clone, 4),
         (_LOAD, 0, 0, _FIRST),

@@ -1,0 +1,150 @@
+"""A run as polars tables: its iterations, groups and completions, its state and its size."""
+
+from __future__ import annotations
+
+import polars as pl
+
+from common.config import Recipe
+from common.errors import UserError
+from common.runs.columns import polars_frame
+from common.runs.freshness import status_of
+from common.runs.layout import Output, Run
+from common.runs.manifest import has_manifest, read_manifest
+from common.runs.metrics import training_steps
+from common.runs.recipe import differences
+from common.runs.shards import read_output
+from common.runs.stages import SIDE_STAGES, STAGES
+
+STEP_COLUMNS = (
+    "loss",
+    "kl",
+    "entropy",
+    "clip_fraction_low",
+    "clip_fraction_high",
+    "grad_norm",
+    "learning_rate",
+)
+
+
+def run_table(run: Run) -> pl.DataFrame:
+    """Return one row per iteration of a run.
+
+    Losses, ratios and gradients are means over the optimizer steps that were taken; rewards are
+    means over all steps. Groups without variance, lengths and truncation are of the first pass over
+    the completions.
+
+    Raises:
+        UserError: no iteration is complete.
+    """
+    steps = polars_frame(training_steps(run))
+    if steps.is_empty():
+        raise UserError(f"{run.root}: no iteration is complete yet; make iteration N=1")
+    first_pass = pl.col("epoch") == 0
+    tokens = pl.col("completion_tokens").filter(first_pass).sum()
+    return steps.group_by("iteration", maintain_order=True).agg(
+        pl.len().alias("steps"),
+        pl.col("reward_mean").mean(),
+        pl.col("zero_variance_groups").filter(first_pass).sum(),
+        (tokens / pl.col("completions").filter(first_pass).sum()).alias("tokens"),
+        pl.col("truncated_fraction").filter(first_pass).mean(),
+        *(pl.col(name).filter(~pl.col("skipped")).mean() for name in STEP_COLUMNS),
+    )
+
+
+def groups_table(run: Run, iteration: int) -> pl.DataFrame:
+    """Return one row per group of an iteration: the question, rewards, verdicts, lengths.
+
+    It has a column `kept` if dynamic sampling left groups out of the batch.
+    """
+    completions = scored_completions(run, iteration)
+    rejected = not completions["kept"].all()
+    return completions.group_by("group_id", maintain_order=True).agg(
+        pl.col("task").first(),
+        pl.col("question").first(),
+        pl.col("answer").first(),
+        pl.col("reward").mean().alias("reward_mean"),
+        pl.col("reward").std().alias("reward_std"),
+        (pl.col("verdict") == "correct").sum().alias("correct"),
+        pl.len().alias("samples"),
+        pl.col("completion_ids").list.len().mean().alias("tokens"),
+        (pl.col("finish_reason") == "length").sum().alias("truncated"),
+        *([pl.col("kept").all()] if rejected else []),
+    )
+
+
+def scored_completions(run: Run, iteration: int) -> pl.DataFrame:
+    """Return rollout and score of an iteration, side by side.
+
+    Raises:
+        UserError: the iteration is not scored.
+    """
+    rollout = polars_frame(read_output(run.rollout(iteration)))
+    if not has_manifest(run.score(iteration)):
+        raise UserError(
+            f"{run.score(iteration).path} is missing; make it with: {run.score(iteration).command}"
+        )
+    score = polars_frame(read_output(run.score(iteration)))
+    return rollout.join(score, on="rollout_id", how="inner", maintain_order="left")
+
+
+def status_table(run: Run) -> pl.DataFrame:
+    """Return one row per iteration: the state of each stage, and why it is stale."""
+    last = max(run.iterations(), default=0)
+    rows = [_states(run, number) for number in range(last + 1)]
+    return pl.DataFrame(rows, infer_schema_length=None).fill_null("")
+
+
+def recipe_changes(run: Run, recipe: Recipe) -> pl.DataFrame:
+    """Return one row per recipe key and finished stage that was made with another value."""
+    rows = []
+    for iteration in run.iterations():
+        for stage in STAGES:
+            output = run.of(stage.name, iteration)
+            if stage.per != "iteration" or not has_manifest(output):
+                continue
+            made_with = read_manifest(output).recipe
+            now = recipe.model_dump(mode="json")
+            rows += [
+                {"iteration": iteration, "stage": stage.name, "key": key}
+                | {"made with": str(a), "now": str(b)}
+                for key, a, b in differences(made_with, now)
+            ]
+    return pl.DataFrame(rows, infer_schema_length=None)
+
+
+def disk_table(run: Run) -> pl.DataFrame:
+    """Return bytes on disk by part of the run; a file linked several times counts once."""
+    sizes: dict[str, int] = {}
+    seen: set[tuple[int, int]] = set()
+    for path in sorted(run.root.rglob("*")):
+        stat = path.stat()
+        if path.is_file() and (stat.st_dev, stat.st_ino) not in seen:
+            seen.add((stat.st_dev, stat.st_ino))
+            part = path.relative_to(run.root).parts
+            kind = part[2] if part[0] == "iterations" and len(part) > 3 else part[0]
+            sizes[kind] = sizes.get(kind, 0) + stat.st_size
+    frame = pl.DataFrame({"part": list(sizes), "bytes": list(sizes.values())})
+    return frame.sort("bytes", descending=True)
+
+
+def _state(run: Run, output: Output) -> str:
+    try:
+        status = status_of(run, output)
+    except UserError as error:
+        return f"damaged: {str(error).splitlines()[0]}"
+    return status.state if status.state != "stale" else f"stale: {status.reason}"
+
+
+def _states(run: Run, iteration: int) -> dict[str, object]:
+    row: dict[str, object] = {"iteration": iteration}
+    for stage in STAGES:
+        exists = {"run": iteration == 0, "iteration": iteration > 0, "policy": True}[stage.per]
+        state = _optional_state if stage.name in SIDE_STAGES else _state
+        row[stage.name] = state(run, run.of(stage.name, iteration)) if exists else ""
+    return row
+
+
+def _optional_state(run: Run, output: Output) -> str:
+    """Return the state of what `make iteration` need not make: empty if it was never begun."""
+    begun = output.path.exists() or output.partial.exists()
+    return _state(run, output) if begun else ""

@@ -1,1 +1,0 @@
-"""What a program of a model is tested with, and how its results are compared."""

@@ -1,0 +1,574 @@
+"""Questions of reasoning-gym's data sets (https://github.com/open-thought/reasoning-gym).
+
+A question is an entry of a data set. To score an answer, the data set needs the whole entry and the
+keys that it was made with, so an `Entry` writes both into the row's `answer`, and the verify type
+REASONING_GYM reads them back. Under another verify type the row's `answer` is the one that the
+entry gives.
+
+`read_questions` draws questions in a process of its own, `python -m common.tasks.reasoning_gym`:
+some data sets print, and some draw in the order of a set, which only a process with a fixed
+`PYTHONHASHSEED` repeats. reasoning-gym takes a second or two to import, so it is imported only in
+that process and where an answer is scored.
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+from importlib.util import find_spec
+from typing import IO, TYPE_CHECKING, Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from common.console import bar, say
+from common.errors import MissingToolError, UserError
+from common.tasks.question import Question
+from common.tasks.records import UnreadableGolds
+
+if TYPE_CHECKING:
+    from common.config import GymSource
+
+# Entries
+
+NONSENSE = "I do not know."
+"""Wrong under every question; a data set that accepts it accepts everything."""
+
+_EXAMPLES = ("possible_answer", "example_answer", "example_correct_answer")
+"""Keys of the metadata under which an entry without one answer has an example."""
+
+_ARITHMETIC = r"(?:[-+()0-9 \t]|\*(?!\*)|/(?!/)){1,2000}"
+_FUNCTIONS = "sin|cos|tan|sec|csc|cot|asin|acos|atan|sinh|cosh|tanh|exp|log|ln|sqrt|Abs|pi"
+_FORMULA = (
+    rf"(?:[-+*/()0-9 \t]|(?<=[0-9])\.(?=[0-9])"
+    rf"|(?<![A-Za-z])(?:{_FUNCTIONS}|[A-Za-z])(?![A-Za-z])){{1,2000}}"
+)
+
+# reasoning-gym gives answers to `eval`, or to sympy's `parse_expr`, which evaluates: none of these
+# patterns lets through what could call or look up anything but a function of mathematics. It also
+# takes NaN for near to every number in two data sets.
+_READABLE = {
+    name: re.compile(pattern)
+    for name, pattern in {
+        "countdown": _ARITHMETIC,
+        "puzzle24": _ARITHMETIC,
+        "polynomial_multiplication": _FORMULA,
+        "simple_integration": _FORMULA,
+        "intermediate_integration": _FORMULA,
+        "binary_matrix": r"[0-9\s\[\],-]+",
+        "spiral_matrix": r"[0-9\s\[\],-]+",
+        "n_queens": r"""[Q_\s\[\],'"]+""",
+        "string_insertion": r"""[A-Za-z\s\[\],'"]+""",
+        "complex_arithmetic": r"[0-9ij\s.()+-]+",
+        "number_sorting": r"""[0-9\s\[\],'".+-]+""",
+    }.items()
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A question of a data set, with all that its scoring needs."""
+
+    values: Mapping[str, Any]
+    """`question`, `answer` and `metadata` as reasoning-gym made them."""
+    config: Mapping[str, Any]
+    """Keys of the data set that were not left at their defaults."""
+
+    @property
+    def dataset(self) -> str:
+        """Name of the data set that made it and scores it."""
+        return str(self.values["metadata"]["source_dataset"])
+
+    def own_answer(self) -> str | None:
+        """Return a right answer; None for the data sets that give none."""
+        metadata = self.values["metadata"]
+        answers = [self.values["answer"], *(metadata.get(key) for key in _EXAMPLES)]
+        answer = next((answer for answer in answers if answer is not None), None)
+        return json.dumps(answer) if isinstance(answer, dict) else answer and str(answer)
+
+    def write(self) -> str:
+        """Return the entry as JSON that `read_entry` reads back equal."""
+        config = {"config": dict(self.config)} if self.config else {}
+        return json.dumps(_encode(dict(self.values) | config))
+
+
+def read_entry(text: str) -> Entry:
+    """Read what `Entry.write` wrote, or an entry that was dumped as plain JSON.
+
+    Raises:
+        UserError: it is neither; the message, "is no …", continues one that names the text.
+    """
+    try:
+        values = json.loads(text, object_hook=_decode)
+    except (ValueError, TypeError, ArithmeticError, RecursionError) as error:
+        raise UserError(f"is no JSON: {error}") from None
+    if not isinstance(values, dict) or not {"question", "answer", "metadata"} <= values.keys():
+        raise UserError("is no JSON object with question, answer and metadata")
+    metadata = values["metadata"]
+    if not isinstance(metadata, dict) or not isinstance(metadata.get("source_dataset"), str):
+        raise UserError("does not name its data set in metadata.source_dataset")
+    config = values.pop("config", {})
+    if not isinstance(config, dict):
+        raise UserError("has a config that is no JSON object")
+    return Entry(values, config)
+
+
+def score(entry: Entry, answer: str) -> float:
+    """Return what the entry's data set gives for `answer`, from 0 to 1.
+
+    An answer that makes the scorer raise cannot be read, and is worth 0. So is one that would be
+    evaluated and holds more than a formula, and one whose score is not a number.
+
+    Raises:
+        UserError: the data set is unknown, or refuses the entry's config.
+    """
+    dataset = _open(entry.dataset, json.dumps(_encode(entry.config)))
+    readable = _READABLE.get(entry.dataset)
+    if readable and not readable.fullmatch(answer):
+        return 0.0
+    try:
+        if entry.dataset == "puzzle24" and not _uses_the_numbers(entry, answer):
+            return 0.0
+        # Some scorers write into the entry.
+        value = float(dataset.score_answer(answer, deepcopy(dict(entry.values))))
+    except Exception:
+        return 0.0
+    return min(value, 1.0) if value > 0 else 0.0
+
+
+def fault_of(entry: Entry) -> str | None:
+    """Return why the entry cannot tell right from wrong; None if it can.
+
+    Raises:
+        UserError: as `score` does.
+    """
+    own = entry.own_answer()
+    if own is not None and (value := score(entry, own)) < 1:
+        return f"scores its own answer {value:g}, not 1"
+    if score(entry, NONSENSE) == 1:
+        return f"scores any answer 1 ({NONSENSE!r}, for one)"
+    return None
+
+
+def make_dataset(name: str, config: Mapping[str, Any], **others: Any) -> Any:
+    """Return a data set of reasoning-gym; `others` are its `seed` and `size`.
+
+    The name must be known. About the keys it raises whatever reasoning-gym raises.
+    """
+    from reasoning_gym.factory import DATASETS
+
+    dataset_type, config_type = DATASETS[name]
+    settings = TypeAdapter(config_type).validate_python({**config, **others})
+    return dataset_type(config=settings)
+
+
+@lru_cache(maxsize=128)
+def _open(name: str, config: str) -> Any:
+    from reasoning_gym.factory import DATASETS
+
+    if name not in DATASETS:
+        raise UserError(f"is of the data set {name!r}, which reasoning-gym does not have")
+    try:
+        return make_dataset(name, json.loads(config, object_hook=_decode))
+    except Exception as error:
+        raise UserError(f"has a config that {name} refuses: {error}") from None
+
+
+def _uses_the_numbers(entry: Entry, answer: str) -> bool:
+    """Return whether the answer uses the entry's numbers; puzzle24 would take 6*4*1*1 for any."""
+    used = sorted(int(number) for number in re.findall("[0-9]+", answer))
+    return used == sorted(entry.values["metadata"]["numbers"])
+
+
+def _encode(value: Any) -> Any:
+    """Return `value` as JSON has it, with marks where JSON would lose the type.
+
+    Raises:
+        TypeError: it cannot be written.
+    """
+    if value is None or isinstance(value, bool):
+        return value
+    for plain in (int, float):
+        if isinstance(value, plain):
+            return plain(value)
+    if isinstance(value, str):
+        return str.__str__(value)  # of an Enum, str() would give the name
+    if isinstance(value, list):
+        return [_encode(item) for item in value]
+    if isinstance(value, tuple):
+        return {"$tuple": [_encode(item) for item in value]}
+    if isinstance(value, Fraction):
+        return {"$fraction": [value.numerator, value.denominator]}
+    if isinstance(value, dict):
+        if all(isinstance(key, str) and not key.startswith("$") for key in value):
+            return {key: _encode(item) for key, item in value.items()}
+        return {"$dict": [[_encode(key), _encode(item)] for key, item in value.items()]}
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON")
+
+
+def _decode(marked: dict[str, Any]) -> Any:
+    if len(marked) == 1:
+        (mark, value), *_ = marked.items()
+        if mark == "$tuple":
+            return tuple(value)
+        if mark == "$fraction":
+            return Fraction(*value)
+        if mark == "$dict":
+            return dict(value)
+    return marked
+
+
+# A source of questions
+
+
+def require_package(needed_by: str) -> None:
+    """Check that reasoning-gym is installed.
+
+    Args:
+        needed_by: what the message begins with.
+
+    Raises:
+        MissingToolError: it is not; says how to install it.
+    """
+    if find_spec("reasoning_gym") is None:
+        raise MissingToolError(f"{needed_by} needs the package reasoning-gym: `make extras`")
+
+
+SAMPLE_SECONDS, LONG_SECONDS = 3.0, 30.0
+"""After the first time the length of a draw is estimated; one beyond the second is announced."""
+
+
+def read_questions(
+    task: str, source: GymSource, unreadable_golds: UnreadableGolds, notices: list[str]
+) -> tuple[list[Question], list[Question]]:
+    """Return distinct questions for training and for evaluation.
+
+    The evaluation questions are drawn first, so that asking for more training questions leaves them
+    as they are. No training question is one of them with its numbers in another order. The same
+    source gives the same questions. Entries that cannot tell right from wrong are left out, with a
+    notice.
+
+    Args:
+        task: name of the source in the recipe's [data].
+        source: what is asked for.
+        unreadable_golds: says which answers another verify type cannot read.
+        notices: what was left out is added here.
+
+    Raises:
+        MissingToolError: reasoning-gym is not installed.
+        UserError: the data set does not exist, refuses its config, fails, has too few distinct
+            questions, or gives answers that the verify type cannot read.
+    """
+    require_package(f"data.{task}")
+    request = source.model_dump(include={"dataset", "config", "seed", "train", "eval"})
+    *lines, end = _drawn(task, request | {"task": task, "scored": _scores_itself(source)})
+    if end["faulty"]:
+        notices.append(
+            f"data.{task}: left out {end['faulty']} entries of {source.dataset}, the last of which "
+            f"{end['fault']}"
+        )
+    if len(lines) < source.train + source.eval:
+        raise UserError(_too_few(task, source, len(lines), end))
+    questions = [_question(task, source, line) for line in lines]
+    _check_golds(task, source, questions, unreadable_golds)
+    return questions[source.eval :], questions[: source.eval]
+
+
+def _drawn(task: str, request: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return what the drawing process says, its end line last."""
+    lines: list[dict[str, Any]] = []
+    count = request["train"] + request["eval"]
+    with (
+        tempfile.TemporaryFile() as complaints,
+        _drawing(request, complaints) as process,
+        bar(f"drawing {task}", count) as shown,
+    ):
+        assert process.stdout
+        started, announced = 0.0, False
+        for text in process.stdout:
+            lines.append(json.loads(text))
+            started = started or time.monotonic()  # the package's import is not of the drawing
+            if "error" in lines[-1]:
+                raise UserError(lines[-1]["error"])
+            shown.advance()
+            passed = time.monotonic() - started
+            if not announced and passed > SAMPLE_SECONDS:
+                announced, expected = True, passed / len(lines) * count
+                if expected > LONG_SECONDS:
+                    say(f"data.{task}: drawing takes about {expected / 60:.1f} minutes")
+        if not lines or "drawn" not in lines[-1]:
+            code = process.wait()
+            raise UserError(
+                f"data.{task}: the process that draws {request['dataset']} ended with {code}: "
+                f"{_last_line(complaints)}"
+            )
+    return lines
+
+
+def _last_line(complaints: IO[bytes]) -> str:
+    complaints.seek(0)
+    lines = complaints.read().decode(errors="replace").split("\n")
+    return next((line for line in reversed(lines) if line.strip()), "it says nothing")
+
+
+@contextmanager
+def _drawing(request: dict[str, Any], complaints: IO[bytes]) -> Iterator[subprocess.Popen[str]]:
+    """Start a drawing process, which ends with the context; `complaints` is its standard error."""
+    # Not at the top of the file: it loads pyarrow, and workers that score entries need none.
+    from common.runs.layout import REPOSITORY
+
+    with subprocess.Popen(
+        [sys.executable, "-m", "common.tasks.reasoning_gym"],
+        cwd=REPOSITORY,
+        env=os.environ | {"PYTHONHASHSEED": "0"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=complaints,
+        text=True,
+        encoding="utf-8",
+    ) as process:
+        assert process.stdin
+        try:
+            process.stdin.write(json.dumps(request))
+            process.stdin.close()
+            yield process
+        finally:
+            process.kill()
+
+
+def _question(task: str, source: GymSource, line: dict[str, Any]) -> Question:
+    metadata = {"dataset": source.dataset, "index": line["index"]}
+    if line["difficulty"] is not None:
+        metadata["difficulty"] = line["difficulty"]
+    return Question(
+        task=task,
+        question=line["question"],
+        answer=line["entry"] if _scores_itself(source) else line["answer"],
+        verify_type=source.verify_type,
+        metadata=metadata,
+    )
+
+
+def _scores_itself(source: GymSource) -> bool:
+    return source.verify_type == "REASONING_GYM"
+
+
+def _check_golds(
+    task: str, source: GymSource, questions: list[Question], unreadable_golds: UnreadableGolds
+) -> None:
+    if _scores_itself(source):
+        return  # the drawing process left out what cannot be scored
+    wrong = unreadable_golds([(question.verify_type, question.answer) for question in questions])
+    for question, reason in zip(questions, wrong, strict=True):
+        if reason:
+            raise UserError(
+                f"data.{task}.verify_type = {source.verify_type!r}: {source.dataset} at index "
+                f"{question.metadata['index']}: {reason}; take another rule, or leave the key "
+                "out to let the data set score"
+            )
+
+
+def _too_few(task: str, source: GymSource, found: int, end: dict[str, Any]) -> str:
+    asked = f"data.{task}: train = {source.train} and eval = {source.eval}"
+    if not found and end["faulty"]:
+        return f"{asked}, but an entry of {source.dataset} {end['fault']}; take another data set"
+    alike = f" and {end['alike']} that are evaluation questions with numbers in another order"
+    return (
+        f"{asked}, but with this config {source.dataset} gave {found} distinct questions"
+        f"{alike if end['alike'] else ''} in {end['drawn']} entries; ask for fewer, or widen "
+        f"data.{task}.config"
+    )
+
+
+# The process that draws
+
+OURS = {"seed": "seed", "size": "train and eval"}
+"""Keys of every data set that the source sets itself, each with the source's own key for it."""
+
+MOST_NUMBERS = 4
+"""Up to this many numbers in a question, another order of them makes no other question."""
+
+
+def main() -> None:
+    """Serve one request.
+
+    It is a JSON object on standard input, {"task", "dataset", "config", "seed", "train", "eval",
+    "scored"}. The answer is JSON lines on standard output, the evaluation questions first:
+
+        {"question", "entry", "answer", "index", "difficulty"}
+                                 a question, the entry that scores it, the answer that it gives
+        {"drawn", "alike", "faulty", "fault"}
+                                 at the end: entries looked at, questions left out because an
+                                 evaluation question is like them, faulty entries left out, why
+        {"error"}                instead, if the recipe asks for the impossible
+    """
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    lines = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    with open(os.devnull, "w") as nothing:  # noqa: PTH123
+        os.dup2(nothing.fileno(), 1)
+    try:
+        for line in draw(**json.load(sys.stdin)):
+            print(json.dumps(line), file=lines, flush=True)
+    except UserError as error:
+        print(json.dumps({"error": str(error)}), file=lines, flush=True)
+
+
+def draw(
+    task: str,
+    dataset: str,
+    config: dict[str, Any],
+    seed: int,
+    train: int,
+    eval: int,
+    scored: bool,
+) -> Iterator[dict[str, Any]]:
+    """Yield `eval` and then `train` distinct questions, or fewer if there are no more.
+
+    An end line follows. No training question is an evaluation question with its numbers in another
+    order: a model that has learned 7 * 3 knows 3 * 7. The data set is walked from index 0. The walk
+    ends when too many entries in a row bring no new question: five for each question found, and 200
+    more.
+
+    Raises:
+        UserError: the data set does not exist, refuses its config, or fails.
+    """
+    where = f"data.{task}"
+    _check_name(where, dataset)
+    _check_keys(where, dataset, config)
+    random.seed(seed)
+    count = train + eval
+    found: set[str] = set()
+    held_out: set[str] = set()
+    alike: set[str] = set()
+    fault, faulty, index, fruitless = "", 0, -1, 0
+    for index, values in enumerate(_entries(where, dataset, config, seed, count)):
+        entry, question = Entry(values, config), values["question"]
+        content = _content(question)
+        fruitless += 1
+        if question in found:
+            pass
+        elif len(found) >= eval and content in held_out:
+            alike.add(question)
+        elif wrong := fault_of(entry) if scored else _without_answer(entry):
+            fault, faulty = wrong, faulty + 1
+        else:
+            if len(found) < eval:
+                held_out.add(content)
+            found.add(question)
+            fruitless = 0
+            yield _line(entry, index)
+        if len(found) == count or fruitless > 200 + 5 * len(found):
+            break
+    yield {"drawn": index + 1, "alike": len(alike), "faulty": faulty, "fault": fault}
+
+
+def _content(question: str) -> str:
+    """Return the same text for questions that differ in the order of a few numbers only.
+
+    A question with many numbers is a board, and stays as it is.
+    """
+    numbers = re.findall(r"\d+", question)
+    if len(numbers) > MOST_NUMBERS:
+        return question
+    return re.sub(r"\d+", "#", question) + " ".join(sorted(numbers))
+
+
+def _without_answer(entry: Entry) -> str | None:
+    return None if entry.values["answer"] is not None else "gives no answer to compare with"
+
+
+def _line(entry: Entry, index: int) -> dict[str, Any]:
+    return {
+        "question": entry.values["question"],
+        "entry": entry.write(),
+        "answer": str(entry.values["answer"]),
+        "index": index,
+        "difficulty": entry.values["metadata"].get("difficulty"),
+    }
+
+
+def _entries(
+    where: str, dataset: str, config: Mapping[str, Any], seed: int, size: int
+) -> Iterator[dict[str, Any]]:
+    """Yield entries by index, without end; at its end a data set is made anew, twice as long.
+
+    Most data sets are as long as they are asked to be, at no cost; one makes all entries at once.
+    """
+    made = _make(where, dataset, config, seed, size)
+    for index in itertools.count():
+        if index == size:
+            size *= 2
+            made = _make(where, dataset, config, seed, size)
+        try:
+            values = dict(made[index])
+        except Exception as error:
+            raise UserError(
+                f"{where}: reasoning-gym's {dataset} fails at index {index} of seed {seed}: "
+                f"{type(error).__name__}: {error}; try another seed or config"
+            ) from None
+        yield values
+
+
+def _check_name(where: str, dataset: str) -> None:
+    from reasoning_gym.factory import DATASETS
+
+    if dataset == "composite":
+        raise UserError(
+            f"{where}.dataset = 'composite': give each of its data sets a source of its own"
+        )
+    if dataset not in DATASETS:
+        near = difflib.get_close_matches(dataset, DATASETS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise UserError(
+            f"{where}.dataset = {dataset!r}: reasoning-gym has no such data set among its "
+            f"{len(DATASETS) - 1}{hint}"
+        )
+
+
+def _check_keys(where: str, dataset: str, config: Mapping[str, Any]) -> None:
+    from reasoning_gym.factory import DATASETS
+
+    known = sorted(DATASETS[dataset][1].__dataclass_fields__.keys() - OURS)
+    for key in config:
+        if key in OURS:
+            raise UserError(f"{where}.config.{key}: set {where}.{OURS[key]} instead")
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise UserError(
+                f"{where}.config.{key}: {dataset} has no such key among {', '.join(known)}{hint}"
+            )
+
+
+def _make(where: str, dataset: str, config: Mapping[str, Any], seed: int, size: int) -> Any:
+    """Return the data set; raises `UserError` that names the key at fault, or all of them."""
+    try:
+        return make_dataset(dataset, config, seed=seed, size=size)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key, said = ".".join(map(str, first["loc"])), first["msg"]
+        if key:
+            raise UserError(f"{where}.config.{key} = {first['input']!r}: {said}") from None
+    except Exception as error:
+        said = str(error) or type(error).__name__
+    keys = [key for key in config if key in said] or list(config)
+    given = ", ".join(f"{where}.config.{key} = {config[key]!r}" for key in keys)
+    raise UserError(f"{given or where}: {dataset} refuses it: {said}")
+
+
+if __name__ == "__main__":
+    main()
