@@ -9,7 +9,6 @@ from pathlib import Path
 
 import polars as pl
 from rich import box
-from rich._export_format import CONSOLE_SVG_FORMAT
 from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
@@ -22,9 +21,6 @@ SVG_WIDTH = 140
 PIPE_WIDTH = 200
 NAMES = ("variant", "result")
 """Columns that are not wrapped, as those of ids are not."""
-
-# Without rich's web fonts: a picture must not load anything from elsewhere.
-SVG_FORMAT = re.sub(r"@font-face \{\{.*?\}\}", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
 
 
 def print_table(
@@ -61,7 +57,10 @@ def print_table(
         console.print(Text(clean(title), style="table.title"))
     console.print(table)
     if svg is not None:
-        console.save_svg(str(svg), title="staged-grpo", code_format=SVG_FORMAT)
+        drawn = console.export_svg(title="staged-grpo")
+        # Without rich's web fonts: a picture must not load anything from elsewhere.
+        drawn = re.sub(r"@font-face \{.*?\}", "", drawn, flags=re.DOTALL)
+        svg.write_text(drawn, encoding="utf-8")
 
 
 def print_tables(found: list[frames.Table], *, as_json: bool) -> None:
