@@ -12,7 +12,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from common.console import warn
+from common.console import warn_once
 
 if TYPE_CHECKING:
     from asyncio.subprocess import Process
@@ -71,7 +71,7 @@ def attention_implementation(model: PreTrainedModel) -> str:
     name = getattr(model.config.get_text_config(), "_attn_implementation", None)
     if isinstance(name, str):
         return name
-    _say_once(
+    warn_once(
         "transformers does not tell the attention of a model (config._attn_implementation): it is "
         "set to 'eager', which is slower"
     )
@@ -88,7 +88,7 @@ def close_pipes(process: Process) -> None:
     if transport is not None:
         transport.close()
         return
-    _say_once(
+    warn_once(
         "asyncio does not give the transport of a process (Process._transport): what it prints at "
         "the end about a closed loop can be ignored"
     )
@@ -165,13 +165,8 @@ def _usable(
         reason = "gives other numbers than its public counterpart"
     except Exception as error:  # whatever another signature leads to
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
-    _say_once(f"{name} cannot be used ({reason}): {instead}")
+    warn_once(f"{name} cannot be used ({reason}): {instead}")
     return None
-
-
-@cache
-def _say_once(line: str) -> None:
-    warn(line)
 
 
 def _multiplies(product: Product) -> bool:

@@ -16,6 +16,7 @@ from support.tiny_models import packed_outputs, random_completions, tiny_model
 from torch import Tensor
 
 from common import compat
+from common.console import warn_once
 from common.engines.engine import SamplingParams
 from common.engines.native.sampler import Sampler
 from common.modeling.linear import linear
@@ -27,10 +28,10 @@ CHECKED = (compat.onednn_product, compat.cpu_flash_attention)
 @pytest.fixture(autouse=True)
 def unchecked() -> Iterator[None]:
     """Every check is made anew in each test, and forgotten after it."""
-    for function in (*CHECKED, compat._say_once):
+    for function in (*CHECKED, warn_once):
         function.cache_clear()
     yield
-    for function in (*CHECKED, compat._say_once):
+    for function in (*CHECKED, warn_once):
         function.cache_clear()
 
 

@@ -37,7 +37,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from common.compat import FlashAttention, attention_implementation, cpu_flash_attention
-from common.console import warn
+from common.console import warn_once
 from common.errors import UserError
 from common.modeling.load import set_attention
 from common.modeling.pack_layout import PackLayout, PackRows, Reach, Tiles, by_layer_type
@@ -84,11 +84,13 @@ class PackedDecoder:
                 f"attention implementation {found!r} of {self._config.model_type!r} takes no mask "
                 "of packs; load the model with attn_implementation='sdpa' or 'eager'"
             )
-        forward = inspect.signature(model.base_model.forward).parameters.values()
-        passes_on = any(parameter.kind is parameter.VAR_KEYWORD for parameter in forward)
-        if self._own == "sdpa" and passes_on:
+        self._by_layout = self._own == "sdpa"
+        if self._by_layout:
             set_attention(model, NAME)
-        self._by_layout = attention_implementation(model) == NAME
+            forward = inspect.signature(model.base_model.forward).parameters.values()
+            passes_on = any(parameter.kind is parameter.VAR_KEYWORD for parameter in forward)
+            if not passes_on or attention_implementation(model) != NAME:
+                self._take_masks("the family has a way of its own")
 
     def __call__(self, layout: PackLayout, **inputs: Tensor) -> Tensor:
         """Hidden states [B, S, H] of packs, of the model's type.
@@ -101,14 +103,17 @@ class PackedDecoder:
             try:
                 return self._hidden(layout, inputs, attention_mask=None, packs=layout)
             except NotPackedError as reason:
-                warn(
-                    f"{self._config.model_type}: its attention cannot be computed from the layout "
-                    f"of packs ({reason}), so each layer reads a dense mask, which is slower"
-                )
-                self._by_layout = False
-                set_attention(self._model, self._own)
+                self._take_masks(reason)
         masks = by_layer_type(self._config, lambda kind: self._mask(layout, kind))
         return self._hidden(layout, inputs, attention_mask=masks)
+
+    def _take_masks(self, reason: object) -> None:
+        warn_once(
+            f"{self._config.model_type}: its attention cannot be computed from the layout of packs "
+            f"({reason}), so each layer reads a dense mask, which is slower"
+        )
+        self._by_layout = False
+        set_attention(self._model, self._own)
 
     def _hidden(self, layout: PackLayout, inputs: dict[str, Tensor], **how: Any) -> Tensor:
         position_ids = layout.position_ids

@@ -14,6 +14,7 @@ from support.tiny_models import (
     tiny_model,
 )
 
+from common.console import warn_once
 from common.errors import UserError
 from common.modeling import pack_attention
 from common.modeling.pack_attention import PackedDecoder
@@ -146,6 +147,7 @@ def test_attention_of_another_kind_gets_dense_masks_and_says_so_once(monkeypatch
     batch = pack(random_completions(0), tokens_per_pack=40)
     logprobs, _ = packed_outputs(tiny_model("mistral"), batch)
     monkeypatch.setattr(pack_attention, "PLAIN", frozenset())
+    warn_once.cache_clear()
     model = tiny_model("mistral")
     decoder = PackedDecoder(model)
     first, again = (decoder(layout_of(batch), input_ids=batch.input_ids) for _ in range(2))
