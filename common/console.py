@@ -7,6 +7,7 @@ import sys
 import unicodedata
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -39,6 +40,12 @@ def say(line: str) -> None:
 def warn(line: str) -> None:
     """Print a warning to standard error, quiet or not."""
     print(f"warning: {clean(line)}", file=sys.stderr, flush=True)
+
+
+@cache
+def warn_once(line: str) -> None:
+    """`warn`, unless this process has printed this line before."""
+    warn(line)
 
 
 def bars_wanted() -> bool:

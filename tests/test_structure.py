@@ -17,6 +17,7 @@ ROOMS = (
     "seeds",
     "process",
     "console",
+    "compat",
     "config",
     "runs",
     "tasks",
@@ -37,6 +38,9 @@ SOURCES = sorted(
     for folder in ("common", "stages", "workflows")
     for path in (REPOSITORY / folder).rglob("*.py")
 )
+DOCUMENTED = {"_exit", "_replace"}
+"""Of `os` and of named tuples: public by their documentation, whatever their names."""
+REFLECTION = ("getattr", "setattr", "hasattr", "delattr")
 INSIDE_THE_SANDBOX = ("child.py", "exec")
 LIGHT = ("score", "show")
 HEAVY = {"torch", "transformers", "datasets", "math_verify", "reasoning_gym", "pandas"} | {
@@ -106,6 +110,34 @@ def test_every_module_and_nothing_dangerous(path: Path) -> None:
             for keyword in node.keywords:
                 truthy = ast.unparse(keyword.value) != "False"
                 assert not (keyword.arg in ("trust_remote_code", "shell") and truthy)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(REPOSITORY)))
+def test_private_interfaces_stand_in_one_module(path: Path) -> None:
+    """A name that begins with _ belongs to the file that defines it; `compat` may use any."""
+    tree = ast.parse(path.read_text())
+    if path.relative_to(REPOSITORY) == Path("common/compat.py"):
+        assert private_uses(tree), "the search finds none at all"
+    else:
+        assert not private_uses(tree)
+
+
+def private_uses(tree: ast.AST) -> list[str]:
+    """Names that begin with _ and come from elsewhere."""
+    nodes = list(ast.walk(tree))
+    own = {node.name for node in nodes if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+    found = []
+    for node in nodes:
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) not in ("self", "cls"):
+            if node.attr not in own | DOCUMENTED:
+                found.append(node.attr)
+        elif isinstance(node, ast.ImportFrom):
+            found += [*(node.module or "").split("."), *(alias.name for alias in node.names)]
+        elif isinstance(node, ast.Import):
+            found += [part for alias in node.names for part in alias.name.split(".")]
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in REFLECTION:
+            found += [a.value for a in node.args if isinstance(a, ast.Constant)]
+    return [n for n in map(str, found) if n.startswith("_") and not n.startswith("__")]
 
 
 @pytest.mark.parametrize("stage", LIGHT)

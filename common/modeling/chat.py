@@ -55,7 +55,7 @@ def load_tokenizer(policy_dir: Path) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(
             policy_dir, local_files_only=True, trust_remote_code=False
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, ImportError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise UserError(f"{policy_dir}: no tokenizer that transformers can use: {reason}") from None
 

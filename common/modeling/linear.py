@@ -2,27 +2,21 @@
 
 On x86 torch hands float32 products to MKL, which on processors of other makers than Intel runs its
 AVX2 kernels. oneDNN, which comes with torch as well, goes by what the processor can do; `make
-bench` prints both speeds. Inductor calls the same operator for compiled models. Everything that it
-is not made for (other devices and types, a torch without oneDNN) takes torch's own way.
+bench` prints both speeds. Everything that it is not made for (other devices and types, a torch
+without oneDNN) takes torch's own way.
 """
 
 from __future__ import annotations
 
-import platform
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-Model = TypeVar("Model", bound=nn.Module)
+from common.compat import onednn_product
 
-# On ARM torch's own products already come from a library that is made for the processor.
-_AVAILABLE = (
-    platform.machine() in ("x86_64", "AMD64")
-    and torch.backends.mkldnn.is_available()
-    and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-)
+Model = TypeVar("Model", bound=nn.Module)
 
 
 def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -80,12 +74,12 @@ class _Linear(torch.autograd.Function):
 
 def _by_onednn(inputs: Tensor, weight: Tensor) -> bool:
     return bool(
-        _AVAILABLE
-        and inputs.dtype == weight.dtype == torch.float32
+        inputs.dtype == weight.dtype == torch.float32
         and inputs.device.type == weight.device.type == "cpu"
         and inputs.ndim > 1
         and inputs.numel() > 0
         and torch.backends.mkldnn.enabled
+        and onednn_product() is not None
     )
 
 
@@ -93,4 +87,6 @@ def _product(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tens
     # With rows or columns left out between, oneDNN falls back to a loop a thousand times slower.
     if not (weight.is_contiguous() or weight.T.is_contiguous()):
         weight = weight.contiguous()
-    return torch.ops.mkldnn._linear_pointwise(inputs, weight, bias, "none", [], "")
+    product = onednn_product()
+    assert product is not None, "`_by_onednn` looks for it"
+    return product(inputs, weight, bias)

@@ -8,6 +8,7 @@ it (mixtures of experts), makes non-persistent buffers (rotary frequencies) and 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -162,8 +163,12 @@ def _part_class(
     embedding, final = plan[0], plan[plan.index("layers") + 1 :]
 
     def construct(self: Any, config: PretrainedConfig, *args: Any, **kwargs: Any) -> None:
-        whole.__init__(self, config, *args, **kwargs)
         tied = tied_embeddings(config)
+        if tied and not (first or last):
+            # Neither matrix will be here to be tied to the other.
+            config = copy.deepcopy(config)
+            config.tie_word_embeddings = False
+        whole.__init__(self, config, *args, **kwargs)
         base = self.base_model
         for index, layer in enumerate(base.layers):
             if index not in layers:
@@ -175,8 +180,6 @@ def _part_class(
                 setattr(base, name, PassThrough())
         if not (last or (tied and first)):
             self.set_output_embeddings(PassThrough())
-        if not (first or last):
-            self.all_tied_weights_keys = {}
 
     # transformers looks up weight conversions by the class's name and module.
     return type(whole.__name__, (whole,), {"__init__": construct, "__module__": whole.__module__})
@@ -207,7 +210,7 @@ def _from_pretrained(
     faults = [f"{name} is missing" for name in sorted(info["missing_keys"])]
     if info["unexpected_keys"]:
         # Those of a part are mostly the tensors of other ranks.
-        stray = info["unexpected_keys"] - _on_meta(policy_dir).keys()
+        stray = info["unexpected_keys"] - _on_meta(policy_dir).state_dict().keys()
         faults += [f"{name} has no place in the model" for name in sorted(stray)]
     if faults:
         raise _other_architecture(policy_dir, faults)
@@ -222,16 +225,22 @@ def _other_architecture(policy_dir: Path, faults: list[str]) -> UserError:
     )
 
 
-def _on_meta(policy_dir: Path) -> dict[str, torch.Tensor]:
-    """Names and shapes of the whole model's tensors."""
+def _on_meta(policy_dir: Path) -> Any:
+    """The whole model without its values."""
     config = load_config(policy_dir)
     with torch.device("meta"):
-        return model_class(config)(config).state_dict()
+        return model_class(config)(config)
+
+
+def _ties(policy_dir: Path) -> bool:
+    """Whether the architecture follows a configuration that ties head and embedding."""
+    model = _on_meta(policy_dir)
+    return model.get_input_embeddings().weight is model.get_output_embeddings().weight
 
 
 def _wrong_shapes(policy_dir: Path) -> list[str]:
     """What is wrong with the tensors that the model has names for."""
-    expected, faults = _on_meta(policy_dir), []
+    expected, faults = _on_meta(policy_dir).state_dict(), []
     for path in sorted(Path(policy_dir).glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
             for name in sorted(expected.keys() & set(file.keys())):
@@ -243,12 +252,12 @@ def _wrong_shapes(policy_dir: Path) -> list[str]:
 
 def _check_tie(model: PreTrainedModel, policy_dir: Path) -> None:
     """transformers unties a model whose file has two different matrices; ranks could not agree."""
-    if not tied_embeddings(model.config) or not type(model)._tied_weights_keys:
+    if not tied_embeddings(model.config):
         return
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     if isinstance(embedding, PassThrough) or isinstance(head, PassThrough):
         return
-    if embedding.weight is not head.weight:
+    if embedding.weight is not head.weight and _ties(policy_dir):
         raise UserError(
             f"{policy_dir}: the configuration ties head and embedding (tie_word_embeddings), but "
             "the checkpoint has two different matrices; set tie_word_embeddings to false"
@@ -271,6 +280,15 @@ def _check_all_planned(part: PreTrainedModel, plan: list[str]) -> None:
 def _to(model: Any, device: torch.device | str) -> PreTrainedModel:
     """`model.to`, whose decorated signature no type checker can follow, with fast products."""
     return use_fast_products(model.to(device))
+
+
+def set_attention(model: PreTrainedModel, name: str) -> None:
+    """Let a model compute attention by another function of transformers' `AttentionInterface`.
+
+    A family that does not look its attention up there stays as it is.
+    """
+    with quiet_transformers():
+        model.set_attn_implementation(name)
 
 
 @contextmanager

@@ -1,9 +1,11 @@
-"""Where the texts of packs stand, and which tokens attention has to bring together.
+"""Packs as attention sees them: who sees whom, and which tokens have to be brought together.
 
-In a pack a prompt stands once and its completions behind it. Each of them is a text that sees
-itself causally; besides, all completions of a prompt see the whole of it. Texts are cut into tiles
-that are causal by themselves, and a later tile sees what stands before it in the text. With a
-prompt p and completions a, b, of which a has two tiles:
+A token sees its own prompt copy and its own completion, up to its own position. Distance is
+counted in positions and not in indices: in a pack the two differ, since several completions
+stand behind one prompt. How far back a layer sees depends on its kind (`Reach`).
+
+Texts are cut into tiles that are causal by themselves, and a later tile sees what stands before it
+in the text. With a prompt p and completions a, b, of which a has two tiles:
 
     tiles     p   a1   a2   b         queries and keys are the same tokens, causal
     behind    a1 a2 b → p   a2 → a1   the queries see all of these keys: no mask
@@ -24,7 +26,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from common.errors import UserError
+
 Made = TypeVar("Made")
+MaskMod = Callable[[Tensor, Any, Tensor, Tensor], Tensor]
 
 TILE = 128
 """Most tokens of a tile. The kernel spares no score above the diagonal in up to 512 keys, and is
@@ -43,6 +48,51 @@ class Reach:
     """Keys less than so many positions before the query."""
     chunk: int | None = None
     """Keys of the same chunk of so many positions."""
+
+    @classmethod
+    def of_kind(cls, kind: str, config: Any) -> Reach:
+        """That of a layer of this kind, such as `sliding_attention`, in a decoder.
+
+        Raises:
+            UserError: the kind carries a state along the row (linear attention, convolution).
+        """
+        if kind == "full_attention":
+            return cls()
+        if kind == "sliding_attention":
+            return cls(window=config.sliding_window)
+        if kind == "chunked_attention":
+            return cls(chunk=config.attention_chunk_size)
+        raise UserError(
+            f"{config.model_type!r} has layers of type {kind!r}, which carry a state along the row "
+            "and cannot be packed; use a decoder with full, sliding or chunked attention"
+        )
+
+    @classmethod
+    def of_layer(cls, layer: int, config: Any) -> Reach:
+        """That of a decoder's layer, whose index counts from 0 over the whole model."""
+        reaches = by_layer_type(config, lambda kind: cls.of_kind(kind, config))
+        return reaches[config.layer_types[layer]] if isinstance(reaches, dict) else reaches
+
+
+def by_layer_type(config: Any, make: Callable[[str], Made]) -> Made | dict[str, Made]:
+    """What `make` gives for each type of layer that a decoder has; for one alone without types.
+
+    A decoder with `layer_types` takes a dict of masks by layer type; one without takes one mask,
+    sliding if it has a `sliding_window` (Mistral), chunked if it has an `attention_chunk_size`:
+    the rule of transformers' own `create_masks_for_generate`.
+
+    Args:
+        config: the decoder's (text) configuration.
+        make: is given the type, such as `sliding_attention`.
+    """
+    layer_types = getattr(config, "layer_types", None)
+    if layer_types:
+        return {kind: make(kind) for kind in dict.fromkeys(layer_types)}
+    if getattr(config, "sliding_window", None) is not None:
+        return make("sliding_attention")
+    if getattr(config, "attention_chunk_size", None) is not None:
+        return make("chunked_attention")
+    return make("full_attention")
 
 
 @dataclass(frozen=True)
@@ -107,6 +157,29 @@ class PackLayout:
     completion_ids: Tensor
     _made: dict[object, Any] = field(default_factory=dict)
 
+    def sees(self, reach: Reach) -> MaskMod:
+        """Whether, in a pack, the token at one index sees that at another; padding sees itself.
+
+        Returns:
+            A function of index tensors (pack, head, query, key) that broadcast, to bool. The head
+            does not matter.
+        """
+        positions, groups, completions = self.position_ids, self.group_ids, self.completion_ids
+
+        def seen(pack: Tensor, _head: Any, query: Tensor, key: Tensor) -> Tensor:
+            at, other = positions[pack, query], positions[pack, key]
+            group, text = groups[pack, query], completions[pack, key]
+            found = (group == groups[pack, key]) & (group >= 0) & (other <= at)
+            found = found & ((text == -1) | (text == completions[pack, query]))
+            if reach.window is not None:
+                found = found & (at - other < reach.window)
+            if reach.chunk is not None:
+                found = found & (at // reach.chunk == other // reach.chunk)
+            # Padding sees itself, or its row of the softmax would be empty.
+            return found | (query == key)
+
+        return seen
+
     def visible(self, reach: Reach) -> Tensor:
         """[B, 1, S, S] bool, query by key: the dense mask."""
         return self.once(PackLayout._visible, reach)
@@ -127,18 +200,10 @@ class PackLayout:
         return plan_rows(self._copies, self.position_ids.flatten().numpy(), window, dtype)
 
     def _visible(self, reach: Reach) -> Tensor:
-        def pairs(ids: Tensor) -> tuple[Tensor, Tensor]:
-            return ids[:, :, None], ids[:, None, :]  # of query, of key
-
-        (query, key), (own, other) = pairs(self.position_ids), pairs(self.completion_ids)
-        group, same = pairs(self.group_ids)
-        seen = (group == same) & (group >= 0) & ((other == -1) | (own == other)) & (key <= query)
-        if reach.window is not None:
-            seen &= query - key < reach.window
-        if reach.chunk is not None:
-            seen &= query // reach.chunk == key // reach.chunk
-        itself = torch.eye(seen.shape[-1], dtype=torch.bool, device=seen.device)
-        return (seen | itself)[:, None]
+        packs, length = self.group_ids.shape
+        index = torch.arange(max(packs, length), device=self.group_ids.device)
+        pack, token = index[:packs, None, None], index[:length]
+        return self.sees(reach)(pack, None, token[:, None], token)[:, None]
 
     @cached_property
     def _copies(self) -> list[PromptCopy]:

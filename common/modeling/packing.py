@@ -1,7 +1,7 @@
 """Rows to packs and back: the only place that knows which hidden state predicts which token.
 
 A pack is one input row that holds whole groups or parts of them. A group's prompt stands in it
-once, its completions behind it, each seeing the prompt and itself (`masks.py`):
+once, its completions behind it, each seeing the prompt and itself (`pack_layout.py`):
 
     input      p0 p1 p2 │ a0 a1 │ b0        prompt p, completions a = a0 a1 a2 and b = b0 b1
     position    0  1  2 │  3  4 │  3

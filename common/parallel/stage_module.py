@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from common.errors import UserError
-from common.modeling.masks import attention_masks
+from common.modeling.pack_attention import PackedDecoder
+from common.modeling.pack_layout import PackLayout
 from common.modeling.packing import PackBatch
 from common.modeling.token_logprobs import Head, token_logprobs
 
@@ -28,8 +29,9 @@ if TYPE_CHECKING:
 class StageModule(nn.Module):
     """The model's own forward over the layers that are here.
 
-    Masks are made on every rank from the packs, which every rank has read; only hidden states
-    travel. The head is part of the last stage, so that logits are never an output.
+    The layout of packs is known on every rank, which has read them; only hidden states travel. The
+    head is part of the last stage, so that logits are never an output. The model's attention is
+    that of packs from here on.
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class StageModule(nn.Module):
     ) -> None:
         super().__init__()
         self.part = part
+        self._decoder = PackedDecoder(part)
         self.first = first
         self.last = last
         self.temperature = temperature
@@ -60,14 +63,8 @@ class StageModule(nn.Module):
         Returns:
             Hidden states [B, S, H]; on the last stage [B, T, 2], logprob and entropy in nats.
         """
-        dtype = self.part.dtype
-        masks = attention_masks(self.part.config, position_ids, group_ids, completion_ids, dtype)
-        hidden = self.part.base_model(
-            **{"input_ids" if self.first else "inputs_embeds": inputs},
-            attention_mask=masks,
-            position_ids=position_ids,
-            use_cache=False,
-        ).last_hidden_state
+        layout = PackLayout(position_ids, group_ids, completion_ids)
+        hidden = self._decoder(layout, **{"input_ids" if self.first else "inputs_embeds": inputs})
         return self._logprobs(hidden, predict_from, target_ids) if self.last else hidden
 
     def _logprobs(self, hidden: Tensor, predict_from: Tensor, target_ids: Tensor) -> Tensor:

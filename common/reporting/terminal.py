@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import polars as pl
 from rich import box
-from rich._export_format import CONSOLE_SVG_FORMAT
 from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table as RichTable
@@ -24,9 +23,6 @@ SVG_WIDTH = 140
 PIPE_WIDTH = 200
 NAMES = ("variant", "result")
 """Columns that are not wrapped; those of ids are not either."""
-
-# Without rich's web fonts: a picture must not load anything from elsewhere.
-SVG_FORMAT = re.sub(r"@font-face \{\{.*?\}\}", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
 
 
 class Table(NamedTuple):
@@ -73,7 +69,10 @@ def print_table(
         console.print(Text(clean(title), style="table.title"))
     console.print(table)
     if svg is not None:
-        console.save_svg(str(svg), title="staged-grpo", code_format=SVG_FORMAT)
+        drawn = console.export_svg(title="staged-grpo")
+        # Without rich's web fonts: a picture must not load anything from elsewhere.
+        drawn = re.sub(r"@font-face \{.*?\}", "", drawn, flags=re.DOTALL)
+        svg.write_text(drawn, encoding="utf-8")
 
 
 def print_tables(found: list[Table], *, as_json: bool) -> None:

@@ -20,6 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from common.compat import close_pipes
 from common.config import RewardsConfig
 from common.console import clean
 from common.errors import UserError
@@ -259,7 +260,5 @@ async def _kill(worker: Process) -> None:
     with suppress(TimeoutError):
         # A process that it left behind may hold its pipes open.
         await asyncio.wait_for(worker.wait(), KILL_SECONDS)
-    # What is left of the transport would complain of a closed loop when it is collected.
-    transport: Any = getattr(worker, "_transport", None)
-    if transport is not None:
-        transport.close()
+    # What is left of its pipes would complain of a closed loop when it is collected.
+    close_pipes(worker)

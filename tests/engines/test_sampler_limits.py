@@ -138,10 +138,10 @@ def test_what_memory_held_before_changes_nothing(
 
 def test_decoders_with_other_states_are_refused() -> None:
     def config(**fields: Any) -> SimpleNamespace:
-        return SimpleNamespace(**{"model_type": "m", "_attn_implementation": "sdpa"} | fields)
+        return SimpleNamespace(model_type="m", **fields)
 
-    check_cacheable(config(layer_types=["full_attention", "sliding_attention"]))
+    check_cacheable(config(layer_types=["full_attention", "sliding_attention"]), "sdpa")
     with pytest.raises(UserError, match="'linear_attention'"):
-        check_cacheable(config(layer_types=["full_attention", "linear_attention"]))
+        check_cacheable(config(layer_types=["full_attention", "linear_attention"]), "sdpa")
     with pytest.raises(UserError, match="'flash_attention_2'"):
-        check_cacheable(config(_attn_implementation="flash_attention_2"))
+        check_cacheable(config(), "flash_attention_2")

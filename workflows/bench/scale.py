@@ -122,7 +122,7 @@ def _with_layers(bench: Bench, layers: int) -> Any:
     config.num_hidden_layers = layers
     if getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[:1] * layers
-    config._attn_implementation = "sdpa"
     torch.manual_seed(0)
     model: Any = model_class(config)(config)
+    model.set_attn_implementation("sdpa")
     return use_fast_products(model.to(bench.device, bench.dtype).eval())

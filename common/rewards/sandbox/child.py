@@ -150,11 +150,8 @@ def run_calls(source: str, calls: list[tuple[str, list[Any], dict[str, Any]]]) -
 
 def _execute(source: str, name: str) -> dict[str, Any]:
     """Run `source` as a fresh module of that name; its namespace."""
-    from _sitebuiltins import Quitter
-
     path = f"{FOLDER}/program.py"
-    builtins.exit = Quitter("exit", "Ctrl-D")
-    builtins.quit = Quitter("quit", "Ctrl-D")
+    vars(builtins).update(exit=sys.exit, quit=sys.exit)  # `site`, which has its own, is not run
     # Thread pools are sized by this; the same everywhere, and within the limit on threads.
     for count in ("cpu_count", "process_cpu_count"):
         setattr(os, count, lambda: 4)

@@ -1,4 +1,4 @@
-"""A packed forward equals one plain forward per row, for every kind of mask a family takes."""
+"""A packed forward equals one plain forward per row, whichever attention a family has."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import pytest
 import torch
 from support.tiny_models import (
     KeepFloat64,
+    layout_of,
     packed_outputs,
     plain_logits,
     random_completions,
@@ -13,8 +14,11 @@ from support.tiny_models import (
     tiny_model,
 )
 
+from common.console import warn_once
 from common.errors import UserError
-from common.modeling.masks import PackMask, attention_masks
+from common.modeling import pack_attention
+from common.modeling.pack_attention import PackedDecoder
+from common.modeling.pack_layout import Reach, by_layer_type
 from common.modeling.packing import Completion, gather_to_rows, pack
 
 CASES = [
@@ -80,14 +84,7 @@ def test_a_token_sees_its_prompt_and_its_own_completion_only():
         Completion([8], [9, 9], 1),
     ]
     batch = pack(rows, tokens_per_pack=16, bucket=8)
-    masks = attention_masks(
-        tiny_config("llama"),
-        batch.position_ids,
-        batch.group_ids,
-        batch.completion_ids,
-        torch.float32,
-    )
-    visible = masks[0, 0]
+    visible = layout_of(batch).visible(Reach())[0, 0]
     assert batch.input_ids.tolist() == [[1, 2, 3, 4, 6, 8, 9, 0]]
     assert [[k for k in range(8) if visible[q, k]] for q in range(8)] == [
         [0],
@@ -105,58 +102,80 @@ def test_a_sliding_window_counts_positions():
     """The second completion stands far from its prompt in the pack but next to it in the text."""
     rows = [Completion([1, 2], [3] * 7, 0), Completion([1, 2], [4, 5], 0)]
     batch = pack(rows, tokens_per_pack=16, bucket=1)
-    config = tiny_config("mistral", sliding_window=3)
-    masks = attention_masks(
-        config, batch.position_ids, batch.group_ids, batch.completion_ids, torch.float32
-    )
+    visible = layout_of(batch).visible(Reach(window=3))[0, 0]
     assert batch.input_ids[0, 8] == 4
-    assert masks[0, 0, 8].nonzero().flatten().tolist() == [0, 1, 8]
-    assert masks[0, 0, 7].nonzero().flatten().tolist() == [5, 6, 7]
+    assert visible[8].nonzero().flatten().tolist() == [0, 1, 8]
+    assert visible[7].nonzero().flatten().tolist() == [5, 6, 7]
 
 
 @pytest.mark.parametrize(
-    ("family", "kinds"),
+    ("family", "reaches"),
     [
-        ("llama", None),
-        ("mistral", None),
-        ("qwen2", ["full_attention"]),
-        ("qwen2_sliding", ["full_attention", "sliding_attention"]),
-        ("gemma2", ["sliding_attention", "full_attention"]),
+        ("llama", [Reach()] * 3),
+        ("mistral", [Reach(window=5)] * 3),
+        ("qwen2", [Reach()] * 3),
+        ("qwen2_sliding", [Reach(), Reach(window=5), Reach(window=5)]),
+        ("gemma2", [Reach(window=5), Reach(), Reach(window=5)]),
     ],
 )
-def test_the_form_is_the_one_the_forward_takes(family, kinds):
+def test_each_layer_has_the_reach_of_its_kind(family, reaches):
+    config = tiny_config(family)
+    assert [Reach.of_layer(layer, config) for layer in range(3)] == reaches
+    kinds = by_layer_type(config, lambda kind: Reach.of_kind(kind, config))
+    assert (set(kinds.values()) if isinstance(kinds, dict) else {kinds}) == set(reaches)
+
+
+@pytest.mark.parametrize(("family", "attention", "tied"), CASES)
+def test_sdpa_is_computed_from_the_layout_and_eager_by_masks(
+    family, attention, tied, monkeypatch, capsys
+):
+    """Without this, the equality above could come from dense masks alone."""
+    calls = []
+    monkeypatch.setattr(
+        pack_attention,
+        "pack_attention",
+        lambda *args, compute=pack_attention.pack_attention: calls.append(args) or compute(*args),
+    )
+    model = tiny_model(family, tied=tied, attn_implementation=attention)
+    packed_outputs(model, pack(random_completions(0), tokens_per_pack=40))
+    assert len(calls) == (3 if attention == "sdpa" else 0)
+    assert capsys.readouterr().err == ""
+
+
+def test_attention_of_another_kind_gets_dense_masks_and_says_so_once(monkeypatch, capsys):
+    """Attention that is capped, sunk or biased is not the one that is computed from the layout."""
     batch = pack(random_completions(0), tokens_per_pack=40)
-    masks = attention_masks(
-        tiny_config(family),
-        batch.position_ids,
-        batch.group_ids,
-        batch.completion_ids,
-        torch.float32,
-    )
-    form = torch.float32 if family == "gemma2" else torch.bool
-    found = list(masks.values()) if kinds else [masks]
-    if kinds:
-        assert list(masks) == kinds
-    packs, length = batch.input_ids.shape
-    assert all(m.shape == (packs, 1, length, length) and m.dtype == form for m in found)
-    assert all(isinstance(m, PackMask) == (form == torch.bool) for m in found)
-    assert all(
-        bool((m != torch.finfo(form).min if m.is_floating_point() else m).any(-1).all())
-        for m in found
-    )
+    logprobs, _ = packed_outputs(tiny_model("mistral"), batch)
+    monkeypatch.setattr(pack_attention, "PLAIN", frozenset())
+    warn_once.cache_clear()
+    model = tiny_model("mistral")
+    decoder = PackedDecoder(model)
+    first, again = (decoder(layout_of(batch), input_ids=batch.input_ids) for _ in range(2))
+    assert torch.equal(first, again)
+    assert capsys.readouterr().err.count("each layer reads a dense mask, which is slower") == 1
+    assert model.config._attn_implementation == "sdpa"
+    dense, _ = packed_outputs(model, batch)
+    real = batch.target_mask
+    torch.testing.assert_close(dense[real], logprobs[real], rtol=0, atol=1e-5)
+
+
+def test_a_model_for_packs_refuses_plain_rows():
+    """It would see every token of the batch, or none of its padding: never in silence."""
+    model = tiny_model("llama")
+    PackedDecoder(model)
+    with pytest.raises(pack_attention.NotPackedError, match="LlamaAttention"):
+        model(input_ids=torch.tensor([[1, 2, 3]]))
 
 
 def test_layers_with_a_state_are_refused():
-    config = tiny_config("qwen2")
-    config.layer_types = ["linear_attention", "full_attention", "full_attention"]
-    ids = torch.zeros((1, 4), dtype=torch.int64)
+    model = tiny_model("qwen2")
+    model.config.layer_types = ["linear_attention", "full_attention", "full_attention"]
     with pytest.raises(UserError, match=r"linear_attention.*cannot be packed"):
-        attention_masks(config, ids, ids, ids, torch.float32)
+        PackedDecoder(model)
 
 
 def test_a_kernel_without_masks_is_refused():
-    config = tiny_config("llama")
-    config._attn_implementation = "flash_attention_2"
-    ids = torch.zeros((1, 4), dtype=torch.int64)
+    model = tiny_model("llama")
+    model.config._attn_implementation = "flash_attention_2"
     with pytest.raises(UserError, match=r"flash_attention_2.*sdpa"):
-        attention_masks(config, ids, ids, ids, torch.float32)
+        PackedDecoder(model)
