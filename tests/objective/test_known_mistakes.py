@@ -6,6 +6,8 @@ and rewards are with the parts they concern.
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from support.tiny_models import VOCABULARY, packed_outputs, random_completions, tiny_model
@@ -34,7 +36,7 @@ def model():
 def logprobs_of(model, rows: list[Completion], **options) -> list[torch.Tensor]:
     batch = pack(rows, tokens_per_pack=200, **options)
     with torch.no_grad():
-        packed, _ = packed_outputs(model, batch)
+        packed, _ = packed_outputs(copy.deepcopy(model), batch)
     return gather_to_rows(packed, batch, [len(row.completion_ids) for row in rows])
 
 
