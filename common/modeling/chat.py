@@ -115,7 +115,7 @@ def stop_ids(policy_dir: Path, tokenizer: PreTrainedTokenizerBase) -> list[int]:
 def completion_text(
     completion_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, stops: Iterable[int]
 ) -> str:
-    """Return the text of a completion, unchanged except for the stop token that ended it."""
+    """Return a completion's text without the stop token that ended it, otherwise unchanged."""
     ids = list(completion_ids)
     if ids and ids[-1] in set(stops):
         del ids[-1]

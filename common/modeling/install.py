@@ -37,7 +37,7 @@ class Model:
 
 
 def find_model(name: str) -> Model:
-    """Find the model at a local path or of that name on the Hugging Face hub, and check its files.
+    """Find a model by its local path or its name on the Hugging Face hub, and check its files.
 
     Raises:
         UserError: there is none, it has no safetensors, or one of its files is truncated.

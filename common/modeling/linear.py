@@ -39,7 +39,7 @@ def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 
 
 def use_fast_products(model: Model) -> Model:
-    """Make the linear layers of a model compute by `linear`; their parameters stay as they are."""
+    """Make a model's linear layers compute with `linear`; their parameters stay as they are."""
     for module in model.modules():
         if type(module) is nn.Linear:
             module.__class__ = FastLinear
@@ -47,7 +47,7 @@ def use_fast_products(model: Model) -> Model:
 
 
 class FastLinear(nn.Linear):
-    """A linear layer that computes by `linear`."""
+    """A linear layer that computes with `linear`."""
 
     def forward(self, input: Tensor) -> Tensor:
         return linear(input, self.weight, self.bias)

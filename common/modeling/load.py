@@ -85,7 +85,7 @@ def load_part(
     dtype: torch.dtype,
     device: torch.device | str = "cpu",
 ) -> PreTrainedModel:
-    """Load only the layers of a model with these global indices, in eval mode.
+    """Load a part of a model in eval mode: only `layers`, given by their global indices.
 
     All other modules become placeholders. The first part keeps the embedding, the last one the
     final norm and the head. With tied embeddings both keep the matrix, under the embedding's name.
@@ -318,7 +318,7 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def precision(dtype: Literal["auto", "float32", "bfloat16"], device: torch.device) -> str:
-    """Return the dtype and kind of device that `model.dtype` means here, as `float32 on cpu`."""
+    """Return dtype and kind of device that `model.dtype` means here, such as `float32 on cpu`."""
     return f"{compute_dtype(dtype, device)} on {device.type}".removeprefix("torch.")
 
 

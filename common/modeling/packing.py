@@ -196,7 +196,7 @@ def _blocks(
     for row in present:
         groups.setdefault(completions[row].group if share_prompts else row, []).append(row)
     prompts = [len(c.prompt_ids) for c in completions]
-    own = [count - 1 for count in targets]  # the last token is no input
+    own = [count - 1 for count in targets]  # the last token is not an input
     longest = max((prompts[row] + own[row] for row in present), default=0)
     return first_fit(list(groups.values()), prompts, own, max(tokens_per_pack, longest))
 

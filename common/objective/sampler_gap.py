@@ -137,7 +137,7 @@ def sampler_gap(
 def exceeded(
     gap: SamplerGap, bounds: LogprobsConfig, kind: Literal["warn", "stop"]
 ) -> dict[str, str]:
-    """Return the recipe's bounds of this kind that the gap exceeds, each key with a description.
+    """Return the recipe's bounds of this kind that the gap exceeds: descriptions by key.
 
     A gap of NaN exceeds every bound.
     """

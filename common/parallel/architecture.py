@@ -41,7 +41,7 @@ _WINDOW = 6
 
 
 def check_architecture(config: PretrainedConfig, *, split: bool) -> None:
-    """Refuse an architecture that packs or, with `split`, pipeline stages would compute wrongly.
+    """Refuse an architecture that would be wrong in packs or, with `split`, in pipeline stages.
 
     Raises:
         UserError: the twin's logprobs differ, no twin could be tried, or there is no pipeline plan.
@@ -77,7 +77,7 @@ def check_architecture(config: PretrainedConfig, *, split: bool) -> None:
 def twin_logprobs(
     config: PretrainedConfig, folder: Path, *, split: bool
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor] | None]:
-    """Return a twin's logprobs of the same completions: by its own forward, packed, and also split.
+    """Return a twin's logprobs of the same completions: padded, packed, and packed and split.
 
     The last is None without `split`. The twin is saved to `folder` and loaded from it, so that the
     loader is tried as well.
@@ -148,7 +148,7 @@ def _shrunk(values: dict[str, Any], config: PretrainedConfig) -> dict[str, Any]:
 
 
 def _one_layer_of_each_kind(kinds: list[str]) -> list[int]:
-    """Choose layer indices: the first of each kind, then more from the front until it is three."""
+    """Choose layer indices: the first of each kind, then more from the front for three in all."""
     first = {kind: kinds.index(kind) for kind in kinds}
     chosen = set(first.values())
     for index in range(len(kinds)):

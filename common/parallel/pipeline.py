@@ -234,7 +234,7 @@ def _count(packs: PackBatch, microbatches: Microbatches) -> int:
 
 @contextmanager
 def _plain_errors() -> Iterator[None]:
-    """Raise the error of a failed stage itself; the schedule's own only reports tensor shapes."""
+    """Raise a failed stage's own error, since the schedule's only reports tensor shapes."""
     try:
         yield
     except RuntimeError as error:
