@@ -1,8 +1,8 @@
 """From chat messages to the token ids that generation continues, and back to text.
 
-Prompts become one string first and are tokenized once, so that the ids are those the model would
-see for that text. Completions stay ids; their text is for people and rules and is never tokenized
-again.
+A prompt is rendered to one string and then tokenized once, so that the ids are those the model
+would see for that text. Completions stay ids; their text is for people and reward rules, and is
+never tokenized again.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ _OPENED = re.compile(r"<think>\s*\Z")
 
 
 def load_tokenizer(policy_dir: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a Hugging Face directory; nothing is fetched, no code of it is run.
+    """Load the tokenizer of a Hugging Face directory; nothing is fetched and none of its code runs.
 
     Raises:
-        UserError: there is none that transformers can use.
+        UserError: the directory has no tokenizer that transformers can use.
     """
     from transformers import AutoTokenizer
 
@@ -63,16 +63,16 @@ def load_tokenizer(policy_dir: Path) -> PreTrainedTokenizerBase:
 def render(
     messages: Sequence[Mapping[str, str]], tokenizer: PreTrainedTokenizerBase, prompt: PromptConfig
 ) -> tuple[list[int], str]:
-    """Token ids of a prompt up to where the completion begins, and its assistant prefix.
+    """Return the token ids of a prompt up to where the completion begins, and its assistant prefix.
 
-    A chat template that opens `<think>` itself is not given a second one; what it wrote is then
-    part of the prefix, since rules judge prefix and completion together.
+    If the chat template itself opens `<think>`, no second one is added, and the template's own
+    becomes part of the prefix, since rules judge prefix and completion together.
 
     Args:
-        messages: roles and contents, the last one the user's.
+        messages: roles and contents; the last message must be the user's.
 
     Raises:
-        UserError: the template is missing or refuses the messages.
+        UserError: the last message is not the user's, or the template is missing or refuses them.
     """
     if not messages or messages[-1]["role"] != "user":
         raise UserError("a prompt's last message must be the user's; nothing is to be answered")
@@ -88,8 +88,10 @@ def render(
 
 
 def stop_ids(policy_dir: Path, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Every token that ends a completion, ascending: whatever config, generation config or
-    tokenizer call end of sequence, and the special tokens by which chats end a turn.
+    """Return the ids of all tokens that end a completion, in ascending order.
+
+    These are the end-of-sequence tokens of config, generation config and tokenizer, and the special
+    tokens by which chat models end a turn.
 
     Raises:
         UserError: there is none, so that no completion would ever stop.
@@ -113,7 +115,7 @@ def stop_ids(policy_dir: Path, tokenizer: PreTrainedTokenizerBase) -> list[int]:
 def completion_text(
     completion_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, stops: Iterable[int]
 ) -> str:
-    """Text of a completion without the stop token that ended it, otherwise as it is."""
+    """Return a completion's text without the stop token that ended it, otherwise unchanged."""
     ids = list(completion_ids)
     if ids and ids[-1] in set(stops):
         del ids[-1]
@@ -123,7 +125,7 @@ def completion_text(
 
 
 def _with_system(messages: Sequence[Mapping[str, str]], system: str) -> list[dict[str, str]]:
-    """The recipe's system message first; before the data's own where there is one."""
+    """Put the recipe's system message first, joined with the data's own if there is one."""
     turns = [{"role": m["role"], "content": m["content"]} for m in messages]
     if not system:
         return turns
@@ -149,7 +151,7 @@ def _chat(turns: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase) -> st
 
 
 def _join(rendered: str, prefix: str) -> tuple[str, str]:
-    """A rendered prompt with the prefix behind it, and all of that which is the assistant's."""
+    """Append the prefix to a rendered prompt; return the whole, and the assistant's part of it."""
     opened = _OPENED.search(rendered)
     if opened is None:
         return rendered + prefix, prefix

@@ -1,6 +1,6 @@
-"""Policy 0: finding a model by path or hub name, checking its files, putting them into a run.
+"""Policy 0: finding a model by path or hub name, checking its files, installing them into a run.
 
-Only safetensors are installed. Pickled weights (.bin, .pt) run code when they are read.
+Only safetensors are installed, since pickled weights (.bin, .pt) run code when they are read.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ class Model:
 
     folder: Path
     files: list[Path]
-    """What is to be installed."""
+    """The files to install."""
     parameters: int
 
 
 def find_model(name: str) -> Model:
-    """The model at a local path, or of that name on the Hugging Face hub.
+    """Find a model by its local path or its name on the Hugging Face hub, and check its files.
 
     Raises:
-        UserError: there is none, it has no safetensors, or a file of it is cut.
+        UserError: there is none, it has no safetensors, or one of its files is truncated.
     """
     path = Path(name).expanduser()
     if path.is_dir():
@@ -56,19 +56,19 @@ def find_model(name: str) -> Model:
 
 
 def check_model(folder: Path) -> Model:
-    """Check that a folder has a configuration, a tokenizer and all its safetensors, whole.
+    """Check that a folder has a configuration, a tokenizer and complete safetensors.
 
-    The safetensors must hold what the configuration asks for, no less and no more.
+    The safetensors must hold exactly the tensors that the configuration asks for.
 
     Raises:
-        UserError: it has not.
+        UserError: any of these is missing, damaged or different.
     """
     from common.modeling.load import check_checkpoint
 
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: no config.json; model.path must be a Hugging Face directory")
     if not any(Path(name).match(v) for name in tokenizer_files(folder) for v in VOCABULARIES):
-        # transformers would make an empty one without a word.
+        # transformers would silently make an empty one.
         raise UserError(f"{folder}: no tokenizer; there is none of {', '.join(VOCABULARIES)}")
     weights = _weights(folder)
     parameters = sum(_parameters(path) for path in weights)
@@ -79,7 +79,7 @@ def check_model(folder: Path) -> Model:
 
 
 def install(model: Model, folder: Path) -> None:
-    """Put the model's files into `folder`, which is made anew: hard links, else copies."""
+    """Put the model's files into `folder`, which is made anew, as hard links or else as copies."""
     if folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
@@ -112,7 +112,7 @@ def _weights(folder: Path) -> list[Path]:
 def _index(path: Path) -> dict[str, str]:
     try:
         names: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-        # A name with a path in it could point out of the folder.
+        # A name that contains a path could point out of the folder.
         if all(Path(name).name == name for name in names.values()):
             return names
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -121,7 +121,7 @@ def _index(path: Path) -> dict[str, str]:
 
 
 def _parameters(path: Path) -> int:
-    """Number of parameters in a safetensors file; its header is read, its size compared."""
+    """Count the parameters in a safetensors file by its header, and check the file's size."""
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -139,7 +139,7 @@ def _parameters(path: Path) -> int:
 
 
 def _download(name: str) -> Path:
-    """A snapshot in the hub's cache of the files that would be installed."""
+    """Download the files to install into the hub's cache, and return the snapshot's folder."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
 
@@ -148,7 +148,7 @@ def _download(name: str) -> Path:
     patterns = ["*.safetensors", *DESCRIPTIONS]
     try:
         return Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=["*/*"]))
-    except Exception as error:  # of a dozen types: of the library, its HTTP client, the file system
+    except Exception as error:  # a dozen types, from the library, its HTTP client and file system
         raise UserError(
             f"model.path = {name!r}: not a local folder, and the hub gives: {first_line(error)}"
         ) from None

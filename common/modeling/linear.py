@@ -1,9 +1,9 @@
-"""Products with weight matrices, at the speed that the processor has.
+"""Products with weight matrices, as fast as the processor allows.
 
-On x86 torch hands float32 products to MKL, which on processors of other makers than Intel runs its
-AVX2 kernels. oneDNN, which comes with torch as well, goes by what the processor can do; `make
-bench` prints both speeds. Everything that it is not made for (other devices and types, a torch
-without oneDNN) takes torch's own way.
+On x86, torch hands float32 products to MKL, which runs its AVX2 kernels on processors that are not
+from Intel. oneDNN, which comes with torch as well, chooses kernels by what the processor can do;
+`make bench` prints both speeds. Torch's own product is used wherever oneDNN does not apply: on
+other devices, for other dtypes, and in a torch without oneDNN.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """inputs · weightᵀ + bias, differentiable once.
+    """Compute inputs · weightᵀ + bias, differentiable once.
 
     Args:
         inputs: [..., in]
@@ -39,7 +39,7 @@ def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 
 
 def use_fast_products(model: Model) -> Model:
-    """Let the linear layers of a model compute by `linear`; their parameters stay as they are."""
+    """Make a model's linear layers compute with `linear`; their parameters stay as they are."""
     for module in model.modules():
         if type(module) is nn.Linear:
             module.__class__ = FastLinear
@@ -47,7 +47,7 @@ def use_fast_products(model: Model) -> Model:
 
 
 class FastLinear(nn.Linear):
-    """A linear layer that computes by `linear`."""
+    """A linear layer that computes with `linear`."""
 
     def forward(self, input: Tensor) -> Tensor:
         return linear(input, self.weight, self.bias)
@@ -84,7 +84,7 @@ def _by_onednn(inputs: Tensor, weight: Tensor) -> bool:
 
 
 def _product(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    # With rows or columns left out between, oneDNN falls back to a loop a thousand times slower.
+    # For a strided matrix oneDNN falls back to a loop that is a thousand times slower.
     if not (weight.is_contiguous() or weight.T.is_contiguous()):
         weight = weight.contiguous()
     product = onednn_product()

@@ -1,9 +1,10 @@
 """Models from disk: a whole causal language model, or the part that one pipeline stage needs.
 
-Only safetensors are read and no code of a checkpoint is run. A part is built by the model's own
-class on the meta device, emptied of what other ranks hold, and filled by `from_pretrained`: it
-materialises only the tensors that are still there, converts checkpoint names where a family needs
-it (mixtures of experts), makes non-persistent buffers (rotary frequencies) and restores ties.
+Only safetensors are read, and no code of a checkpoint is run. A part is built by the model's own
+class on the meta device, emptied of the modules that other ranks hold, and filled by
+`from_pretrained`. This materialises only the remaining tensors, converts checkpoint names where a
+family needs it (mixtures of experts), makes non-persistent buffers (rotary frequencies) and
+restores ties.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ if TYPE_CHECKING:
 
 
 def load_config(policy_dir: Path) -> PretrainedConfig:
-    """The configuration of a Hugging Face directory.
+    """Load the configuration of a Hugging Face directory.
 
     Raises:
-        UserError: no config.json, not readable, or an architecture that needs remote code.
+        UserError: config.json is missing or unreadable, or the architecture needs remote code.
     """
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
@@ -54,20 +55,20 @@ def load_config(policy_dir: Path) -> PretrainedConfig:
 def load_causal_lm(
     policy_dir: Path, dtype: torch.dtype, device: torch.device | str = "cpu"
 ) -> PreTrainedModel:
-    """The whole model in eval mode.
+    """Load the whole model in eval mode.
 
     Raises:
-        UserError: no safetensors, or the checkpoint's tensors are not the model's.
+        UserError: there are no safetensors, or their tensors are not those of the model.
     """
     model = _from_pretrained(model_class(load_config(policy_dir)), policy_dir, dtype)
     return _to(model, device)
 
 
 def check_checkpoint(policy_dir: Path) -> None:
-    """Refuse what `load_causal_lm` would.
+    """Refuse a checkpoint that `load_causal_lm` would refuse.
 
-    The model is made in the types of its file, so that weights are mapped and not read, but for
-    those that a family converts (mixtures of experts).
+    The model is made in the dtype of its files, so that weights are mapped into memory and not
+    read, except those that a family converts (mixtures of experts).
 
     Raises:
         UserError: as `load_causal_lm`.
@@ -84,13 +85,13 @@ def load_part(
     dtype: torch.dtype,
     device: torch.device | str = "cpu",
 ) -> PreTrainedModel:
-    """The model with `layers` (global indices) only, in eval mode; the rest passes through.
+    """Load a part of a model in eval mode: only `layers`, given by their global indices.
 
-    The first part keeps the embedding, the last the final norm and the head. With tied embeddings
-    both keep the matrix, under the name of the embedding.
+    All other modules become placeholders. The first part keeps the embedding, the last one the
+    final norm and the head. With tied embeddings both keep the matrix, under the embedding's name.
 
     Raises:
-        UserError: as `load_causal_lm`, or the architecture has no pipeline plan to cut it by.
+        UserError: as `load_causal_lm`, or the architecture has no pipeline plan to split it by.
     """
     config = load_config(policy_dir)
     whole = model_class(config)
@@ -99,7 +100,7 @@ def load_part(
     plan = pipeline_plan(config)
     part = _from_pretrained(_part_class(whole, plan, layers, first, last), policy_dir, dtype)
     if not last:
-        # Kept while loading only, because a tied matrix may be stored under the head's name.
+        # Kept only while loading, because a tied matrix may be stored under the head's name.
         part.set_output_embeddings(PassThrough())
     _check_all_planned(part, plan)
     return _to(part, device)
@@ -108,14 +109,14 @@ def load_part(
 def compute_dtype(
     name: Literal["auto", "float32", "bfloat16"], device: torch.device
 ) -> torch.dtype:
-    """The recipe's `model.dtype` on this device."""
+    """Return the dtype that the recipe's `model.dtype` means on this device."""
     if name == "auto":
         return torch.float32 if device.type == "cpu" else torch.bfloat16
     return getattr(torch, name)
 
 
 def model_class(config: PretrainedConfig) -> type[PreTrainedModel]:
-    """The class that `AutoModelForCausalLM` would take; `UserError` when there is none."""
+    """Return the class that `AutoModelForCausalLM` would use; `UserError` if there is none."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
     found: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
@@ -125,7 +126,7 @@ def model_class(config: PretrainedConfig) -> type[PreTrainedModel]:
 
 
 def pipeline_plan(config: PretrainedConfig) -> list[str]:
-    """The base model's modules in order: embedding, `layers`, then those behind the layers.
+    """Return the base model's modules in order: embedding, `layers`, then those after the layers.
 
     Raises:
         UserError: transformers has no plan for this architecture.
@@ -145,11 +146,11 @@ def tied_embeddings(config: PretrainedConfig) -> bool:
 
 
 class PassThrough(nn.Module):
-    """Stands where a module of another rank was, so that global layer indices hold."""
+    """Placeholder for a module of another rank, so that global layer indices stay valid."""
 
     def __init__(self, replaced: nn.Module | None = None) -> None:
         super().__init__()
-        # Some families choose the mask of a layer by this attribute of it.
+        # Some families choose a layer's mask by this attribute.
         self.attention_type = getattr(replaced, "attention_type", None)
 
     def forward(self, hidden: torch.Tensor, *_args: Any, **_kwargs: Any) -> torch.Tensor:
@@ -159,13 +160,16 @@ class PassThrough(nn.Module):
 def _part_class(
     whole: type[PreTrainedModel], plan: list[str], layers: range, first: bool, last: bool
 ) -> type[PreTrainedModel]:
-    """`whole`, emptied at the end of its constructor: the loader sees only what is left."""
+    """Derive a class from `whole` that drops the modules of other ranks as it is constructed.
+
+    The loader then sees only the modules that are left.
+    """
     embedding, final = plan[0], plan[plan.index("layers") + 1 :]
 
     def construct(self: Any, config: PretrainedConfig, *args: Any, **kwargs: Any) -> None:
         tied = tied_embeddings(config)
         if tied and not (first or last):
-            # Neither matrix will be here to be tied to the other.
+            # This part holds neither of the two matrices, so there is nothing to tie.
             config = copy.deepcopy(config)
             config.tie_word_embeddings = False
         whole.__init__(self, config, *args, **kwargs)
@@ -188,7 +192,7 @@ def _part_class(
 def _from_pretrained(
     cls: type[PreTrainedModel], policy_dir: Path, dtype: torch.dtype | Literal["auto"]
 ) -> PreTrainedModel:
-    """`from_pretrained`, strict: every parameter comes from the checkpoint, none is left over."""
+    """Load strictly: every parameter comes from the checkpoint, and no tensor is left over."""
     with quiet_transformers():
         try:
             loaded: Any = cls.from_pretrained(
@@ -202,14 +206,14 @@ def _from_pretrained(
         except OSError as error:
             raise UserError(f"{policy_dir}: no safetensors to read: {error}") from error
         except RuntimeError as error:
-            # Shapes differ; the loader's own message goes to its log.
+            # If shapes differ, the loader gives the details only in its log.
             if faults := _wrong_shapes(policy_dir):
                 raise _other_architecture(policy_dir, faults) from error
             raise
     model, info = loaded
     faults = [f"{name} is missing" for name in sorted(info["missing_keys"])]
     if info["unexpected_keys"]:
-        # Those of a part are mostly the tensors of other ranks.
+        # For a part of a model, these are mostly the tensors of other ranks.
         stray = info["unexpected_keys"] - _on_meta(policy_dir).state_dict().keys()
         faults += [f"{name} has no place in the model" for name in sorted(stray)]
     if faults:
@@ -226,20 +230,20 @@ def _other_architecture(policy_dir: Path, faults: list[str]) -> UserError:
 
 
 def _on_meta(policy_dir: Path) -> Any:
-    """The whole model without its values."""
+    """Build the whole model on the meta device, without values."""
     config = load_config(policy_dir)
     with torch.device("meta"):
         return model_class(config)(config)
 
 
 def _ties(policy_dir: Path) -> bool:
-    """Whether the architecture follows a configuration that ties head and embedding."""
+    """Whether head and embedding are one matrix in the model that this configuration makes."""
     model = _on_meta(policy_dir)
     return model.get_input_embeddings().weight is model.get_output_embeddings().weight
 
 
 def _wrong_shapes(policy_dir: Path) -> list[str]:
-    """What is wrong with the tensors that the model has names for."""
+    """Describe each tensor whose shape in the files differs from the model's."""
     expected, faults = _on_meta(policy_dir).state_dict(), []
     for path in sorted(Path(policy_dir).glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
@@ -251,7 +255,10 @@ def _wrong_shapes(policy_dir: Path) -> list[str]:
 
 
 def _check_tie(model: PreTrainedModel, policy_dir: Path) -> None:
-    """transformers unties a model whose file has two different matrices; ranks could not agree."""
+    """Refuse a tied configuration if the checkpoint has two different matrices.
+
+    transformers unties such a model, and the ranks of a pipeline could not agree.
+    """
     if not tied_embeddings(model.config):
         return
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
@@ -265,7 +272,7 @@ def _check_tie(model: PreTrainedModel, policy_dir: Path) -> None:
 
 
 def _check_all_planned(part: PreTrainedModel, plan: list[str]) -> None:
-    """A parameter outside the plan would exist on every rank and drift apart."""
+    """Refuse a parameter outside the plan, which would exist on every rank and drift apart."""
     planned = {f"{part.base_model_prefix}.{name}" for name in plan}
     head = part.get_output_embeddings()
     of_head = {id(p) for p in head.parameters()} if isinstance(head, nn.Module) else set()
@@ -278,14 +285,17 @@ def _check_all_planned(part: PreTrainedModel, plan: list[str]) -> None:
 
 
 def _to(model: Any, device: torch.device | str) -> PreTrainedModel:
-    """`model.to`, whose decorated signature no type checker can follow, with fast products."""
+    """Move a model to a device and make its linear layers fast.
+
+    It is typed as `Any` because type checkers cannot follow the decorated `model.to`.
+    """
     return use_fast_products(model.to(device))
 
 
 def set_attention(model: PreTrainedModel, name: str) -> None:
-    """Let a model compute attention by another function of transformers' `AttentionInterface`.
+    """Make a model compute attention by another function of transformers' `AttentionInterface`.
 
-    A family that does not look its attention up there stays as it is.
+    A family that does not look up its attention there stays as it is.
     """
     with quiet_transformers():
         model.set_attn_implementation(name)
@@ -293,7 +303,7 @@ def set_attention(model: PreTrainedModel, name: str) -> None:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """No bar for every load or save, and no report of tensors that belong to other ranks."""
+    """Hide transformers' progress bars and its reports of tensors that belong to other ranks."""
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -308,18 +318,18 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def precision(dtype: Literal["auto", "float32", "bfloat16"], device: torch.device) -> str:
-    """Type and kind of device of the recipe's `model.dtype` here, as `float32 on cpu`."""
+    """Return dtype and kind of device that `model.dtype` means here, such as `float32 on cpu`."""
     return f"{compute_dtype(dtype, device)} on {device.type}".removeprefix("torch.")
 
 
 def require_precision(rollout: Output, here: str) -> None:
-    """Refuse a rollout whose sampler computed otherwise than the trainer does here.
+    """Refuse a rollout that was sampled in another dtype or on another kind of device than here.
 
     Args:
         here: `precision` of the trainer.
 
     Raises:
-        UserError: its manifest says so, or says nothing.
+        UserError: the rollout's manifest states another precision, or none.
     """
     sampled = read_manifest(rollout).facts.get("precision")
     logprobs = Run(rollout.run).logprobs(rollout.iteration)

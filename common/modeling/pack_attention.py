@@ -1,25 +1,26 @@
-"""Attention of packs, as a decoder's own forward computes it.
+"""Attention over packs, computed inside a decoder's own forward.
 
-The decoder stays in charge of all else: it finds `NAME` through transformers' `AttentionInterface`
-and is given the layout of the packs as an argument of its forward, which it passes on to each
-layer's attention. No mask is registered for `NAME` with transformers' `AttentionMaskInterface`, so
-the decoder makes none. Where a family computes attention in a way that is not known here, its own
-attention takes the masks written out (`PackedDecoder`).
+The decoder does everything else. It finds `NAME` through transformers' `AttentionInterface`, and
+its forward receives the layout of the packs as an argument, which it passes on to each layer's
+attention. No mask is registered for `NAME` with transformers' `AttentionMaskInterface`, so the
+decoder makes none. If a family computes attention in a way that is not supported here, its own
+attention is given dense masks instead (`PackedDecoder`).
 
-On the CPU a token sees two sets of keys, its prompt and its own text (cut into tiles when it is
-long, `pack_layout.py`). Each is computed apart by the flash kernel, which also gives the logsumexp
-of its scores, and they are then merged: with s₁, s₂ these logsumexps and o₁, o₂ the outputs,
+On the CPU, a token attends to two sets of keys: its prompt and its own text (cut into tiles when it
+is long, `pack_layout.py`). The flash kernel computes attention over each set separately, and also
+returns the logsumexp of the scores. Then the two are merged: with logsumexps s₁, s₂ and outputs
+o₁, o₂,
 
     s = log(exp s₁ + exp s₂)        o = exp(s₁ − s) · o₁ + exp(s₂ − s) · o₂
 
-The kernel's backward makes its probabilities again as exp(score − s). Given the merged o and s it
-therefore returns each set's share of the gradients, and these are added. It is how attention is
-divided over devices too (Liu et al. 2023, Ring Attention, 2310.01889). Neither scores nor a mask
-of S × S are ever held, and keys of a prompt are not copied for its completions.
+The kernel's backward recomputes probabilities as exp(score − s). Given the merged o and s, it
+therefore returns each set's share of the gradients, and the shares are added. Ring Attention
+divides attention over devices in the same way (Liu et al. 2023, arXiv 2310.01889). Neither S × S
+scores nor an S × S mask are ever held, and a prompt's keys are not copied for its completions.
 
-On a GPU long packs go block by block: FlexAttention skips the blocks that no token sees. It is not
-measured, and is therefore taken only for packs so long that a dense mask becomes a burden of its
-own (`FLEX_TOKENS`).
+On a GPU, long packs use FlexAttention, which skips the blocks that no token sees. Its speed has not
+been measured, so it is used only for packs so long that a dense mask is itself a burden
+(`FLEX_TOKENS`).
 """
 
 from __future__ import annotations
@@ -48,31 +49,33 @@ if TYPE_CHECKING:
 NAME = "staged_grpo_packs"
 
 FLEX_TOKENS = 8192
-"""Shortest pack for FlexAttention. Its dense mask has 64 MiB, which a kernel reads once a head and
-layer."""
+"""Length of the shortest pack for FlexAttention. A dense mask of this size takes 64 MiB, and a
+kernel reads it once per head and layer."""
 
 PLAIN = frozenset({"position_ids", "cache_position", "sliding_window", "use_cache"})
-"""Arguments of attention functions that leave keys, queries and their product as they are, or that
-a layer's mask contains already."""
+"""Arguments of attention functions that may be ignored: they do not change queries, keys or their
+product, or a layer's mask already accounts for them."""
 
 
 class NotPackedError(Exception):
-    """The decoder's attention is not of the kind that is computed here."""
+    """The decoder's attention is of a kind that this module does not support."""
 
 
 class PackedDecoder:
-    """The decoder of a causal language model, or of a part of it, over packs.
+    """The decoder of a causal language model, or of a part of one, applied to packs.
 
-    The model's attention is set for packs: from here on it computes nothing else.
+    The model's attention is switched to packs; from then on the model computes nothing else.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
-        """Args:
-            model: of `sdpa` or `eager` attention.
+        """Switch the model's attention to packs.
+
+        Args:
+            model: a model with `sdpa` or `eager` attention.
 
         Raises:
-            UserError: attention that packs cannot have: a kernel without arbitrary masks, or layers
-                that carry a state along the row (linear attention, convolution).
+            UserError: the attention cannot work on packs: its kernel takes no arbitrary masks, or
+                layers carry a state along the row (linear attention, convolution).
         """
         self._model = model
         self._config = model.config
@@ -93,10 +96,10 @@ class PackedDecoder:
                 self._take_masks("the family has a way of its own")
 
     def __call__(self, layout: PackLayout, **inputs: Tensor) -> Tensor:
-        """Hidden states [B, S, H] of packs, of the model's type.
+        """Compute the hidden states [B, S, H] of packs, in the model's dtype.
 
         Args:
-            layout: of the packs [B, S].
+            layout: layout of the packs [B, S].
             inputs: `input_ids` [B, S] int64, or `inputs_embeds` [B, S, H].
         """
         if self._by_layout:
@@ -122,11 +125,11 @@ class PackedDecoder:
         return made.last_hidden_state
 
     def _mask(self, layout: PackLayout, kind: str) -> Tensor:
-        """[B, 1, S, S] for layers of this kind: bool, or additive for `eager`."""
+        """Return the mask [B, 1, S, S] for layers of this kind: bool, or additive for `eager`."""
         seen = layout.visible(Reach.of_kind(kind, self._config))
         if self._own == "sdpa":
             return seen
-        # Not -inf: a row that a kernel fills with -inf alone becomes nan.
+        # Not -inf: a row that holds nothing but -inf would become nan.
         dtype = self._model.dtype
         additive = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
         return additive.masked_fill_(~seen, torch.finfo(dtype).min)
@@ -144,12 +147,12 @@ def _interface(
     dropout: float = 0.0,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """An attention function of transformers: query [B, H, S, D] to [B, S, H, D]."""
+    """Compute attention over packs for transformers: query [B, H, S, D] to [B, S, H, D]."""
     unknown = [name for name, value in others.items() if value is not None and value is not False]
     if packs is None or attention_mask is not None or dropout or not PLAIN.issuperset(unknown):
         raise NotPackedError(f"{type(module).__name__}: {sorted(others)}")
     reach = Reach.of_layer(module.layer_idx, module.config)
-    share = query.shape[1] // key.shape[1]  # query heads of a head of keys
+    share = query.shape[1] // key.shape[1]  # query heads per key head
     if share > 1:
         key, value = (
             x[:, :, None].expand(-1, -1, share, -1, -1).flatten(1, 2) for x in (key, value)
@@ -169,14 +172,14 @@ def pack_attention(
     reach: Reach,
     scale: float | None = None,
 ) -> Tensor:
-    """`scaled_dot_product_attention` of packs, by rows or blocks where these are made for it.
+    """Compute `scaled_dot_product_attention` over packs, by rows or by blocks where possible.
 
     Args:
-        query, key: [B, H, S, D], and value [B, H, S, V]; the same number of heads in all.
-        scale: of the scores; 1 / √D when not given.
+        query, key: [B, H, S, D], and value [B, H, S, V]; all have the same number of heads.
+        scale: factor on the scores; by default 1 / √D.
 
     Returns:
-        [B, H, S, V]; without meaning on padding.
+        [B, H, S, V]; meaningless on padding.
     """
     if query.shape == value.shape:
         if query.is_cuda and query.shape[2] >= FLEX_TOKENS and find_spec("triton") is not None:
@@ -197,7 +200,7 @@ def flex_attention(
     reach: Reach,
     scale: float | None = None,
 ) -> Tensor:
-    """Attention of packs [B, H, S, D] by blocks; compiled on a GPU, and differentiable there."""
+    """Compute attention over packs [B, H, S, D] by blocks; on a GPU compiled and differentiable."""
     from torch.nn.attention import flex_attention as flex
 
     compute: Any = _compiled(flex.flex_attention) if query.is_cuda else flex.flex_attention
@@ -206,7 +209,7 @@ def flex_attention(
 
 
 def _block_mask(layout: PackLayout, reach: Reach) -> Any:
-    """Which blocks of [B, S, S] are seen in full, in part or not at all."""
+    """Find which blocks of [B, S, S] are seen in full, in part or not at all."""
     from torch.nn.attention.flex_attention import create_block_mask
 
     packs, length = layout.group_ids.shape
@@ -216,19 +219,19 @@ def _block_mask(layout: PackLayout, reach: Reach) -> Any:
 
 @cache
 def _compiled(function: Any) -> Any:
-    """Uncompiled, it would make all S × S scores."""
+    """Compile FlexAttention, which would otherwise make all S × S scores."""
     return torch.compile(function, dynamic=False)
 
 
 def row_attention(
     query: Tensor, key: Tensor, value: Tensor, rows: PackRows, scale: float | None = None
 ) -> Tensor:
-    """Attention of packs, on the CPU; differentiable once.
+    """Compute attention over packs on the CPU; differentiable once.
 
     Args:
-        query, key, value: [B, H, S, D], the same number of heads in all.
-        rows: the layout of the B·S tokens.
-        scale: of the scores; 1 / √D when not given.
+        query, key, value: [B, H, S, D]; all have the same number of heads.
+        rows: the plan for the B·S tokens.
+        scale: factor on the scores; by default 1 / √D.
 
     Returns:
         [B, H, S, D], contiguous as [B, S, H, D]; 0 on padding.
@@ -241,7 +244,7 @@ class _RowAttention(torch.autograd.Function):
     def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, rows: PackRows, scale: float | None
     ) -> Tensor:
-        # Made before what is freed again: memory that stays would leave gaps behind that.
+        # Allocated before the temporaries: allocated after them, it would leave gaps in memory.
         out = torch.empty_like(query.transpose(1, 2), memory_format=torch.contiguous_format)
         out = out.flatten(0, 1)  # [B·S, H, D]
         tokens = [_by_token(x) for x in (query, key, value)]
@@ -280,7 +283,7 @@ class _RowAttention(torch.autograd.Function):
         for tiles in rows.tiles:
             s = _rows(sums, tiles)
             if tiles.padding is not None:
-                # Its probabilities become 0, and so all that it would add.
+                # Probabilities of padding become 0, and with them all that it would add.
                 s = s.masked_fill(tiles.padding, float("inf"))
             g, o, q, k, v = (_rows(x, tiles) for x in gathered)
             shares = flash.backward(g, q, k, v, o, s, mask=tiles.band, causal=True, scale=scale)
@@ -305,38 +308,38 @@ def _flash() -> FlashAttention:
 
 
 def _by_token(x: Tensor) -> Tensor:
-    """[B, H, S, D] to [B·S, H, D]: a view of what a projection gives, a copy of repeated keys."""
+    """Turn [B, H, S, D] into [B·S, H, D]: a view of a projection, a copy of repeated keys."""
     return x.transpose(1, 2).contiguous().flatten(0, 1)
 
 
 def _by_head(x: Tensor, like: Tensor) -> Tensor:
-    """[B·S, H, D] to [B, H, S, D], a view."""
+    """View [B·S, H, D] as [B, H, S, D]."""
     return x.unflatten(0, (like.shape[0], like.shape[2])).transpose(1, 2)
 
 
 def _gather(x: Tensor, rows: PackRows) -> Tensor:
-    """[B·S, H, …] to [R, H, …], the rows of all tiles."""
+    """Gather [B·S, H, …] into [R, H, …], the rows of all tiles."""
     return x.index_select(0, rows.gathered)
 
 
 def _rows(gathered: Tensor, tiles: Tiles) -> Tensor:
-    """[R, H, …] to [n, H, L, …], a view."""
+    """View the rows of these tiles in [R, H, …] as [n, H, L, …]."""
     return gathered[tiles.where].unflatten(0, tiles.shape).transpose(1, 2)
 
 
 def _one_row(x: Tensor) -> Tensor:
-    """[L, H, D] to [1, H, L, D], a view."""
+    """View [L, H, D] as [1, H, L, D]."""
     return x.transpose(0, 1)[None]
 
 
 def _behind(tokens: list[Tensor], queries: slice, keys: slice) -> list[Tensor]:
-    """The tokens of a `Behind`, a row each of queries, keys and values."""
+    """Take the queries, keys and values of a `Behind`, one row of each."""
     places = (queries, keys, keys)
     return [_one_row(x[place]) for x, place in zip(tokens, places, strict=True)]
 
 
 def _to_tokens(parts: Iterable[Tensor], rows: PackRows, out: Tensor | None = None) -> Tensor:
-    """[n, H, L, …] of each bucket to [B·S, H, …]; 0 on padding."""
+    """Put [n, H, L, …] of each bucket back into the order of tokens, [B·S, H, …]; 0 on padding."""
     laid = [part.transpose(1, 2).flatten(0, 1) for part in parts]
     joined = laid[0] if len(laid) == 1 else torch.cat(laid)
     return torch.index_select(joined, 0, rows.place, out=out).index_fill_(0, rows.padding, 0)

@@ -1,18 +1,18 @@
-"""Packs as attention sees them: who sees whom, and which tokens have to be brought together.
+"""Packs as attention sees them: which token sees which, and how tokens are grouped for a kernel.
 
 A token sees its own prompt copy and its own completion, up to its own position. Distance is
 counted in positions and not in indices: in a pack the two differ, since several completions
-stand behind one prompt. How far back a layer sees depends on its kind (`Reach`).
+follow one prompt. How far back a layer sees depends on its kind (`Reach`).
 
-Texts are cut into tiles that are causal by themselves, and a later tile sees what stands before it
-in the text. With a prompt p and completions a, b, of which a has two tiles:
+Texts are cut into tiles with causal attention inside, and a later tile also sees what precedes it
+in the text. For a prompt p and completions a and b, where a has two tiles:
 
     tiles     p   a1   a2   b         queries and keys are the same tokens, causal
     behind    a1 a2 b → p   a2 → a1   the queries see all of these keys: no mask
 
-A window cuts keys off, and only where it does is there a mask of the pair. For a prompt of P
-tokens and completions of L1, L2 … that makes about P²/2 + ΣL²/2 + P·ΣL scores, where a dense mask
-has (P + ΣL)².
+Only where a window cuts off keys does such a pair need a mask. For a prompt of P tokens and
+completions of L1, L2, … tokens, that makes about P²/2 + ΣL²/2 + P·ΣL scores, where a dense mask has
+(P + ΣL)².
 """
 
 from __future__ import annotations
@@ -32,26 +32,27 @@ Made = TypeVar("Made")
 MaskMod = Callable[[Tensor, Any, Tensor, Tensor], Tensor]
 
 TILE = 128
-"""Most tokens of a tile. The kernel spares no score above the diagonal in up to 512 keys, and is
-less efficient in tiles of 64 (3.8 ns a score and head instead of 3.4)."""
+"""Most tokens of a tile. Up to 512 keys, the kernel also computes all scores above the diagonal. It
+is less efficient in tiles of 64 (3.8 ns per score and head instead of 3.4)."""
 _LANES = 16
 _CALL_SCORES = 2000
-"""Scores that take about as long as one more call of the kernel: tiles are padded to the longest of
-their bucket until that costs more. From 1000 to 8000 nothing differed by more than 5 %."""
+"""Number of scores that take about as long as one more call of the kernel: tiles are padded to the
+longest of their bucket until the padding costs more. Values from 1000 to 8000 gave times within
+5 % of each other."""
 
 
 @dataclass(frozen=True)
 class Reach:
-    """How far back a layer sees; neither given: to the beginning."""
+    """How far back a layer sees: to the beginning if neither limit is given."""
 
     window: int | None = None
-    """Keys less than so many positions before the query."""
+    """It sees keys that are less than this many positions before the query."""
     chunk: int | None = None
-    """Keys of the same chunk of so many positions."""
+    """It sees keys in the same chunk of this many positions as the query."""
 
     @classmethod
     def of_kind(cls, kind: str, config: Any) -> Reach:
-        """That of a layer of this kind, such as `sliding_attention`, in a decoder.
+        """Return the reach of a decoder's layers of this kind, such as `sliding_attention`.
 
         Raises:
             UserError: the kind carries a state along the row (linear attention, convolution).
@@ -69,21 +70,21 @@ class Reach:
 
     @classmethod
     def of_layer(cls, layer: int, config: Any) -> Reach:
-        """That of a decoder's layer, whose index counts from 0 over the whole model."""
+        """Return the reach of a decoder's layer, indexed from 0 over the whole model."""
         reaches = by_layer_type(config, lambda kind: cls.of_kind(kind, config))
         return reaches[config.layer_types[layer]] if isinstance(reaches, dict) else reaches
 
 
 def by_layer_type(config: Any, make: Callable[[str], Made]) -> Made | dict[str, Made]:
-    """What `make` gives for each type of layer that a decoder has; for one alone without types.
+    """Return what `make` gives for each layer type of a decoder, or one value if it has no types.
 
-    A decoder with `layer_types` takes a dict of masks by layer type; one without takes one mask,
-    sliding if it has a `sliding_window` (Mistral), chunked if it has an `attention_chunk_size`:
-    the rule of transformers' own `create_masks_for_generate`.
+    A decoder with `layer_types` takes a dict of masks by layer type. One without takes a single
+    mask: sliding if it has a `sliding_window` (Mistral), chunked if it has an
+    `attention_chunk_size`. This is the rule of transformers' own `create_masks_for_generate`.
 
     Args:
         config: the decoder's (text) configuration.
-        make: is given the type, such as `sliding_attention`.
+        make: called with the type, such as `sliding_attention`.
     """
     layer_types = getattr(config, "layer_types", None)
     if layer_types:
@@ -97,52 +98,52 @@ def by_layer_type(config: Any, make: Callable[[str], Made]) -> Made | dict[str, 
 
 @dataclass(frozen=True)
 class Tiles:
-    """n tiles padded to L tokens, causal by themselves."""
+    """n tiles padded to L tokens each, with causal attention inside."""
 
     where: slice
-    """Their n·L rows among all that are gathered."""
+    """Their n·L rows among all gathered rows."""
     shape: tuple[int, int]
     """(n, L)"""
     padding: Tensor | None
-    """[n, 1, L] bool, None where there is none."""
+    """[n, 1, L] bool, True on padding; None if there is none."""
     band: Tensor | None
-    """[1, 1, L, L] additive mask of a window that is shorter than L; None: plainly causal."""
+    """[1, 1, L, L] additive mask of a window shorter than L; None if tiles are simply causal."""
 
 
 @dataclass(frozen=True)
 class Behind:
-    """N tokens that see, besides their own tile, P tokens before it."""
+    """N tokens that see, besides their own tile, P tokens that precede it."""
 
     queries: slice
     keys: slice
     mask: Tensor | None
-    """[1, 1, N, P] additive mask of a window that cuts some keys; None: all are seen."""
+    """[1, 1, N, P] additive mask of a window that cuts off some keys; None if all are seen."""
 
 
 @dataclass(frozen=True)
 class PackRows:
-    """What attention has to compute for packs [B, S], whose tokens are counted through."""
+    """Plan of attention over packs [B, S], whose tokens are numbered from 0 to B·S − 1."""
 
     tiles: list[Tiles]
     behind: list[Behind]
     gathered: Tensor
-    """[R] int64 tokens of all `tiles`, end to end; padding names its tile's last one again."""
+    """[R] int64 tokens of all `tiles`, concatenated; padding repeats the last token of its tile."""
     place: Tensor
-    """[B·S] int64 which row each token is; 0 on padding."""
+    """[B·S] int64 row of each token in `gathered`; 0 on padding."""
     padding: Tensor
-    """[padding tokens] int64"""
+    """int64 numbers of the tokens that are padding."""
 
 
 @dataclass(frozen=True)
 class PromptCopy:
-    """A prompt and what stands behind it, in tokens counted through."""
+    """A prompt and the completions behind it; its tokens are numbered through all packs."""
 
     start: int
     ends: list[int]
-    """Where the prompt ends, then each completion."""
+    """The end of the prompt, then of each completion."""
 
     def texts(self) -> list[tuple[int, int]]:
-        """What sees itself; a prompt with one completion is one text with it."""
+        """Return each text's (start, end); a prompt and a single completion form one text."""
         if len(self.ends) == 2:
             return [(self.start, self.ends[1])]
         return list(zip([self.start, *self.ends[:-1]], self.ends, strict=True))
@@ -150,7 +151,7 @@ class PromptCopy:
 
 @dataclass(frozen=True, eq=False)
 class PackLayout:
-    """Packs [B, S], and what is made of their layout: each on first use, once for all layers."""
+    """Layout of packs [B, S]. What is derived from it is made on first use, once for all layers."""
 
     position_ids: Tensor
     group_ids: Tensor
@@ -158,10 +159,12 @@ class PackLayout:
     _made: dict[object, Any] = field(default_factory=dict)
 
     def sees(self, reach: Reach) -> MaskMod:
-        """Whether, in a pack, the token at one index sees that at another; padding sees itself.
+        """Return a function that tells whether one token of a pack sees another.
+
+        Padding sees itself.
 
         Returns:
-            A function of index tensors (pack, head, query, key) that broadcast, to bool. The head
+            A function of index tensors (pack, head, query, key), which broadcast, to bool. The head
             does not matter.
         """
         positions, groups, completions = self.position_ids, self.group_ids, self.completion_ids
@@ -181,17 +184,17 @@ class PackLayout:
         return seen
 
     def visible(self, reach: Reach) -> Tensor:
-        """[B, 1, S, S] bool, query by key: the dense mask."""
+        """Return the dense mask, [B, 1, S, S] bool, query by key."""
         return self.once(PackLayout._visible, reach)
 
     def rows(self, window: int | None, dtype: torch.dtype) -> PackRows:
-        """The same as rows, for queries of this type."""
+        """Return the plan of attention by rows within this window, for queries of this dtype."""
         if window is not None and window >= self._longest:
             window = None
         return self.once(PackLayout._rows, window, dtype)
 
     def once(self, make: Callable[..., Made], *how: Any) -> Made:
-        """make(self, *how), remembered."""
+        """Return make(self, *how), which is called only once for the same arguments."""
         if (make, how) not in self._made:
             self._made[make, how] = make(self, *how)
         return self._made[make, how]
@@ -211,14 +214,14 @@ class PackLayout:
 
     @cached_property
     def _longest(self) -> int:
-        """Positions of the longest text, its prompt counted."""
+        """Return the length of the longest text in positions, its prompt included."""
         return int(self.position_ids.max()) + 1
 
 
 def find_copies(group_ids: Tensor, completion_ids: Tensor) -> list[PromptCopy]:
-    """The prompt copies of packs [B, S] in order.
+    """Find the prompt copies of packs [B, S], in order.
 
-    They must lie as `packing.pack` lays them: each prompt first, its completions directly behind.
+    Packs must be laid out as by `packing.pack`: each prompt directly followed by its completions.
     """
     groups, completions = group_ids.numpy(), completion_ids.numpy()
     begins = np.ones(groups.shape, dtype=bool)
@@ -244,19 +247,19 @@ def find_copies(group_ids: Tensor, completion_ids: Tensor) -> list[PromptCopy]:
 def plan_rows(
     copies: Sequence[PromptCopy], positions: np.ndarray, window: int | None, dtype: torch.dtype
 ) -> PackRows:
-    """How to compute the attention of these copies.
+    """Plan how to compute attention over these prompt copies.
 
     Args:
-        positions: [B·S] in the text that the model sees.
+        positions: [B·S] positions in the text that the model sees.
         window: as in `Reach`.
-        dtype: of the additive masks, that of queries and keys.
+        dtype: dtype of the additive masks, the same as that of queries and keys.
     """
     window = window or len(positions) + 1
     texts = [text for copy in copies for text in copy.texts()]
     spans = [span for text in texts for span in _cut(text)]
     tiles, indices, base = [], [], 0
     place = np.full(len(positions), -1)
-    # Where all is padding, its first token is a tile.
+    # If there is only padding, its first token becomes a tile.
     for bucket in _buckets(spans or [(0, 1)]):
         index, kept = _padded(bucket)
         place[index[kept]] = base + np.flatnonzero(kept)
@@ -274,7 +277,7 @@ def plan_rows(
 
 
 def _cut(text: tuple[int, int]) -> list[tuple[int, int]]:
-    """Tiles of a text: equally long up to the kernel's lanes, but for the last."""
+    """Cut a text into equal tiles, rounded up to the kernel's lanes; the last may be shorter."""
     start, end = text
     count = -(-(end - start) // TILE)
     size = _round_up(-(-(end - start) // count))
@@ -284,7 +287,7 @@ def _cut(text: tuple[int, int]) -> list[tuple[int, int]]:
 def _pairs(
     copies: Sequence[PromptCopy], texts: Sequence[tuple[int, int]], window: int
 ) -> Iterator[tuple[slice, slice]]:
-    """Queries, and keys before them that the window of the first lets it see."""
+    """Yield queries with those keys before them that lie in the window of the first query."""
     seen = [(copy.start, copy.ends[0], copy.ends[-1]) for copy in copies if len(copy.ends) > 2]
     seen += [(text[0], *tile) for text in texts for tile in _cut(text)[1:]]
     for start, end, last in seen:
@@ -294,7 +297,7 @@ def _pairs(
 
 
 def _buckets(spans: list[tuple[int, int]]) -> list[list[tuple[int, int]]]:
-    """Tiles to be padded together, the longest first."""
+    """Group the tiles that are padded together, the longest first."""
     buckets: list[list[tuple[int, int]]] = []
     wasted, longest = 0, 0
     for start, end in sorted(spans, key=lambda span: span[0] - span[1]):
@@ -308,7 +311,7 @@ def _buckets(spans: list[tuple[int, int]]) -> list[list[tuple[int, int]]]:
 
 
 def _padded(spans: list[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
-    """[n, L] tokens of the tiles, and which of them are no padding."""
+    """Return the tokens of the padded tiles, [n, L], and which of them are not padding."""
     starts, ends = np.array(spans).T[:, :, None]
     index = starts + np.arange(_filled(int((ends - starts).max())))
     return np.minimum(index, ends - 1), index < ends
@@ -336,13 +339,19 @@ def _behind(
 
 
 def _additive(seen: np.ndarray, dtype: torch.dtype) -> Tensor:
-    """[N, M] bool as [1, 1, N, M]: 0 or the lowest value, since -inf alone in a row makes nan."""
+    """Turn bool [N, M] into an additive mask [1, 1, N, M]: 0 where True, else the lowest value.
+
+    It is not -inf, since a row that holds nothing but -inf would become nan.
+    """
     mask = torch.zeros(seen.shape, dtype=dtype)
     return mask.masked_fill_(torch.from_numpy(~seen), torch.finfo(dtype).min)[None, None]
 
 
 def _filled(length: int) -> int:
-    """Just short of full lanes the kernel takes a quarter longer than with full ones."""
+    """Round a length up to full lanes if it is just short of them.
+
+    Just short of full lanes, the kernel takes a quarter longer than with full ones.
+    """
     full = _round_up(length)
     return full if full - length <= _LANES // 4 else length
 

@@ -1,7 +1,7 @@
 """Rows to packs and back: the only place that knows which hidden state predicts which token.
 
-A pack is one input row that holds whole groups or parts of them. A group's prompt stands in it
-once, its completions behind it, each seeing the prompt and itself (`pack_layout.py`):
+A pack is one input row that holds whole groups or parts of them. A group's prompt appears in it
+once, followed by its completions, each of which sees the prompt and itself (`pack_layout.py`):
 
     input      p0 p1 p2 │ a0 a1 │ b0        prompt p, completions a = a0 a1 a2 and b = b0 b1
     position    0  1  2 │  3  4 │  3
@@ -36,9 +36,9 @@ class Completion:
 
 @dataclass(frozen=True)
 class PackBatch:
-    """P packs of S input tokens and T targets, int64 unless said, on the CPU when made.
+    """P packs of S input tokens and T targets, int64 unless stated otherwise, made on the CPU.
 
-    Padding has `group_ids`, `completion_ids` and `row` -1, `target_mask` False, 0 elsewhere.
+    Padding has -1 in `group_ids`, `completion_ids` and `row`, False in `target_mask`, else 0.
     """
 
     input_ids: Tensor
@@ -46,7 +46,7 @@ class PackBatch:
     position_ids: Tensor
     """[P, S] position in the text that the model sees: a completion continues its prompt."""
     group_ids: Tensor
-    """[P, S] which copy of a prompt in its pack, counted from 0: tokens of two never meet."""
+    """[P, S] index of the prompt copy in its pack, from 0; tokens never see another copy's."""
     completion_ids: Tensor
     """[P, S] index of the completion in the packed list; -1 on prompt tokens."""
     predict_from: Tensor
@@ -66,18 +66,18 @@ class PackBatch:
 
     @property
     def num_targets(self) -> int:
-        """Completion tokens of the batch, padding excluded."""
+        """Return the number of completion tokens in the batch, padding excluded."""
         return int(self.target_mask.sum())
 
     def to(self, device: torch.device | str) -> PackBatch:
         return PackBatch(*(tensor.to(device) for tensor in self._tensors()))
 
     def select(self, packs: slice | Tensor) -> PackBatch:
-        """The given packs: a view for a slice, a copy for an index tensor."""
+        """Return the given packs: a view for a slice, a copy for an index tensor."""
         return PackBatch(*(tensor[packs] for tensor in self._tensors()))
 
     def microbatches(self, count: int) -> list[PackBatch]:
-        """`count` views of P / count packs each; P must be a multiple of `count`."""
+        """Return `count` views of P / count packs each; P must be a multiple of `count`."""
         assert self.num_packs % count == 0, (self.num_packs, count)
         size = self.num_packs // count
         return [self.select(slice(i * size, (i + 1) * size)) for i in range(count)]
@@ -98,17 +98,17 @@ def pack(
     """Lay completions into packs, deterministically and independently of any device.
 
     Args:
-        completions: rows in the order that `row` counts them. One without tokens has no target.
-        tokens_per_pack: most input tokens of a pack. A completion that is longer (its prompt
-            counted) raises it, since every pack is padded to the longest anyway. None gives each
+        completions: rows to pack; `row` is an index into them. One without tokens has no target.
+        tokens_per_pack: most input tokens of a pack. A longer completion (its prompt included)
+            raises this limit, since every pack is padded to the longest anyway. None gives each
             completion a pack of its own: the padded batch.
-        share_prompts: have a prompt once in a pack for all completions of its group there.
-        bucket: S and T are rounded up to a multiple of it, so that few shapes occur.
-        min_packs: empty packs are added up to this number
-        multiple_of: and then up to a multiple of this one.
+        share_prompts: put a prompt once into a pack for all completions of its group there.
+        bucket: S and T are rounded up to a multiple of this, so that few shapes occur.
+        min_packs: empty packs are added up to this number.
+        multiple_of: empty packs are then added up to a multiple of this number.
 
     Raises:
-        UserError: an empty prompt (its first token has no predictor), or two prompts in a group.
+        UserError: a prompt is empty (nothing predicts the first token), or a group has two prompts.
     """
     _check(completions)
     targets = [len(c.completion_ids) for c in completions]
@@ -130,13 +130,13 @@ def pack(
 
 
 def gather_to_rows(values: Tensor, batch: PackBatch, lengths: Sequence[int]) -> list[Tensor]:
-    """Take per-target values [P, T] back to the packed list's order.
+    """Put values of targets, [P, T], back into the order of the packed list.
 
     Args:
         lengths: tokens of each completion.
 
     Returns:
-        One 1-D tensor per completion, views of a single one on `values`' device.
+        One 1-D tensor per completion; all are views of one tensor on the device of `values`.
     """
     mask = batch.target_mask.to(values.device)
     flat = values.new_empty(sum(lengths))
@@ -146,7 +146,10 @@ def gather_to_rows(values: Tensor, batch: PackBatch, lengths: Sequence[int]) -> 
 
 
 def scatter_to_packs(rows: Sequence[Tensor], batch: PackBatch, fill: float | int | bool) -> Tensor:
-    """Lay one 1-D tensor per completion out as [P, T], `fill` on padding: gather's inverse."""
+    """Lay out one 1-D tensor per completion as [P, T], with `fill` on padding.
+
+    This is the inverse of `gather_to_rows`.
+    """
     lengths = [len(row) for row in rows]
     flat = torch.cat(list(rows)) if rows else torch.zeros(0)
     assert batch.num_targets == len(flat), (batch.num_targets, len(flat))
@@ -185,7 +188,7 @@ def _blocks(
     tokens_per_pack: int | None,
     share_prompts: bool,
 ) -> list[list[Block]]:
-    """The blocks of each pack; completions without tokens are in none."""
+    """Choose the blocks of each pack; completions without tokens are in none."""
     present = [row for row, count in enumerate(targets) if count]
     if tokens_per_pack is None:
         return [[[row]] for row in present]
@@ -193,7 +196,7 @@ def _blocks(
     for row in present:
         groups.setdefault(completions[row].group if share_prompts else row, []).append(row)
     prompts = [len(c.prompt_ids) for c in completions]
-    own = [count - 1 for count in targets]  # the last token is no input
+    own = [count - 1 for count in targets]  # the last token is not an input
     longest = max((prompts[row] + own[row] for row in present), default=0)
     return first_fit(list(groups.values()), prompts, own, max(tokens_per_pack, longest))
 
@@ -219,7 +222,7 @@ def _fill(
     batch: PackBatch, index: int, blocks: Sequence[Block], completions: Sequence[Completion]
 ) -> None:
     """Write the blocks of pack `index`: each prompt, then its completions, with their targets."""
-    # Views of the same memory: a slice written through torch takes five times as long.
+    # NumPy views of the same memory: to write a slice through torch takes five times as long.
     to = {f.name: getattr(batch, f.name)[index].numpy() for f in fields(batch)}
     at, target = 0, 0  # next free input and next free target of the pack
     for copy, block in enumerate(blocks):
@@ -259,7 +262,7 @@ def _write(
 
 
 def _flat_index(batch: PackBatch, lengths: Sequence[int]) -> Tensor:
-    """Place of every unmasked target in the concatenation of all completions, in pack order."""
+    """Return, in pack order, each target's index in the concatenation of all completions."""
     ends = torch.tensor([0, *lengths], dtype=torch.int64).cumsum(0)
     mask = batch.target_mask
     return ends.to(mask.device)[batch.row[mask]] + batch.offset[mask]
@@ -270,21 +273,22 @@ def _round_up(length: int, bucket: int) -> int:
 
 
 Block = list[int]
-"""Rows that stand behind one copy of their prompt, ascending."""
+"""Rows that share one copy of their prompt, in ascending order."""
 
 
 def first_fit(
     groups: Sequence[Sequence[int]], prompts: Sequence[int], own: Sequence[int], budget: int
 ) -> list[list[Block]]:
-    """Packs of blocks: each group, the largest first, leaves in every pack what fits there.
+    """Divide groups over packs: each group, the largest first, leaves in each pack what fits there.
 
-    A prompt is repeated wherever its group is cut. That costs less than the room left over when
-    groups are kept whole: 3 to 10 % fewer packs for short prompts, as many for long ones.
+    A prompt is repeated wherever its group is split. This costs less than the room that is wasted
+    when groups are kept whole: there are 3 to 10 % fewer packs for short prompts, and as many for
+    long ones.
 
     Args:
-        groups: rows that have a prompt in common.
+        groups: groups of rows that have the same prompt.
         prompts: tokens of each row's prompt, the same for all rows of a group.
-        own: tokens that each row needs besides.
+        own: tokens that each row needs in addition.
         budget: most tokens of a pack; each row must fit alone.
     """
     packs: list[list[Block]] = []
@@ -307,7 +311,7 @@ def first_fit(
 
 
 def _fitting(rows: list[int], own: Sequence[int], room: int) -> tuple[list[int], list[int]]:
-    """The rows that fit one after another, and the others."""
+    """Split rows into those that fit when they are added one after another, and the others."""
     chosen: list[int] = []
     others: list[int] = []
     for row in rows:

@@ -11,18 +11,18 @@ from common.errors import UserError
 def split_layers(
     num_layers: int, pp_degree: int, *, embed_cost: float = 0.0, head_cost: float = 0.0
 ) -> list[range]:
-    """Contiguous layers for each pipeline stage, every layer on exactly one, none empty.
+    """Divide layers among pipeline stages: contiguous, each layer on one stage, no stage empty.
 
-    A pipeline is as fast as its slowest stage: the greatest cost of a stage is made as small as
-    possible, then the sum of squared costs (the most even of the equally fast splits), then
-    earlier stages take the greater part.
+    A pipeline is as fast as its slowest stage, so the largest cost of a stage is minimised first.
+    Among equally fast splits the most even one is chosen (the smallest sum of squared costs), and
+    among those the one that gives more layers to earlier stages.
 
     Args:
-        embed_cost: time of the embedding, on the first stage, in layers.
-        head_cost: time of final norm, head and loss, on the last stage, in layers.
+        embed_cost: time of the embedding, on the first stage, relative to a layer's.
+        head_cost: time of final norm, head and loss, on the last stage, relative to a layer's.
 
     Raises:
-        UserError: more pipeline stages than layers.
+        UserError: there are more pipeline stages than layers.
     """
     if pp_degree > num_layers:
         raise UserError(
@@ -50,9 +50,9 @@ def _best(
     combine: Callable[[float, float], float],
     cost: Callable[[int, int], float],
 ) -> tuple[float, tuple[int, ...]]:
-    """Least combined cost over all splits, and the layer counts that have it, by dynamic program.
+    """Find the least combined cost of a split, and its layer counts, by dynamic programming.
 
-    Of equal splits the one whose first counts are greater.
+    Among equal splits, the one with the larger first counts wins.
     """
     # best[n]: the stages so far hold the first n layers.
     best: dict[int, tuple[float, tuple[int, ...]]] = {0: (0.0, ())}

@@ -1,13 +1,14 @@
-"""Hidden states and a head to the logprob and entropy of given tokens, never the full logits.
+"""Logprob and entropy of given tokens from hidden states and a head, without the full logits.
 
 With z the logits over temperature, ℓ = log softmax(z), p = exp ℓ and the token t:
 
     logprob = ℓ_t             ∂logprob/∂z_j = [j = t] − p_j
     entropy = −Σ_j p_j ℓ_j    ∂entropy/∂z_j = −p_j (ℓ_j + entropy)
 
-Forward and backward walk over chunks of tokens and hold logits of one chunk at a time. Chunking
-under plain autograd would bound nothing, since every chunk's logits would be kept for backward;
-here backward makes them again from the hidden states, which costs one more product with the head.
+Forward and backward process tokens in chunks and hold the logits of one chunk at a time. Under
+plain autograd, chunking would save nothing, since every chunk's logits would be kept for backward.
+Here backward computes them again from the hidden states, which costs one more product with the
+head.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from common.modeling.linear import linear
 
 @dataclass(frozen=True)
 class Head:
-    """logits = softcap(scale · (hidden · weightᵀ + bias)), as the family's own forward has it."""
+    """Head with logits = softcap(scale · (hidden · weightᵀ + bias)), as in the family's forward."""
 
     weight: Tensor
     """[V, H]"""
@@ -34,11 +35,11 @@ class Head:
     """[V]"""
     scale: float = 1.0
     softcap: float | None = None
-    """c: each logit x becomes c · tanh(x / c)."""
+    """If it is c, each logit x becomes c · tanh(x / c)."""
 
     @classmethod
     def from_config(cls, config: Any, weight: Tensor, bias: Tensor | None = None) -> Head:
-        """The head of a decoder with this configuration.
+        """Make the head of a decoder with this configuration.
 
         Raises:
             UserError: the configuration scales logits in a way that is not known here.
@@ -49,17 +50,17 @@ class Head:
 
     @classmethod
     def from_model(cls, model: Any) -> Head:
-        """The head of a Hugging Face causal language model, its parameters shared."""
+        """Make the head of a Hugging Face causal language model, sharing its parameters."""
         linear = model.get_output_embeddings()
         return cls.from_config(model.config, linear.weight, getattr(linear, "bias", None))
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Logits [N, V] of hidden states [N, H], float32 or wider, before any temperature."""
+        """Compute logits [N, V], float32 or wider, of hidden states [N, H], before temperature."""
         raw = linear(hidden, self.weight, self.bias)
         return self.transform(raw.to(torch.promote_types(raw.dtype, torch.float32)))
 
     def transform(self, raw: Tensor) -> Tensor:
-        """Scale and softcap of raw logits."""
+        """Apply scale and softcap to raw logits."""
         if self.scale != 1:
             raw = raw * self.scale
         if self.softcap is not None:
@@ -67,7 +68,7 @@ class Head:
         return raw
 
     def transform_slope(self, logits: Tensor) -> Tensor | float:
-        """The transform's derivative, from its result: d tanh(x) = 1 − tanh²(x)."""
+        """Return the transform's derivative, given its result: tanh′(x) = 1 − tanh²(x)."""
         if self.softcap is None:
             return self.scale
         return (1 - (logits / self.softcap).square()) * self.scale
@@ -78,7 +79,7 @@ _SCALES = ("logits_scaling", "logit_scale", "lm_head_multiplier", "output_multip
 
 
 def _scale(config: Any) -> float:
-    """The factor on raw logits; the same field divides in one family and multiplies in another."""
+    """Return the factor on raw logits; one field divides in some families, multiplies in others."""
     family = config.model_type
     if family.startswith("granite") or family == "minicpm3":
         return 1 / config.logits_scaling
@@ -98,11 +99,12 @@ def _scale(config: Any) -> float:
 
 
 CHUNK_BYTES = {"cpu": 48 << 20, "cuda": 512 << 20}
-"""Size of a chunk's logits by device. On 2 cores larger chunks gained a tenth at a vocabulary of
-151,936 and passed a fifth of the full logits' memory; a GPU needs more rows to be filled."""
+"""Size of a chunk's logits by device. On 2 cores and a vocabulary of 151,936, larger chunks were a
+tenth faster but took more than a fifth of the full logits' memory. A GPU needs more rows to be
+busy."""
 PRODUCT_BYTES = {"cpu": 1 << 20, "cuda": 128 << 20}
-"""Size of a product's rows before they are added to the head's gradient, by device: so few stay in
-a processor's cache; a GPU needs more rows to be filled."""
+"""Size of the part of a product that is computed before it is added to the head's gradient, by
+device. It is small enough for a processor's cache; a GPU needs more rows to be busy."""
 
 
 def token_logprobs(
@@ -113,16 +115,16 @@ def token_logprobs(
     temperature: float,
     chunk_tokens: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Logprob of each target under softmax(logits / temperature), and that softmax's entropy.
+    """Compute each target's logprob under softmax(logits / temperature), and the softmax's entropy.
 
     Args:
         hidden: [N, H] hidden states after the final norm, any float dtype. The matrix product is
-            in this dtype, all that follows in float32 (float64 for float64).
+            in this dtype, everything after it in float32 (float64 for float64).
         target_ids: [N] int64
-        temperature: the one that sampled.
-        chunk_tokens: tokens whose logits exist at once; so many as fill `CHUNK_BYTES` when not
-            given. The peak is about one float32 buffer of chunk_tokens × V; two with a gradient to
-            the entropy, and two more where the family has a softcap.
+        temperature: the one used in sampling.
+        chunk_tokens: number of tokens whose logits exist at once; by default as many as fill
+            `CHUNK_BYTES`. The peak is about one float32 buffer of chunk_tokens × V; two if the
+            entropy has a gradient, and two more if the family has a softcap.
 
     Returns:
         logprobs [N] and entropy [N] in nats, float32 (float64 for float64), both with gradients
@@ -143,7 +145,7 @@ def _chunk_tokens(vocabulary: int, device: torch.device) -> int:
 
 
 def _rows_within(sizes: dict[str, int], device: torch.device, width: int) -> int:
-    """How many float32 rows of this width fill the device's size, at least one."""
+    """Return how many float32 rows of this width fill the device's size, at least one."""
     return max(1, sizes.get(device.type, sizes["cuda"]) // (4 * width))
 
 
@@ -163,15 +165,16 @@ class _TokenLogprobs(torch.autograd.Function):
         wide = torch.promote_types(hidden.dtype, torch.float32)
         logprobs = hidden.new_empty(count, dtype=wide)
         entropy = hidden.new_empty(count, dtype=wide)
-        # Two buffers of a chunk stand here, in backward one, unless the entropy has a gradient.
+        # Chunks of half the size: forward holds two buffers of a chunk, whereas backward holds one
+        # unless the entropy has a gradient.
         for part in _chunks(count, max(1, chunk_tokens // 2)):
             below_max = _below_max(head.logits(hidden[part]), temperature)
             powers = below_max.exp()
             total = powers.sum(dim=-1)
             logprobs[part] = below_max.gather(1, target_ids[part, None]).squeeze(1) - total.log()
-            # Both terms are positive: nothing cancels.
+            # Neither term is negative, so nothing cancels.
             entropy[part] = total.log() - torch.linalg.vecdot(powers, below_max) / total
-            del below_max, powers  # or they would stand beside the next chunk's
+            del below_max, powers  # or they would still exist beside the next chunk's
         ctx.save_for_backward(hidden, weight, bias, target_ids, entropy)
         ctx.transform = {"scale": head.scale, "softcap": head.softcap}
         ctx.temperature, ctx.chunk_tokens = temperature, chunk_tokens
@@ -216,7 +219,7 @@ class _TokenLogprobs(torch.autograd.Function):
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """total += left · right, through temporaries of a few rows: one of its size would double it."""
+    """Add left · right to `total` by blocks of rows; a full temporary would double the memory."""
     size = _rows_within(PRODUCT_BYTES, total.device, total.shape[1])
     for rows in _chunks(len(total), size):
         total[rows] += linear(left[rows], right.T)
@@ -229,7 +232,10 @@ def _grad_scaled_logits(
     grad_logprobs: Tensor | None,
     grad_entropy: Tensor | None,
 ) -> Tensor:
-    """[C, V] gradient to logits / temperature by the formulas above; uses up `below_max`."""
+    """Compute the gradient to logits / temperature, [C, V], by the formulas of the module.
+
+    `below_max` is overwritten.
+    """
     if grad_logprobs is None:
         grad_logprobs = torch.zeros_like(entropy)
     if grad_entropy is None:
@@ -244,10 +250,10 @@ def _grad_scaled_logits(
 
 
 def _below_max(logits: Tensor, temperature: float) -> Tensor:
-    """[C, V] logits / temperature, minus the largest of each row; uses up `logits`.
+    """Compute logits / temperature minus the largest of each row, [C, V]; overwrites `logits`.
 
-    It is subtracted before anything is summed: a difference of logits and their logsumexp would
-    round at the scale of the logits.
+    The largest is subtracted before anything is summed, since a difference of logits and their
+    logsumexp would have rounding errors at the scale of the logits.
     """
     if temperature != 1:
         logits.div_(temperature)

@@ -1,6 +1,6 @@
-"""The text of single tokens, by a policy's tokenizer.json; loads no torch.
+"""Texts of single tokens, read from a policy's tokenizer.json without loading torch.
 
-`tokenizers` is the Rust package that transformers reads the same file with.
+`tokenizers` is the Rust package with which transformers reads the same file.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ class TokenTexts:
     """What each token of a vocabulary adds to a text."""
 
     def __init__(self, policy_dir: Path) -> None:
-        """Read `tokenizer.json`; without one, ids stand for texts."""
+        """Read `tokenizer.json`; if there is none, ids such as `#17` replace texts."""
         from tokenizers import Tokenizer
 
         path = policy_dir / "tokenizer.json"
@@ -23,16 +23,16 @@ class TokenTexts:
         self._known: dict[int, str] = {}
 
     def __call__(self, token_id: int) -> str:
-        """The token's text; `#17` where the tokenizer has none for id 17.
+        """Return the token's text, or `#17` if the tokenizer has none for id 17.
 
-        Bytes that are no whole character stand as U+FFFD.
+        Bytes that do not form a whole character appear as U+FFFD.
         """
         if token_id not in self._known:
             self._known[token_id] = self._text(token_id)
         return self._known[token_id]
 
     def column(self, ids: np.ndarray) -> pa.Array:
-        """Texts of many ids, each decoded once: string [len(ids)]."""
+        """Return the texts of many ids as strings [len(ids)], decoding each distinct id once."""
         distinct, index = np.unique(ids, return_inverse=True)
         return pa.array([self(i) for i in distinct.tolist()], pa.string()).take(pa.array(index))
 
@@ -40,7 +40,7 @@ class TokenTexts:
         tokenizer = self._tokenizer
         if tokenizer is None or tokenizer.id_to_token(token_id) is None:
             return f"#{token_id}"
-        # A decoder may drop the space that begins a text; it stands where the token comes second.
+        # A decoder may drop a space at the start of a text, but keeps it where the token is second.
         once = tokenizer.decode([token_id], skip_special_tokens=False)
         twice = tokenizer.decode([token_id, token_id], skip_special_tokens=False)
         return twice[len(once) :]

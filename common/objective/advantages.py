@@ -1,6 +1,6 @@
 """Group-relative advantages: how much better a completion is than others of its prompt.
 
-Plain numpy in float64, one pass over the iteration.
+Everything is computed with numpy in float64, in one pass over the iteration.
 """
 
 from __future__ import annotations
@@ -19,30 +19,30 @@ Groups = NDArray[np.intp]
 Flags = NDArray[np.bool_]
 
 STD_FLOOR = 1e-4
-"""Added to the standard deviation, as in TRL; keeps a nearly constant group finite."""
+"""Added to the standard deviation, as in TRL, so that a nearly constant group stays finite."""
 
 SAME_REWARD = 1e-9
-"""Rewards of a group that differ by no more, relative to the largest above 1, are the same.
+"""A group's rewards count as equal if they differ by at most this times max(1, largest |reward|).
 
-A computed standard deviation cannot decide this: of [0.1] * 3 it may be 1e-17, and dividing the
+The computed standard deviation cannot decide this: for [0.1] * 3 it may be 1e-17, and dividing the
 rounding error of the mean by it would make a gradient of noise.
 """
 
 
 @dataclass(frozen=True)
 class Advantages:
-    """One entry per completion, in the order given."""
+    """Advantages of an iteration; arrays have one entry per completion, in the order given."""
 
     advantage: Floats
     """Exactly 0 where the reward is null or the group has no variance."""
     group_mean: Floats
-    """Of the group's non-null rewards; NaN if there are none."""
+    """Mean of the group's non-null rewards; NaN if there are none."""
     group_std: Floats
-    """Its standard deviation, 0 without variance; NaN with fewer than two rewards."""
+    """Standard deviation of the same rewards: 0 without variance, NaN with fewer than two."""
     groups: int
-    """Groups in the batch: those that were kept."""
+    """Groups in the batch, that is, the kept ones."""
     zero_variance_groups: int
-    """Of these."""
+    """Groups in the batch that have no variance."""
     rejected_groups: int
     """Groups that dynamic sampling left out of the batch."""
     rejected_zero_variance_groups: int
@@ -50,35 +50,41 @@ class Advantages:
 
 @dataclass(frozen=True)
 class Deviations:
-    """Rewards of groups with variance against their group, one entry per completion."""
+    """Deviations of rewards from the mean of their group, for groups with variance.
+
+    Arrays have one entry per completion with a reward in such a group.
+    """
 
     deviation: Floats
     """R - mean."""
     std: Floats
-    """Of the completion's group."""
+    """Standard deviation of the completion's group."""
     count: Floats
-    """Rewards in its group."""
+    """Number of rewards in the completion's group."""
     batch_std: float
-    """Of all rewards of the batch; infinite if there are fewer than two."""
+    """Standard deviation of all rewards of the batch; infinite if there are fewer than two."""
 
 
 def over_group_std(found: Deviations) -> Floats:
-    """(R - mean) / (std + 1e-4): GRPO (arXiv 2402.03300)."""
+    """Return (R - mean) / (std + 1e-4), the advantage of GRPO (arXiv 2402.03300)."""
     return found.deviation / (found.std + STD_FLOOR)
 
 
 def over_batch_std(found: Deviations) -> Floats:
-    """(R - mean) / (std of all rewards of the batch + 1e-4)."""
+    """Return (R - mean) / (std of all rewards of the batch + 1e-4)."""
     return found.deviation / (found.batch_std + STD_FLOOR)
 
 
 def as_it_is(found: Deviations) -> Floats:
-    """R - mean: Dr. GRPO (arXiv 2503.20783)."""
+    """Return R - mean, the advantage of Dr. GRPO (arXiv 2503.20783)."""
     return found.deviation
 
 
 def over_the_others(found: Deviations) -> Floats:
-    """R - mean of the n - 1 others = (R - mean) * n / (n - 1): RLOO (arXiv 2402.14740)."""
+    """Return R minus the mean of the n - 1 others, the advantage of RLOO (arXiv 2402.14740).
+
+    It equals (R - mean) * n / (n - 1).
+    """
     return found.deviation * (found.count / (found.count - 1))
 
 
@@ -99,21 +105,21 @@ def compute_advantages(
     ddof: int = 1,
     shuffle_seed: int | None = None,
 ) -> Advantages:
-    """Advantages of all completions of an iteration, by one of `KINDS`.
+    """Compute the advantages of all completions of an iteration by one of `KINDS`.
 
-    Mean and std are those of the group's non-null rewards. Null rewards (None or NaN) are in no
-    statistic and get 0. Completions that dynamic sampling rejected are compared within their own
-    group and are in no statistic of the batch.
+    Mean and std are taken over the group's non-null rewards. Null rewards (None or NaN) enter no
+    statistic and get advantage 0. Completions that dynamic sampling rejected are compared within
+    their own group and enter no statistic of the batch.
 
     Args:
-        group_ids: one per completion; a group's need not be adjacent.
+        group_ids: one per completion; the members of a group need not be adjacent.
         rewards: one per completion.
-        kept: whether a completion is in the batch, the same for all of its group; None: all are.
-        ddof: what a std's n is lowered by, 1 or 0.
-        shuffle_seed: if given, a group's advantages are dealt out to its completions at random.
+        kept: whether a completion is in the batch, the same for all of a group; None keeps all.
+        ddof: 1 or 0; the variance divides by n - ddof.
+        shuffle_seed: if given, each group's advantages are dealt to its completions at random.
 
     Raises:
-        UserError: a group has one completion only, or a reward is infinite.
+        UserError: a group has only one completion, or a reward is infinite.
     """
     reward = np.asarray(rewards, dtype=np.float64)  # None becomes NaN
     _, first, group, sizes = np.unique(
@@ -154,14 +160,14 @@ def compute_advantages(
 def groups_with_variance(
     group: Sequence[int] | Groups, rewards: Sequence[float | None] | Floats, groups: int
 ) -> Flags:
-    """Which groups have two different rewards: max - min > 1e-9 * max(1, |max|, |min|).
+    """Return which groups have different rewards: max - min > 1e-9 * max(1, |max|, |min|).
 
-    Null rewards (None or NaN) are passed over.
+    Null rewards (None or NaN) are ignored.
 
     Args:
         group: number of each completion's group, from 0.
         rewards: one per completion, finite or null.
-        groups: how many there are.
+        groups: how many groups there are.
 
     Returns:
         bool [groups]
@@ -178,7 +184,7 @@ def groups_with_variance(
 def _statistics(
     reward: Floats, counted: Flags, group: Groups, groups: int, ddof: int
 ) -> tuple[Floats, Floats, Floats, Floats]:
-    """Of each group count and mean, of each reward its deviation, of each group the std."""
+    """Return each group's count and mean, each reward's deviation and each group's std."""
     count = np.bincount(group, counted, groups).astype(np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):  # groups without rewards: 0 / 0
         mean = np.bincount(group, np.where(counted, reward, 0.0), groups) / count
@@ -193,7 +199,7 @@ def _std(rewards: Floats, ddof: int) -> float:
 
 
 def _shuffled(values: Floats, group: Groups, seed: int) -> Floats:
-    """`values` in a random order within each group."""
+    """Return `values` in a random order within each group."""
     numbers = np.random.default_rng(seed).random(len(values))
     dealt = np.empty_like(values)
     dealt[np.argsort(group, kind="stable")] = values[np.lexsort((numbers, group))]

@@ -12,11 +12,11 @@ loss is
     H       entropy of the policy in training, at this token
     weight  1 / tokens, or by completion, or a constant: `weights.token_weights`
     w       correction of the sampler's logprobs, 1 by default: `weights.sampler_weights`
-    keep    whether the policy term is on this token: `weights.in_policy_term`
+    keep    whether this token has a policy term: `weights.in_policy_term`
 
-The last three are found beforehand and count the whole optimizer batch. So each microbatch adds its
-own tokens' terms, and neither value nor gradient depends on how tokens are cut into microbatches,
-packs or ranks. Everything here is a pure function of tensors.
+The last three are computed before the forward and refer to the whole optimizer batch. So each
+microbatch adds the terms of its own tokens, and neither value nor gradient depends on how tokens
+are divided into microbatches, packs or ranks. Everything here is a pure function of tensors.
 """
 
 from __future__ import annotations
@@ -33,29 +33,29 @@ from common.config import KlKind, ObjectiveConfig, RatioLevel
 PolicyTerm = Callable[[Tensor, Tensor, Tensor, ObjectiveConfig], Tensor]
 """(ratio, logprobs, advantages, config) → loss of each token; all tensors are [B, T].
 
-`ratio` is of the recipe's level and has a gradient to `logprobs`, as these have to the policy. What
-a recipe's own function has to keep to is in `README.md` beside this file.
+`ratio` is taken at the recipe's ratio level. Gradients flow from it to `logprobs` and on to the
+policy. `README.md` beside this file states the rules for a recipe's own function.
 """
 
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """What is known of a microbatch's tokens before the forward: tensors [B, T].
+    """A microbatch's token data that are known before the forward: tensors [B, T].
 
-    They are floats of the loss's dtype, float32 or wider, unless said otherwise. Outside the mask
-    they are finite and never used.
+    They have the loss's dtype, float32 or wider, unless stated otherwise. Outside the mask they are
+    finite and have no effect.
     """
 
     mask: Tensor
-    """bool: tokens in the loss. Padding is not, nor are tokens of masked completions."""
+    """bool, True for tokens in the loss; False for padding and tokens of masked completions."""
     completion: Tensor
-    """int64: which completion of its pack a token belongs to, from 0; on padding any of them."""
+    """int64 index of the token's completion in its pack, from 0; any valid index on padding."""
     old_logprobs: Tensor
-    """Under the policy that sampled."""
+    """Logprobs under the policy that sampled."""
     ref_logprobs: Tensor | None
-    """Under the reference policy; None when kl_coef is 0."""
+    """Logprobs under the reference policy; None when kl_coef is 0."""
     advantages: Tensor
-    """That of the token's completion."""
+    """Advantage of the token's completion."""
     weights: Tensor
     """`weights.token_weights` of the token's completion."""
     token_mean_weights: Tensor
@@ -68,11 +68,11 @@ class TokenBatch:
     """|old − sampler| of the logprobs, for the metrics."""
 
     def select(self, packs: slice | Tensor) -> TokenBatch:
-        """The given packs of the batch."""
+        """Return the given packs of the batch."""
         return self._map(lambda tensor: tensor[packs])
 
     def to(self, device: torch.device | str) -> TokenBatch:
-        """The batch on another device."""
+        """Return the batch on another device."""
         return self._map(lambda tensor: tensor.to(device))
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> TokenBatch:
@@ -88,22 +88,22 @@ def grpo_loss(
     config: ObjectiveConfig,
     own_term: PolicyTerm | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """This microbatch's part of the loss, and sums that `metrics` makes means of.
+    """Compute this microbatch's part of the loss, and sums that `metrics` turns into means.
 
     Args:
         logprobs: [B, T] of the tokens under the policy in training, with gradient.
         entropy: [B, T] of its distributions, nats; with gradient if `entropy_coef` is not 0.
-        own_term: the function that `config.policy_term` names, where that is no built-in one.
+        own_term: the function that `config.policy_term` names, unless it names a built-in term.
 
     Returns:
         A scalar, 0 with zero gradient if no token is in the mask; and detached float64 scalars.
     """
     mask, old = batch.mask, batch.old_logprobs
-    # Outside the mask the forward's numbers may be anything, and 0 · inf would be nan: put
-    # harmless ones there before any exp, which also makes their gradient exactly 0.
+    # Outside the mask the forward's numbers may be anything, and 0 · inf would be nan. Harmless
+    # values are put there before any exp, which also makes the gradient there exactly 0.
     logprobs = torch.where(mask, logprobs, old)
     entropy = torch.where(mask, entropy, 0.0)
-    # 1. The policy term, summed with the aggregation's weights over the tokens that it is on.
+    # 1. The policy term, summed with the aggregation's weights over the tokens that have it.
     assert (own_term is None) != config.has_own_term
     term = own_term or POLICY_TERMS[config.policy_term]
     ratio = policy_ratio(config.ratio_level, logprobs, old, mask, batch.completion)  # [B, T]
@@ -121,7 +121,7 @@ def grpo_loss(
     if config.entropy_coef:
         mean_entropy = _weighted_sum(entropy, batch.token_mean_weights, mask)
         loss = loss - config.entropy_coef * mean_entropy
-    # 4. What the metrics are made of, [B, T] each.
+    # 4. Values per token for the metrics, [B, T] each.
     low, high = clipped_tokens(ratio, batch.advantages, config)
     log_ratio = (logprobs - old).detach()
     by_token = {
@@ -131,7 +131,7 @@ def grpo_loss(
         "clip_fraction_high": high,
         "ratio_mean": ratio,
         "ratio_max": ratio,
-        # r − 1 − log r of the token, by expm1: for r near 1, exp(…) − 1 is rounding.
+        # r − 1 − log r of the token, by expm1: for r near 1, exp(…) − 1 is rounding noise.
         "approx_kl": torch.expm1(log_ratio) - log_ratio,
         "sampler_gap_mean": batch.sampler_gap,
         "sampler_gap_max": batch.sampler_gap,
@@ -143,7 +143,7 @@ def grpo_loss(
 def zero_advantage_rows_matter(config: ObjectiveConfig) -> bool:
     """Whether a completion with advantage 0 has a gradient, through KL or entropy.
 
-    If not, it is left out before any compute. The weights count it all the same, so that this
+    If not, it is left out of the forward. The weights still count it, so that leaving it out
     changes no gradient.
     """
     return config.kl_coef != 0 or config.entropy_coef != 0
@@ -153,31 +153,31 @@ def _weighted_sum(values: Tensor, weights: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, values * weights, 0.0).sum()
 
 
-# exp of a little more is infinite in float32, and the zero gradient of a clipped token would turn
-# into 0 · inf = nan. A ratio of exp(80) is beyond every clip; where nothing clips it (A < 0 without
-# dual_clip) the token loses its gradient, which no optimizer could have used.
+# exp of slightly more is infinite in float32, and the zero gradient of a clipped token would become
+# 0 · inf = nan. A ratio of exp(80) is beyond every clip. Where nothing clips it (A < 0 without
+# dual_clip), the token loses its gradient, which no optimizer could have used.
 _LARGEST_LOG_RATIO = 80.0
 
 
 def token_ratio(logprobs: Tensor, old_logprobs: Tensor) -> Tensor:
-    """[B, T] r = exp(logp − old) of each token, with gradient to `logprobs`."""
+    """Return r = exp(logp − old) of each token, [B, T], with gradient to `logprobs`."""
     return (logprobs - old_logprobs).clamp(max=_LARGEST_LOG_RATIO).exp()
 
 
 def policy_ratio(
     level: RatioLevel, logprobs: Tensor, old_logprobs: Tensor, mask: Tensor, completion: Tensor
 ) -> Tensor:
-    """[B, T] the ratio of each token's level, with gradient to `logprobs`.
+    """Return each token's ratio at the given level, [B, T], with gradient to `logprobs`.
 
-    `token` is the token's own. The others are one number for all tokens of a completion:
-    `sequence` the geometric mean of its tokens' (GSPO, arXiv 2507.18071, eq. 7), `sequence_sum`
-    their product (RLOO, arXiv 2402.14740).
+    At level `token` each token has its own ratio. At the other levels all tokens of a completion
+    share one: at `sequence` the geometric mean of the tokens' ratios (GSPO, arXiv 2507.18071,
+    eq. 7), at `sequence_sum` their product (RLOO, arXiv 2402.14740).
 
     Args:
         logprobs: [B, T] under the policy in training.
         old_logprobs: [B, T] under the policy that sampled.
-        mask: [B, T] bool; only tokens in the loss are in a completion's sums.
-        completion: [B, T] int64 in 0 .. T − 1, which completion of its pack a token belongs to.
+        mask: [B, T] bool; only tokens in the loss enter the sums of a completion.
+        completion: [B, T] int64 in 0 .. T − 1, index of the token's completion in its pack.
     """
     if level == "token":
         return token_ratio(logprobs, old_logprobs)
@@ -189,10 +189,10 @@ def policy_ratio(
 
 
 def _sum_over_completion(values: Tensor, mask: Tensor, completion: Tensor) -> Tensor:
-    """[B, T] for each token, the sum of `values` over the masked tokens of its completion.
+    """Give each token the sum of `values` over its completion's tokens in the mask, [B, T].
 
-    A pack has no more completions than tokens, so T places hold their sums and no size need be
-    asked of the device.
+    A pack has no more completions than tokens, so T slots hold all sums and no size has to be read
+    from the device.
     """
     inside = torch.where(mask, values, 0.0)
     return torch.zeros_like(inside).scatter_add(1, completion, inside).gather(1, completion)
@@ -201,10 +201,11 @@ def _sum_over_completion(values: Tensor, mask: Tensor, completion: Tensor) -> Te
 def clip_term(
     ratio: Tensor, logprobs: Tensor, advantages: Tensor, config: ObjectiveConfig
 ) -> Tensor:
-    """[B, T] −min(r·A, clamp(r, 1 − clip_low, 1 + clip_high)·A): PPO (arXiv 1707.06347, eq. 7).
+    """Return PPO's loss of each token, [B, T] (arXiv 1707.06347, eq. 7).
 
-    Bounds that differ are DAPO's (arXiv 2503.14476). With `dual_clip` r is also at most that in the
-    unclipped branch, which bounds the loss of a token with negative advantage (arXiv 1912.09729).
+    It is −min(r·A, clamp(r, 1 − clip_low, 1 + clip_high)·A). Different bounds below and above come
+    from DAPO (arXiv 2503.14476). `dual_clip` also caps r in the unclipped branch, which bounds the
+    loss of a token with negative advantage (arXiv 1912.09729).
     """
     clipped = ratio.clamp(1 - config.clip_low, 1 + config.clip_high)
     unclipped = ratio if config.dual_clip is None else ratio.clamp(max=config.dual_clip)
@@ -214,9 +215,10 @@ def clip_term(
 def cispo_term(
     ratio: Tensor, logprobs: Tensor, advantages: Tensor, config: ObjectiveConfig
 ) -> Tensor:
-    """[B, T] −min(r, cispo_cap)·A·logp, no gradient through the min: CISPO (arXiv 2506.13585).
+    """Return CISPO's loss of each token, [B, T] (arXiv 2506.13585).
 
-    The policy gradient's own term with a capped weight, so that no token is without gradient.
+    It is −min(r, cispo_cap)·A·logp with no gradient through the min: the plain policy gradient with
+    a capped weight, so that no token loses its gradient.
     """
     return -ratio.detach().clamp(max=config.cispo_cap) * advantages * logprobs
 
@@ -228,11 +230,12 @@ POLICY_TERMS: Mapping[str, PolicyTerm] = {"clip": clip_term, "cispo": cispo_term
 def clipped_tokens(
     ratio: Tensor, advantages: Tensor, config: ObjectiveConfig
 ) -> tuple[Tensor, Tensor]:
-    """[B, T] bool twice: tokens that the term holds back from below, and from above.
+    """Return the tokens that the policy term limits from below and from above, [B, T] bool each.
 
-    `clip`: r < 1 − clip_low with A < 0; r > 1 + clip_high with A > 0, and with `dual_clip` also
-    r > dual_clip with A < 0: the cases without gradient. `cispo`: none, and r > cispo_cap. Of the
-    recipe's own term nothing is known: none.
+    For `clip` these are the tokens without gradient: below, those with r < 1 − clip_low and A < 0;
+    above, those with r > 1 + clip_high and A > 0, and with `dual_clip` also those with
+    r > dual_clip and A < 0. `cispo` limits none from below, and from above those with
+    r > cispo_cap. Nothing is known of a recipe's own term, so both are False everywhere.
     """
     none = torch.zeros_like(ratio, dtype=torch.bool)
     if config.has_own_term:
@@ -247,36 +250,36 @@ def clipped_tokens(
 
 
 def kl_term(kind: KlKind, logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
-    """The KL estimate of each token, in the shape of `logprobs` and with gradient to it.
+    """Return the KL estimate of each token, in the shape of `logprobs` and with gradient to it.
 
-    With d = ref − logp: `k1` −d, `k2` d²/2, `k3` exp(d) − d − 1 (Schulman 2020, "Approximating KL
-    divergence"; k3 is the GRPO paper's, arXiv 2402.03300, eq. 4).
+    With d = ref − logp, `k1` is −d, `k2` is d²/2 and `k3` is exp(d) − d − 1 (Schulman 2020,
+    "Approximating KL divergence"). The GRPO paper uses k3 (arXiv 2402.03300, eq. 4).
     """
     d = ref_logprobs - logprobs
     if kind == "k1":
         return -d
     if kind == "k2":
         return d.square() / 2
-    # In float32, exp(d) − 1 of a small d is rounding noise, expm1 is not.
+    # In float32, exp(d) − 1 is rounding noise for a small d; expm1(d) is not.
     return torch.expm1(d) - d
 
 
 MAXIMA = frozenset({"ratio_max", "sampler_gap_max"})
-"""Sums that combine by maximum; all others add."""
+"""The sums that are merged by their maximum; all others are added."""
 
 TOTALS = ("loss", "policy_loss", *sorted(MAXIMA))
-"""What is no mean over tokens."""
+"""The metrics that are not means over tokens."""
 
 
 def _sums(
     mask: Tensor, totals: Mapping[str, Tensor], by_token: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Detached float64 scalars: `totals` as they are, [B, T] values summed over the mask."""
+    """Return detached float64 scalars: `totals` unchanged, [B, T] values reduced over the mask."""
     sums = {"tokens": mask.sum(dtype=torch.float64)}
     sums |= {name: value.detach().double() for name, value in totals.items()}
     for name, values in by_token.items():
         inside = values.detach().double().where(mask, 0.0)
-        if name in MAXIMA:  # no value is negative, and of no values it is 0
+        if name in MAXIMA:  # no value is negative; without values the maximum is 0
             sums[name] = torch.cat((inside.flatten(), inside.new_zeros(1))).amax()
         else:
             sums[name] = inside.sum()
@@ -284,7 +287,7 @@ def _sums(
 
 
 def merge_sums(total: dict[str, Tensor] | None, part: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Combine the sums of two parts of an optimizer batch; None is the empty part."""
+    """Merge the sums of two parts of an optimizer batch; None stands for an empty part."""
     if total is None:
         return dict(part)
     return {
@@ -294,13 +297,13 @@ def merge_sums(total: dict[str, Tensor] | None, part: dict[str, Tensor]) -> dict
 
 
 def metrics(sums: Mapping[str, Tensor]) -> dict[str, float]:
-    """The loss's metrics of a whole optimizer batch; every mean over no token is 0.
+    """Turn the sums of a whole optimizer batch into metrics; a mean over no tokens is 0.
 
-    Means over the tokens in the mask: `kl` of the estimator (unweighted), `entropy`,
+    Means over the tokens in the mask are `kl` of the estimator (unweighted), `entropy`,
     `clip_fraction_low`, `clip_fraction_high`, `ratio_mean` (of the ratio level in use), `approx_kl`
     (r − 1 − log r of the token's ratio), `sampler_gap_mean` (|old − sampler|) and
-    `sampler_weight_mean`. `loss` and `policy_loss` are aggregated as the recipe says. Tokens of
-    completions that were left out of the compute, having no gradient, are in no mean.
+    `sampler_weight_mean`. `loss` and `policy_loss` are aggregated as the recipe says. Completions
+    that were left out of the forward because they have no gradient are in no mean.
     """
     tokens = max(float(sums["tokens"]), 1.0)
     return {

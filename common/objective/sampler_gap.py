@@ -1,12 +1,12 @@
 """How far sampler and trainer disagree about the logprobs of the same tokens.
 
 The objective takes the trainer's old_logprobs as those of the distribution that sampled. Where
-another engine, type or cache gave the sampler other numbers, the ratio is biased from the start;
-so the gap |old_logprobs − sampler_logprobs| is measured for every token (nats): over all, by
-position in the completion, by token id, and the worst tokens by name.
+another engine, dtype or cache gave the sampler different numbers, the ratio is biased from the
+start. So the gap |old_logprobs − sampler_logprobs| of every token is measured, in nats: over all
+tokens, by position in the completion and by token id, with a list of the worst tokens.
 
-A gap that is no number counts as the largest and makes every mean it is in no number, so that it
-is above every bound.
+A gap of NaN counts as the largest and makes every mean that includes it NaN, so that it exceeds
+every bound.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ WORST = 5
 """How many tokens a message names."""
 
 OFTEN = 10
-"""Token ids that occur less often have no mean to speak of."""
+"""Fewest occurrences that make a token id's mean meaningful."""
 
 
 @dataclass(frozen=True)
 class GapToken:
-    """One token and what both sides say of it."""
+    """One token, with its logprobs by the trainer and by the sampler."""
 
     rollout_id: str
     position: int
@@ -51,10 +51,10 @@ class GapToken:
 
 @dataclass(frozen=True)
 class GapBins:
-    """Gaps by bin, arrays over the bins that occur, ascending."""
+    """Gaps by bin: arrays over the bins that occur, in ascending order."""
 
     bins: Integers
-    """A token id; or a range of positions, see `positions`."""
+    """Token ids, or numbers of position ranges (see `positions`)."""
     tokens: Integers
     mean: Floats
     max: Floats
@@ -62,18 +62,23 @@ class GapBins:
     def worst(
         self, by: Literal["mean", "max"], count: int | None, *, least_tokens: int = 1
     ) -> GapBins:
-        """The bins with the largest means or maxima (None: all), of those with so many tokens."""
+        """Return the bins with the largest means or maxima, in descending order.
+
+        Args:
+            count: how many bins to return; None for all.
+            least_tokens: bins with fewer tokens are left out.
+        """
         eligible = np.flatnonzero(self.tokens >= least_tokens)
         return self.take(eligible[_descending(getattr(self, by)[eligible])[:count]])
 
     def take(self, chosen: Integers) -> GapBins:
-        """Bins by index."""
+        """Return the bins at these indices."""
         return GapBins(self.bins[chosen], self.tokens[chosen], self.mean[chosen], self.max[chosen])
 
 
 @dataclass(frozen=True)
 class SamplerGap:
-    """Over all completion tokens of an iteration."""
+    """The gap between sampler and trainer over all completion tokens of an iteration, in nats."""
 
     mean: float
     max: float
@@ -93,7 +98,7 @@ def sampler_gap(
         worst: how many of the largest gaps to name; None for all.
 
     Raises:
-        UserError: a completion has not one number per token on both sides.
+        UserError: a completion does not have one logprob per token on both sides.
     """
     by_position, by_token, largest = _Sums(), _Sums(), list[GapToken]()
     for rollout, logprobs in shards:
@@ -132,9 +137,9 @@ def sampler_gap(
 def exceeded(
     gap: SamplerGap, bounds: LogprobsConfig, kind: Literal["warn", "stop"]
 ) -> dict[str, str]:
-    """The recipe's bounds of a kind that the gap is above: by key, how far in words.
+    """Return the recipe's bounds of this kind that the gap exceeds: descriptions by key.
 
-    A gap that is no number is above each.
+    A gap of NaN exceeds every bound.
     """
     found: dict[str, str] = {}
     for what in ("mean", "max"):
@@ -146,19 +151,19 @@ def exceeded(
 
 
 def position_bins(positions: Integers) -> Integers:
-    """The bin of each position: 0, 1, 2-3, 4-7, …: as many as the number has binary digits."""
+    """Return the bin of each position (0, 1, 2-3, 4-7, …): its number of binary digits."""
     return np.frexp(positions.astype(np.float64))[1].astype(np.int64)
 
 
 def positions(number: int) -> str:
-    """The positions of a bin, as `4-7`."""
+    """Return the positions of a bin as text, such as `4-7`."""
     if number < 2:
         return str(number)
     return f"{2 ** (number - 1)}-{2**number - 1}"
 
 
 class _Sums:
-    """Count, sum and maximum of gaps by bin, over shards; the arrays grow with the bins."""
+    """Count, sum and maximum of gaps by bin, accumulated over shards; arrays grow as needed."""
 
     def __init__(self) -> None:
         self.tokens = np.zeros(0, np.int64)
@@ -172,7 +177,7 @@ class _Sums:
             setattr(self, name, np.pad(former, (0, size - len(former))))
         self.tokens += np.bincount(bins, minlength=size)
         self.total += np.bincount(bins, gaps, size)
-        with np.errstate(invalid="ignore"):  # what is no number stays none
+        with np.errstate(invalid="ignore"):  # NaN stays NaN
             np.maximum.at(self.max, bins, gaps)
 
     def bins(self) -> GapBins:
@@ -182,7 +187,7 @@ class _Sums:
 
 
 def _both_sides(rollout: pa.Table, logprobs: pa.Table) -> tuple[Floats, Floats]:
-    """All tokens' (old, sampler) logprobs of a shard."""
+    """Return the old and the sampler logprobs of all tokens of a shard."""
     check_lengths(logprobs, "old_logprobs", rollout)
     check_lengths(rollout, "sampler_logprobs", rollout)
     old = flat_values(logprobs, "old_logprobs").astype(np.float64)
@@ -190,5 +195,5 @@ def _both_sides(rollout: pa.Table, logprobs: pa.Table) -> tuple[Floats, Floats]:
 
 
 def _descending(gaps: Floats) -> Integers:
-    """Indices of gaps from the largest, equal ones in order; what is no number comes first."""
+    """Return indices that sort gaps in descending order, NaN as the largest; ties keep order."""
     return np.argsort(-np.where(np.isnan(gaps), np.inf, gaps), kind="stable")

@@ -1,9 +1,9 @@
-"""May this architecture be packed and cut? Asked of a tiny random twin before the real model.
+"""Check on a tiny random twin that an architecture can be packed and split, before the real model.
 
-A family may do things in its forward that neither packs nor pipeline stages can know: Granite
+A family may do things in its forward that neither packs nor pipeline stages know about: Granite
 multiplies embeddings, a linear-attention layer ignores a mask. Families outside the tested table
-are therefore tried: a model of the same class and configuration, shrunken and random, must give
-the same logprobs split and packed as whole and padded.
+are therefore tried first: a small random model of the same class and configuration must give the
+same logprobs split and packed as it gives whole and padded.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 TESTED = frozenset({"llama", "qwen2", "qwen3"})
-"""Families whose equivalence tests/test_equivalence.py proves, gradients included."""
+"""Families whose equivalence tests/parallel/test_equivalence.py proves, gradients included."""
 
 _TOLERANCE = 1e-3
-"""Nats. Twins that agree differ by about 1e-6 in float32, wrong ones by tenths."""
+"""In nats. In float32 a correct twin differs by about 1e-6, a wrong one by tenths."""
 
 _VOCABULARY = 96
 _WINDOW = 6
-"""Of sliding and chunked attention in the twin, so that its short texts are longer."""
+"""Window and chunk size of the twin's attention, so small that its short texts exceed it."""
 
 
 def check_architecture(config: PretrainedConfig, *, split: bool) -> None:
-    """Refuse an architecture that packs, or with `split` pipeline stages, would get wrong.
+    """Refuse an architecture that would be wrong in packs or, with `split`, in pipeline stages.
 
     Raises:
-        UserError: the twin's logprobs differ, or no twin could be made.
+        UserError: the twin's logprobs differ, no twin could be tried, or there is no pipeline plan.
     """
     if split:
         pipeline_plan(config)
@@ -77,9 +77,10 @@ def check_architecture(config: PretrainedConfig, *, split: bool) -> None:
 def twin_logprobs(
     config: PretrainedConfig, folder: Path, *, split: bool
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor] | None]:
-    """Logprobs of the same completions by the twin's own logits, packed, and packed and split.
+    """Return a twin's logprobs of the same completions: padded, packed, and packed and split.
 
-    The twin is written into `folder`, so that the loader is tried as well.
+    The last is None without `split`. The twin is saved to `folder` and loaded from it, so that the
+    loader is tried as well.
     """
     with quiet_transformers():
         make_twin(config).save_pretrained(folder)
@@ -104,7 +105,7 @@ def twin_logprobs(
 
 
 def make_twin(config: PretrainedConfig) -> PreTrainedModel:
-    """A small random model of the same class, every kind of layer once and at least three."""
+    """Make a small random model of the same class, with every kind of layer and at least three."""
     shrunk = type(config).from_dict(_shrunk(config.to_dict(), config))
     generator = torch.Generator().manual_seed(0)
     with torch.random.fork_rng():
@@ -112,14 +113,14 @@ def make_twin(config: PretrainedConfig) -> PreTrainedModel:
         model = model_class(shrunk)(shrunk).float()
     with torch.no_grad():
         for parameter in model.parameters():
-            # Biases begin at 0 and norms at 1, where a forgotten one would not be noticed.
+            # Biases start at 0 and norms at 1: without noise, a forgotten one would go unnoticed.
             noise = torch.randn(parameter.shape, generator=generator)
             parameter.add_(0.1 * noise)
     return model.eval()
 
 
 def _shrunk(values: dict[str, Any], config: PretrainedConfig) -> dict[str, Any]:
-    """A configuration's values with few layers, few heads and a small vocabulary."""
+    """Return a configuration's values with few layers, few heads and a small vocabulary."""
     layers, heads = config.num_hidden_layers, config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
@@ -147,7 +148,7 @@ def _shrunk(values: dict[str, Any], config: PretrainedConfig) -> dict[str, Any]:
 
 
 def _one_layer_of_each_kind(kinds: list[str]) -> list[int]:
-    """Indices of layers: the first of each kind, then more from the front up to three."""
+    """Choose layer indices: the first of each kind, then more from the front for three in all."""
     first = {kind: kinds.index(kind) for kind in kinds}
     chosen = set(first.values())
     for index in range(len(kinds)):
@@ -158,7 +159,7 @@ def _one_layer_of_each_kind(kinds: list[str]) -> list[int]:
 
 
 def _completions() -> list[Completion]:
-    """Two groups of texts longer than the window, of unequal lengths."""
+    """Make two groups of completions of unequal lengths; all texts but one exceed the window."""
     generator = torch.Generator().manual_seed(1)
 
     def ids(count: int) -> list[int]:
@@ -171,7 +172,7 @@ def _completions() -> list[Completion]:
 
 @torch.no_grad()
 def _padded(model: PreTrainedModel, rows: list[Completion]) -> list[Tensor]:
-    """The plain way: one row per completion, padded on the right, the model's own logits."""
+    """Compute logprobs by the model's own forward, with one right-padded row per completion."""
     texts = [[*row.prompt_ids, *row.completion_ids] for row in rows]
     length = max(map(len, texts))
     input_ids = torch.tensor([text + [0] * (length - len(text)) for text in texts])
@@ -183,7 +184,7 @@ def _padded(model: PreTrainedModel, rows: list[Completion]) -> list[Tensor]:
 
 @torch.no_grad()
 def _packed(stages: list[StageModule], rows: list[Completion]) -> list[Tensor]:
-    """Our way: shared prompts, pipeline stages one after another."""
+    """Compute logprobs from packs with shared prompts, running one stage after another."""
     packs = pack(rows, tokens_per_pack=40, bucket=8)
     hidden = packs.input_ids
     for stage in stages:
@@ -192,6 +193,6 @@ def _packed(stages: list[StageModule], rows: list[Completion]) -> list[Tensor]:
 
 
 def _largest_difference(a: list[Tensor], b: list[Tensor]) -> float:
-    """Greatest absolute difference; infinite if anything is not a number."""
+    """Return the largest absolute difference; infinite if any difference is NaN."""
     difference = (torch.cat(a) - torch.cat(b)).abs().max()
     return float(difference) if bool(difference.isfinite()) else float("inf")

@@ -1,9 +1,9 @@
-"""Which rank failed first, where and why: said once, by whoever knows it.
+"""Agreement among ranks on which one failed first, where and why.
 
 When a rank dies, the others fail in turn with a closed connection or a timeout, and torchrun's
-own report names any of them. So the ranks agree in the store that the launcher keeps: the first
-failure is entered there, and a rank that only lost its peer looks there, and at the processes,
-for the cause. A killed rank enters nothing; its process is found to be gone.
+own report may name any of them. So the ranks share the launcher's store: the first failure is
+entered there, and a rank that only lost its peer looks for the cause there and among the
+processes. A killed rank enters nothing, but the others see that its process is gone.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.distributed import Store  # type: ignore[attr-defined]
 
 ENDED_BY_LAUNCHER = "ended by the launcher"
 
-# What gloo and NCCL say when it is the other side that failed.
+# What gloo and NCCL report when the other side has failed.
 _OF_A_PEER = (
     "connection closed by peer",
     "connection reset",
@@ -36,7 +36,7 @@ _SECONDS_TO_LEARN_THE_CAUSE = 2.0
 
 @dataclass(frozen=True)
 class Failure:
-    """The first failure of a run of processes."""
+    """The first failure among the processes of a run."""
 
     rank: int
     position: str
@@ -44,19 +44,19 @@ class Failure:
 
 
 def claim(store: Store, failure: Failure) -> Failure:
-    """Enter `failure` unless another rank was first; returns the one that stands."""
+    """Enter `failure` unless another rank was first, and return the failure that is entered."""
     text = json.dumps(asdict(failure))
     return Failure(**json.loads(store.compare_set("failure", "", text)))
 
 
 def is_of_a_peer(error: BaseException) -> bool:
-    """Whether an exception says no more than that another rank does not answer."""
+    """Whether an exception only says that another rank does not answer."""
     message = str(error).lower()
     return isinstance(error, RuntimeError) and any(text in message for text in _OF_A_PEER)
 
 
 def cause(store: Store, rank: int, world_size: int, position: str, symptom: str) -> Failure:
-    """The first failure, as seen from a rank that lost its peer at `position`."""
+    """Find the first failure, on behalf of a rank that lost its peer at `position`."""
     deadline = time.monotonic() + _SECONDS_TO_LEARN_THE_CAUSE
     while time.monotonic() < deadline:
         if store.check(["failure"]):

@@ -1,4 +1,4 @@
-"""Logprobs and entropies of a rollout's tokens by a model cut over the mesh, as shard columns."""
+"""Logprobs and entropies of a rollout's tokens by a model split over the mesh, as shard columns."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ def forward_shards(
     tokens_per_pack: int,
     label: str,
 ) -> Iterator[tuple[str, TokenStats]]:
-    """The numbers of each shard, on the last rank of a pipeline; nothing on the others.
+    """Yield the statistics of each shard on the last rank of a pipeline, nothing on other ranks.
 
-    The model lives as long as the iteration over it.
+    The model stays loaded until the iterator is exhausted.
 
     Args:
         model: a policy or a reference; its files are verified before they are loaded.
-        shards: of the rollout, by name: those of this replica. One without completion tokens
+        shards: this replica's shards of the rollout, by name. A shard without completion tokens
             costs no forward.
-        source: the rollout, to be named where a row cannot be packed.
-        temperature: of the distribution whose logprobs are computed.
-        label: what the model is here, for messages.
+        source: the rollout, which an error names if a row cannot be packed.
+        temperature: temperature of the distribution whose logprobs are computed.
+        label: the model's role, for messages.
 
     Raises:
         UserError: the model is missing, pruned or damaged, or a row does not fit it.
@@ -67,30 +67,30 @@ def forward_shards(
 
 @dataclass(frozen=True)
 class TokenStats:
-    """float32 numbers for a shard's completion tokens, its completions one after another."""
+    """float32 values of a shard's completion tokens, its completions concatenated."""
 
     logprobs: np.ndarray
     entropy: np.ndarray | None
-    """None where it is not known: a sampler notes no entropy."""
+    """None if it is unknown: a sampler records no entropy."""
 
     @classmethod
     def none(cls) -> TokenStats:
-        """Of a shard without completion tokens."""
+        """Return the statistics of a shard without completion tokens."""
         return cls(np.zeros(0, np.float32), np.zeros(0, np.float32))
 
     @classmethod
     def of_sampler(cls, shard: pa.Table) -> TokenStats:
-        """What was noted of a rollout shard's tokens while sampling, for the full vocabulary.
+        """Return the logprobs that the sampler recorded in a shard, for the full vocabulary.
 
         Raises:
-            UserError: not one number per token.
+            UserError: the shard does not have one logprob per token.
         """
         check_lengths(shard, "sampler_logprobs", shard)
         return cls(flat_values(shard, "sampler_logprobs"), None)
 
     @classmethod
     def of(cls, outputs: Tensor, packs: PackBatch, shard: pa.Table) -> TokenStats:
-        """Take a forward's outputs [P, T, 2], logprob and entropy, back to the shard's order."""
+        """Put a forward's outputs [P, T, 2], logprob and entropy, back into the shard's order."""
         lengths = list_lengths(shard, "completion_ids").tolist()
         flat = []
         for values in outputs.float().cpu().unbind(-1):
@@ -100,13 +100,13 @@ class TokenStats:
 
 
 def shard_completions(shard: pa.Table) -> list[Completion]:
-    """The completions of a rollout shard, in order, to be packed."""
+    """Return the completions of a rollout shard in order, ready to be packed."""
     columns = (shard[c].to_pylist() for c in ("prompt_ids", "completion_ids", "group_id"))
     return [Completion(*row) for row in zip(*columns, strict=True)]
 
 
 def logprobs_table(shard: pa.Table, old: TokenStats, reference: TokenStats | None) -> pa.Table:
-    """The logprobs shard that belongs to a rollout shard; null where numbers are not known."""
+    """Make the logprobs shard for a rollout shard, with null where values are unknown."""
     lengths = list_lengths(shard, "completion_ids")
 
     def per_token(values: np.ndarray | None) -> pa.Array:

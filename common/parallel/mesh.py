@@ -38,7 +38,7 @@ Over = Literal["world", "pp", "dp", "embedding"]
 
 @dataclass
 class Mesh:
-    """This process's place among the others; a context manager that ends the process group."""
+    """The place of this process among the others; a context manager that ends the process group."""
 
     rank: int = 0
     world_size: int = 1
@@ -54,10 +54,10 @@ class Mesh:
 
     @classmethod
     def from_environment(cls, config: MeshConfig) -> Mesh:
-        """The mesh of this recipe over the processes that torchrun started (one without it).
+        """Build the recipe's mesh from the processes that torchrun started, or from this one alone.
 
         Raises:
-            UserError: the processes do not divide into the mesh, or there are too few GPUs.
+            UserError: the number of processes does not fit the mesh, or there are too few GPUs.
         """
         rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         pp, dp = degrees(config, world)
@@ -86,24 +86,24 @@ class Mesh:
 
     @property
     def is_main(self) -> bool:
-        """Whether this rank writes what is written once."""
+        """Whether this is rank 0, which writes what must be written only once."""
         return self.rank == 0
 
     def group(self, over: Over) -> dist.ProcessGroup | None:
-        """Process group of the ranks that `over` names; None where this rank is alone in it."""
+        """Return this rank's process group for `over`; None if it shares none with another rank."""
         return self._groups.get(over)
 
     def all_reduce(
         self, tensor: torch.Tensor, over: Over, op: Any = dist.ReduceOp.SUM
     ) -> torch.Tensor:
-        """Reduce in place over this rank's group; every rank of it gets the same bits."""
+        """Reduce `tensor` in place over this rank's group; all its ranks get the same bits."""
         group = self.group(over)
         if group is not None:
             dist.all_reduce(tensor, op=op, group=group)
         return tensor
 
     def gather_objects(self, value: Any) -> list[Any]:
-        """`value` of every rank, in rank order, on every rank."""
+        """Return the `value` of every rank, in rank order, on every rank."""
         if self.world_size == 1:
             return [value]
         gathered: list[Any] = [None] * self.world_size
@@ -111,9 +111,9 @@ class Mesh:
         return gathered
 
     def broadcast_from_rank0(self, ask: Callable[[], Any]) -> Any:
-        """What `ask` returns on rank 0, on every rank.
+        """Return on every rank what `ask` returns on rank 0.
 
-        For looking at the disk: what one rank sees may change while the others start.
+        Use it to look at the disk, since what one rank sees may change while the others start.
         """
         return self.gather_objects(ask() if self.is_main else None)[0]
 
@@ -143,10 +143,11 @@ class Mesh:
             dist.barrier()
         another_was_first = error is not None and self._report(error)
         if error is None or self.device.type == "cpu":
-            # NCCL would wait here for ranks that are gone; gloo aborts at exit without it.
+            # After an error NCCL would wait here for ranks that are gone; without this call, gloo
+            # aborts at exit.
             dist.destroy_process_group()
         if another_was_first and "--debug" not in sys.argv:
-            # The launcher ends every rank when one has ended: let the first one finish speaking.
+            # The launcher ends all ranks once one has ended: give the first to fail time to report.
             time.sleep(_SECONDS_FOR_THE_FIRST_TO_SPEAK)
             raise SystemExit(getattr(error, "exit_code", 1))
 
@@ -154,7 +155,7 @@ class Mesh:
         backend = "nccl" if self.device.type == "cuda" else "gloo"
         timeout = timedelta(seconds=self.timeout_seconds)
         store, _, _ = next(rendezvous("env://", self.rank, self.world_size, timeout=timeout))
-        # The launcher's store outlives a mesh: another one of these processes gets other keys.
+        # The launcher's store outlives a mesh, so each mesh of these processes has its own keys.
         number = next(_MESHES)
         self._store = PrefixStore(f"mesh-{number}", store)
         dist.init_process_group(
@@ -170,7 +171,7 @@ class Mesh:
             [replica * self.pp_degree + stage for stage in range(self.pp_degree)]
             for replica in range(self.dp_degree)
         ]
-        # Every rank takes part in making every group, also those it is not in.
+        # Every rank takes part in making every group, even those it is not in.
         self._make("pp", by_replica, timeout)
         self._make("dp", [list(ranks) for ranks in zip(*by_replica, strict=True)], timeout)
         self._make("embedding", [[ranks[0], ranks[-1]] for ranks in by_replica], timeout)
@@ -180,12 +181,12 @@ class Mesh:
             signal.signal(signal.SIGTERM, self._end)
 
     def _end(self, *_: object) -> None:
-        """torchrun ends every rank when one has gone: first say which one it was."""
+        """Raise an error when torchrun ends this rank, so that the first failure is reported."""
         if not self._ending:
             raise RuntimeError(failure.ENDED_BY_LAUNCHER)
 
     def _report(self, error: BaseException) -> bool:
-        """Say which rank failed first, where and why; returns whether it was another one."""
+        """Say which rank failed first, where and why, and return whether it was another rank."""
         assert self._store is not None
         reason = f"{type(error).__name__}: {error}"
         try:
@@ -220,7 +221,7 @@ class Mesh:
 
 
 def degrees(config: MeshConfig, world_size: int) -> tuple[int, int]:
-    """(pp_degree, dp_degree) over `world_size` processes.
+    """Return (pp_degree, dp_degree) for `world_size` processes.
 
     Raises:
         UserError: their product is not `world_size`.
@@ -242,7 +243,7 @@ def degrees(config: MeshConfig, world_size: int) -> tuple[int, int]:
 
 
 def _device() -> torch.device:
-    """This process's own GPU if there are any, else the CPU."""
+    """Choose this process's own GPU if there are any, else the CPU."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
     local, found = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()

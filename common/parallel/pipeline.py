@@ -1,6 +1,6 @@
-"""A model cut over processes: forward for logprobs, forward and backward for training.
+"""A model split over processes: forward for logprobs, forward and backward for training.
 
-Schedules are those of torch.distributed.pipelining. With one pipeline stage a plain loop over
+Schedules come from torch.distributed.pipelining. With one pipeline stage, a plain loop over
 microbatches does the same, so that a laptop needs no process group.
 """
 
@@ -31,10 +31,10 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 class Pipeline:
-    """This rank's pipeline stage of the policy, and the ways to run all of them together.
+    """This rank's pipeline stage of a model, with methods that run all stages together.
 
-    Every rank of a replica makes the same calls with the same packs. Replicas (dp) have packs of
-    their own; nothing here talks between them.
+    Every rank of a replica makes the same calls with the same packs. Each replica (dp) has packs of
+    its own, and nothing here communicates between replicas.
     """
 
     def __init__(
@@ -51,12 +51,12 @@ class Pipeline:
         """Load this rank's layers, in eval mode: dropout is off in training too.
 
         Args:
-            temperature: of the distribution whose logprobs are computed.
+            temperature: temperature of the distribution whose logprobs are computed.
             train: keep what backward needs; otherwise parameters require no gradient.
-            activation_checkpointing: keep less of it, see `recompute_layers`.
+            activation_checkpointing: keep less for backward, see `recompute_layers`.
 
         Raises:
-            UserError: a model that cannot be cut, packed or loaded.
+            UserError: the model cannot be split, packed or loaded.
         """
         config = load_config(policy_dir)
         check_architecture(config, split=mesh.pp_degree > 1)
@@ -75,19 +75,19 @@ class Pipeline:
         self._vocabulary = config.get_text_config().vocab_size
 
     def wide_parameters(self, folder: Path | None = None) -> dict[str, Tensor]:
-        """This stage's parameters in float32, as exact as the files have them.
+        """Return this stage's parameters in float32, with all the precision that the files have.
 
         Args:
-            folder: another model of the same architecture; the policy when not given.
+            folder: another model of the same architecture; by default the policy.
         """
         part = self._load(torch.float32, folder)
         return {name: parameter.detach() for name, parameter in part.named_parameters()}
 
     def packing(self, microbatches: Microbatches) -> dict[str, int]:
-        """`pack`'s arguments that make the number of packs fit `microbatches` here.
+        """Return arguments of `pack` that make the number of packs fit `microbatches`.
 
         Raises:
-            UserError: fewer microbatches than the schedule needs.
+            UserError: there are fewer microbatches than the schedule needs.
         """
         if microbatches == "auto":
             return {"min_packs": self.mesh.pp_degree}
@@ -100,9 +100,9 @@ class Pipeline:
         return {"min_packs": microbatches, "multiple_of": microbatches}
 
     def run_forward(self, packs: PackBatch, microbatches: Microbatches = "auto") -> Tensor | None:
-        """Logprob and entropy [P, T, 2], float32 or wider, on the last pipeline rank.
+        """Return logprob and entropy [P, T, 2], float32 or wider, on the last pipeline rank.
 
-        None on the others. Padding holds values without meaning.
+        Other ranks get None. Values on padding are meaningless.
         """
         self._check_ids(packs)
         packs = packs.to(self.mesh.device)
@@ -110,17 +110,17 @@ class Pipeline:
         with torch.no_grad():
             if self.mesh.pp_degree == 1:
                 return torch.cat([self._run(part) for part in packs.microbatches(count)])
-            # GPipe fills and drains; without backward every schedule does.
+            # Without backward every schedule only fills and drains, as GPipe does.
             schedule = self._schedule("gpipe", packs, count, None)
             with _plain_errors():
                 return schedule.eval(*self._inputs(packs), **stage_arguments(packs))
 
     def run_step(self, packs: PackBatch, microbatches: Microbatches, loss: Loss) -> None:
-        """Forward and backward of all packs; gradients are added to the parameters'.
+        """Run forward and backward of all packs, and add to the gradients of the parameters.
 
         Args:
-            packs: a multiple of `microbatches` of them, see `packing`.
-            loss: called on the last pipeline rank once a microbatch with its output [B, T, 2] and
+            packs: their number must be a multiple of `microbatches`, see `packing`.
+            loss: called on the last pipeline rank for each microbatch with its output [B, T, 2] and
                 the indices [B] of its packs; returns the microbatch's share of the loss, a scalar.
                 The shares are summed, never averaged.
         """
@@ -151,7 +151,7 @@ class Pipeline:
         )
 
     def _check_ids(self, packs: PackBatch) -> None:
-        """Refuse tokens that the model does not have: an embedding would only say "index"."""
+        """Refuse token ids beyond the vocabulary, which would fail as a bare index error."""
         largest = max(int(packs.input_ids.max()), int(packs.target_ids.max()))
         if largest >= self._vocabulary:
             raise UserError(
@@ -166,11 +166,11 @@ class Pipeline:
         return (packs.input_ids,) if self.mesh.is_first else ()
 
     def _schedule(self, name: ScheduleName, packs: PackBatch, count: int, loss: Loss | None) -> Any:
-        """A schedule over stage objects made for these shapes.
+        """Make a schedule with a stage object for these shapes.
 
-        They are made anew for every call: their receive buffers, one per microbatch, would stay
-        for every shape that has occurred. All shapes are stated, or the schedule would find them
-        by one more forward, backward and loss on uninitialised data.
+        Both are made anew for every call: kept stage objects would hold receive buffers, one per
+        microbatch, for every shape that has occurred. All shapes are given, since the schedule
+        would otherwise infer them by another forward, backward and loss on uninitialised data.
         """
         from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
 
@@ -201,12 +201,12 @@ class Pipeline:
 
 
 def split_model(config: PretrainedConfig, pp_degree: int) -> list[range]:
-    """The layers of each pipeline stage, embedding and head weighed against a layer.
+    """Choose the layers of each pipeline stage, with embedding and head weighed against a layer.
 
-    Costs are counted in multiply-adds per token of the packed batch. The head is computed once
-    more in backward (`token_logprobs`), 4 products against a layer's 3. The embedding multiplies
-    nothing, but its dense gradient is moved through memory once a microbatch, about a tenth of its
-    parameters' worth at a thousand tokens.
+    Costs are multiply-adds per token of the packed batch. The head is computed again in backward
+    (`token_logprobs`), so it takes 4 products where a layer takes 3. The embedding multiplies
+    nothing, but its dense gradient moves through memory once per microbatch; at a thousand tokens
+    that costs as much as a tenth of its parameters would in a layer.
     """
     layers = config.get_text_config().num_hidden_layers
     if pp_degree == 1:
@@ -234,7 +234,7 @@ def _count(packs: PackBatch, microbatches: Microbatches) -> int:
 
 @contextmanager
 def _plain_errors() -> Iterator[None]:
-    """The schedule reports tensor shapes where a stage failed; let what went wrong through."""
+    """Raise a failed stage's own error, since the schedule's only reports tensor shapes."""
     try:
         yield
     except RuntimeError as error:

@@ -1,4 +1,4 @@
-"""Shards divided over the mesh: each part makes its own, the first rank completes the output."""
+"""Shards divided over the mesh: each rank or replica makes its own, rank 0 completes the output."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 
 def open_verified(output: Output, mesh: Mesh) -> Path:
-    """The directory of a policy, reference or trainer state; the first rank verifies every file.
+    """Return the directory of a policy, reference or trainer state; rank 0 verifies every file.
 
-    Called on every rank.
+    Every rank must call this.
 
     Raises:
         UserError: it is missing, pruned, or a file is not what its manifest says.
@@ -38,18 +38,18 @@ def make_shards(
     chosen: range,
     by_replica: bool = False,
 ) -> bool:
-    """Make the shards that are missing, part p of P every P-th of them.
+    """Make the missing shards: part p of P makes every P-th of them, from the p-th on.
 
-    Which shards there are and what is in them does not depend on the parts.
+    Neither the set of shards nor their content depends on the number of parts.
 
     Args:
-        make: names of shards to their tables, one after another. Every rank calls it, or none;
-            a rank that only takes part in making yields nothing.
-        chosen: shards asked for.
-        by_replica: whether a part is a replica (dp), of several ranks, or else a rank.
+        make: yields the name and table of each named shard. Either every rank calls it or none; a
+            rank that only helps to compute the tables yields nothing.
+        chosen: indices of the requested shards.
+        by_replica: whether a part is a replica (dp) of several ranks instead of a single rank.
 
     Returns:
-        Whether this rank is to complete the output: it is the first one and no shard is missing.
+        Whether this rank must complete the output: it is rank 0 and no shard is missing.
     """
     name = writer.output.name
     if mesh.is_main:

@@ -1,10 +1,10 @@
-"""What one pipeline stage computes: packs or hidden states in, hidden states or logprobs out.
+"""Computation of one pipeline stage: packs or hidden states in, hidden states or logprobs out.
 
-With `recompute_layers`, activation checkpointing: decoder layers keep their inputs and are computed
-again in backward (arXiv 1604.06174). Without it backward needs what every layer has computed; with
-it the input of each layer, and what one layer has computed while it is that layer's turn. The price
-is another forward of the layers. Models stay in eval mode: Hugging Face's own switch acts in
-training mode only, where dropout would be on.
+`recompute_layers` switches on activation checkpointing: decoder layers keep only their inputs and
+are computed again in backward (arXiv 1604.06174). Memory then holds the input of every layer and
+the activations of one layer at a time, instead of the activations of all layers. The price is
+another forward of the layers. Hugging Face's own switch acts only in training mode, where dropout
+would be on, whereas models here stay in eval mode.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
 
 class StageModule(nn.Module):
-    """The model's own forward over the layers that are here.
+    """The model's own forward over the layers of this stage.
 
-    The layout of packs is known on every rank, which has read them; only hidden states travel. The
-    head is part of the last stage, so that logits are never an output. The model's attention is
-    that of packs from here on.
+    Every rank has read the packs and knows their layout, so only hidden states travel. The head is
+    part of the last stage, so that logits are never an output. From construction on, the model's
+    attention works only on packs.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class StageModule(nn.Module):
         return self._logprobs(hidden, predict_from, target_ids) if self.last else hidden
 
     def _logprobs(self, hidden: Tensor, predict_from: Tensor, target_ids: Tensor) -> Tensor:
-        """[B, S, H] to [B, T, 2]."""
+        """Compute logprob and entropy [B, T, 2] from hidden states [B, S, H]."""
         index = predict_from.unsqueeze(-1).expand(-1, -1, hidden.shape[-1])
         predicting = hidden.gather(1, index).flatten(0, 1)  # [B·T, H]
         head = Head.from_model(self.part)
@@ -80,7 +80,7 @@ class StageModule(nn.Module):
 
 
 def stage_arguments(packs: PackBatch) -> dict[str, Any]:
-    """The keyword arguments of `StageModule.forward`, all [P, …]."""
+    """Return the keyword arguments of `StageModule.forward`, all [P, …]."""
     return {
         "position_ids": packs.position_ids,
         "group_ids": packs.group_ids,
@@ -91,7 +91,7 @@ def stage_arguments(packs: PackBatch) -> dict[str, Any]:
 
 
 def recompute_layers(part: PreTrainedModel) -> None:
-    """Let the decoder layers of a model, or of a part of it, be computed again in backward.
+    """Make the decoder layers of a model, or of a part of one, be computed again in backward.
 
     Raises:
         UserError: the architecture has no list of decoder layers by the usual name.
@@ -105,7 +105,7 @@ def recompute_layers(part: PreTrainedModel) -> None:
     for layer in layers:
         if next(layer.parameters(), None) is None:  # stands for a layer of another rank
             continue
-        # Nothing is drawn at random, so there is no generator's state to be kept.
+        # Layers draw no random numbers, so no generator state has to be preserved.
         layer.forward = partial(
             checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False
         )
