@@ -50,8 +50,8 @@ _FIRST_BOUND = 1e-2
 
 Policy and old policy are the same there: in float32 the mean ratio is 1 within 1e-4 and approx_kl 0
 within 1e-6. The bound leaves room for bfloat16, whose rounding depends on how rows are packed. The
-mean ratio alone would not be enough, for its expectation is 1 under any distribution that the
-tokens were sampled from.
+mean ratio alone would not be enough: its expectation is 1 whatever distribution the tokens were
+sampled from.
 """
 
 

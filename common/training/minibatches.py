@@ -257,8 +257,8 @@ def make_replica_batch(
         objective: the recipe's objective.
         replica: which replica, its dp rank.
         replicas: how many replicas there are.
-        tokens_per_pack: size of a pack.
-        share_prompts: whether the completions of a group share their prompt in a pack.
+        tokens_per_pack: as for `pack`.
+        share_prompts: as for `pack`.
         packing: how many packs there must be, from `Pipeline.packing`.
         max_completion_tokens: the rollout's limit, for aggregations that normalise by it.
         dtype: dtype of the loss, float32 or wider.

@@ -59,7 +59,7 @@ class Group:
 
     @property
     def has_variance(self) -> bool:
-        """Whether the rewards differ; if they do not, every advantage is exactly 0."""
+        """Whether the rewards differ. If so, some advantage is not 0; else all are exactly 0."""
         return any(sample.advantage != 0 for sample in self.samples)
 
     @property
