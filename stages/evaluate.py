@@ -60,8 +60,8 @@ class Questions:
 def evaluate(stage: StageRun, shards: Shards = "") -> None:
     """Answer the held-out questions with a policy and judge the answers.
 
-    Of the shards asked for, those that exist already are kept and the others are made. The output
-    is complete once no shard is missing.
+    Shards that are asked for are made, unless they exist already.
+    The output is complete once no shard is missing.
     """
     from common.rollout.groups import sample_shards
 

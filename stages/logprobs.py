@@ -87,8 +87,8 @@ class Models:
 def logprobs(stage: StageRun, shards: Shards = "") -> None:
     """Compute old-policy and reference logprobs of an iteration's completions.
 
-    Of the shards asked for, those that exist already are kept and the others are computed. Once no
-    shard of the output is missing, the sampler gap is checked.
+    Shards that are asked for are made, unless they exist already.
+    Once no shard is missing, the sampler gap is checked.
 
     Raises:
         SamplerGapError: the gap is above the recipe's bounds. The shards are kept, so that nothing
@@ -197,7 +197,7 @@ def commit(stage: StageRun, models: Models, writer: OutputWriter) -> None:
 
 
 def check_gap(stage: StageRun, models: Models, gap: SamplerGap) -> None:
-    """Warn of a gap that the recipe finds notable, or stop at one beyond its bounds.
+    """Warn of a gap above the recipe's `warn_gap_…`, and stop at one above its `stop_gap_…`.
 
     Either way the message says where the gap is found.
 

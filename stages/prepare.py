@@ -37,8 +37,8 @@ PROMPTS_PER_FILE = 20_000
 def prepare(stage: StageRun) -> None:
     """Make prompts from the recipe's questions, and policy 0 from its model.
 
-    All inputs are checked first. Policy 0 is written before the prompts, whose manifest completes
-    both.
+    All inputs are checked first.
+    Policy 0 is written before the prompts, whose manifest completes both.
 
     Raises:
         UserError: data or model have faults; it lists all of them, before anything is written.

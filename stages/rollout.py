@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 def rollout(stage: StageRun, shards: Shards = "") -> None:
     """Sample the completions of an iteration.
 
-    Of the shards asked for, those that exist already are kept and the others are made. The output
-    is complete once no shard is missing.
+    Shards that are asked for are made, unless they exist already.
+    The output is complete once no shard is missing.
     """
     groups = begin_groups(stage)
     dropped = groups.selection.dropped

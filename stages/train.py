@@ -34,7 +34,10 @@ FreshOptimizer = Annotated[
 
 
 def train(stage: StageRun, fresh_optimizer: FreshOptimizer = False) -> None:
-    """Train the next policy; write it, its trainer state and a row per optimizer step."""
+    """Train the next policy by one iteration of GRPO.
+
+    Policy, trainer state and a row per optimizer step are committed as one.
+    """
     if stage.mesh.is_main:
         for warning in config_warnings(stage.recipe.objective):
             warn(warning)

@@ -220,7 +220,7 @@ class GroupOutcome:
     solved: Solved
     """Which of its judged completions are `correct`: all (`always`), none (`never`), or some.
 
-    `in_part` also stands for a group of which none could be judged.
+    `in_part` is also the value of a group without any judged completion.
     """
     completions: int
     failed: int

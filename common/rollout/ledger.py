@@ -76,8 +76,8 @@ def last_pass_rates(run: Run, prompt_ids: Collection[str], iteration: int) -> La
 
     Iterations are read from the newest backwards, until all prompts are known or every prompt that
     may be drawn has had a turn. A prompt still unknown then is never drawn (`rollout.on_long` drops
-    it), so a long run costs no more reading than a short one. A prompt of which nothing could be
-    judged in all these turns counts as new.
+    it), so a long run costs no more reading than a short one. A prompt whose completions could not
+    be judged in any of these turns counts as new.
 
     Args:
         run: the run.
