@@ -4,7 +4,7 @@ Reads   prompts/eval-*, policies/N
 Writes  evaluations/N: completions with their verdicts; pass@k, maj@k and lengths in the manifest
 
 Each question gets one greedy completion and `evaluate.samples` sampled ones, judged by its verify
-type. The samples' random numbers do not depend on N, so that two policies meet the same luck.
+type. The samples' seeds do not depend on N, so that two policies are compared on the same ones.
 
     python -m stages.evaluate --run demo --iteration 20
     torchrun --standalone --nproc-per-node 2 -m -- stages.evaluate --run demo --iteration 20
@@ -49,7 +49,7 @@ class Questions:
     policy: SamplingPolicy
     prompts: list[RenderedPrompt]
     dropped: int
-    """Questions that leave no room for an answer."""
+    """Number of questions left out because they leave no room for an answer."""
     max_completion_tokens: int
 
     @property
@@ -60,7 +60,8 @@ class Questions:
 def evaluate(stage: StageRun, shards: Shards = "") -> None:
     """Answer the held-out questions with a policy and judge the answers.
 
-    The missing shards of those asked for are made; the output is complete once all are there.
+    Shards that are asked for are made, unless they exist already.
+    The output is complete once no shard is missing.
     """
     from common.rollout.groups import sample_shards
 
@@ -92,7 +93,7 @@ def evaluate(stage: StageRun, shards: Shards = "") -> None:
 
 
 def render_questions(stage: StageRun) -> Questions:
-    """Render the questions; no weights are loaded. Every rank; the first verifies the policy.
+    """Render the questions on every rank; the first verifies the policy. No weights are loaded.
 
     Raises:
         UserError: an input is missing, or a question leaves no room for an answer.
@@ -112,9 +113,9 @@ def render_questions(stage: StageRun) -> Questions:
 
 
 def judge_again(writer: OutputWriter, scorer: Scorer) -> list[str]:
-    """Judge what rules failed on in shards that are there: the rules may have been mended since.
+    """Judge again, in finished shards, the completions on which rules failed.
 
-    The completions stay as they were sampled.
+    The rules may have been mended since. The completions stay as they were sampled.
 
     Returns:
         The reasons of those that failed again.
@@ -133,7 +134,7 @@ def judge_again(writer: OutputWriter, scorer: Scorer) -> list[str]:
 
 
 def seeds(recipe: Recipe, prompt_id: str) -> list[int | None]:
-    """Greedy, then the seeds of a question's samples."""
+    """Return the seeds of a question's completions: None for the greedy one, then the samples'."""
     from common.seeds import sample_seed
 
     samples = range(recipe.evaluate.samples)
@@ -141,11 +142,11 @@ def seeds(recipe: Recipe, prompt_id: str) -> list[int | None]:
 
 
 class Answers:
-    """What a rank does: shard after shard, the weights loaded before the first one."""
+    """Answers of one rank: made shard by shard, with the weights loaded before the first."""
 
     def __init__(self, stage: StageRun, questions: Questions, scorer: Scorer) -> None:
         self.reasons: list[str] = []
-        """Of infra errors."""
+        """The reasons of infra errors."""
         self._stage = stage
         self._questions = questions
         self._scorer = scorer
@@ -189,7 +190,10 @@ def commit(stage: StageRun, questions: Questions, writer: OutputWriter, reasons:
     """Write the manifest with the figures, and print those of each task.
 
     Args:
-        reasons: of infra errors.
+        stage: the stage at work.
+        questions: the questions that were answered.
+        writer: holds all shards.
+        reasons: the reasons of infra errors.
 
     Raises:
         UserError: more than 1 % of the completions could not be judged.

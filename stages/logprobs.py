@@ -1,19 +1,19 @@
-"""logprobs: what the policy that sampled, and the reference, say of every completion token.
+"""logprobs: how likely the policy that sampled, and the reference, find every completion token.
 
 Reads   iterations/N/rollout, policies/N-1, the reference (not if objective.kl_coef is 0)
 Writes  iterations/N/logprobs: old_logprobs, ref_logprobs, entropy, one number per token
 
-Completions are packed behind their shared prompts and go through the model forward, cut over the
-processes as in training; full logits never exist. The reference goes first, over all missing
-shards, and has left memory when the policy is loaded; where both are the same model, once is
-enough. Completions that dynamic sampling left out of the batch (`kept` is false) are trained on by
-nobody and have empty lists.
+Completions are packed behind their shared prompts and passed through the model, which is divided
+over the processes as in training; full logits never exist. The reference runs first, over all
+missing shards, and is freed before the policy is loaded. If both are the same model, one pass is
+enough. Completions that dynamic sampling left out of the batch (`kept` is false) are not trained on
+and have empty lists.
 
-Then `old_logprobs` is compared with what the sampler noted for the same tokens: a gap above
-`logprobs.warn_gap_mean` or `warn_gap_max` is warned of, above `stop_gap_mean` or `stop_gap_max`
-it stops the iteration, naming the tokens and positions where it sits.
+Then `old_logprobs` are compared with the sampler's logprobs of the same tokens. A gap above
+`logprobs.warn_gap_mean` or `warn_gap_max` gives a warning; one above `stop_gap_mean` or
+`stop_gap_max` stops the iteration, with the tokens and positions where it is found.
 
-With `logprobs.old_logprobs_from = "sampler"` what the sampler noted is taken for `old_logprobs`:
+With `logprobs.old_logprobs_from = "sampler"` the sampler's logprobs are used as `old_logprobs`:
 the policy is not loaded, `entropy` is null, and there is nothing to compare.
 
     python -m stages.logprobs --run demo --iteration 3
@@ -49,50 +49,51 @@ if TYPE_CHECKING:
     from common.parallel.forward import TokenStats
 
 COLUMNS = [KEY, "group_id", "prompt_ids", "completion_ids", "sampler_logprobs", "kept"]
-"""What is read of a rollout."""
+"""The columns that are read of a rollout."""
 
 
 @dataclass(frozen=True)
 class Models:
-    """The rollout whose tokens are looked at, and the models that say something of them."""
+    """A rollout, and the models that compute logprobs of its tokens."""
 
     rollout: Output
     manifest: Manifest
-    """Of the rollout."""
+    """The manifest of the rollout."""
     policy: Output
-    """The one that sampled."""
+    """The policy that sampled."""
     from_sampler: bool
-    """Whether `old_logprobs` are what the sampler noted."""
+    """Whether the sampler's logprobs are used as `old_logprobs`."""
     reference: Output | None
-    """None: no KL in the objective, so no reference is loaded."""
+    """The reference; None if the objective has no KL."""
 
     @property
     def temperature(self) -> float:
-        """The one that sampled, from the rollout's manifest and not from the recipe."""
+        """Return the temperature of sampling, from the rollout's manifest and not the recipe."""
         return self.manifest.recipe["rollout"]["temperature"]
 
     @property
     def same_model(self) -> bool:
-        """Whether the reference is the policy, and the policy's numbers are computed."""
+        """Whether the policy's numbers are computed and serve as the reference's too."""
         if self.reference is None or self.from_sampler:
             return False
         both = (read_manifest(output).content_hash for output in (self.reference, self.policy))
         return len(set(both)) == 1
 
     def shard(self, name: str) -> pa.Table:
-        """A verified shard of the rollout, completions that nobody trains on without tokens."""
+        """Read and verify a shard of the rollout; completions that are not kept have no tokens."""
         return without_rejected(read_named_shard(self.rollout, name, COLUMNS))
 
 
 def logprobs(stage: StageRun, shards: Shards = "") -> None:
-    """Old-policy and reference logprobs of an iteration's completions.
+    """Compute old-policy and reference logprobs of an iteration's completions.
 
-    The missing shards of those asked for are computed; once all are there, the gap is checked.
+    Shards that are asked for are made, unless they exist already.
+    Once no shard is missing, the sampler gap is checked.
 
     Raises:
-        SamplerGapError: the gap is above the recipe's bounds. The shards are kept, so that another
-            bound needs no second computation.
-        UserError: the sampler's numbers are wanted, and it computed otherwise than is done here.
+        SamplerGapError: the gap is above the recipe's bounds. The shards are kept, so that nothing
+            has to be computed again after a change of the bounds.
+        UserError: the sampler's logprobs are to be used, but it computed in another precision.
     """
     from common.modeling.load import precision, require_precision
     from common.parallel.shards import make_shards
@@ -114,10 +115,10 @@ def logprobs(stage: StageRun, shards: Shards = "") -> None:
 
 
 def find_models(stage: StageRun) -> Models:
-    """Check the rollout and find the models; the same on every rank.
+    """Check the rollout and find the models, the same on every rank.
 
     Raises:
-        UserError: the rollout is missing, damaged, or made by another policy than is there.
+        UserError: the rollout is missing, damaged or stale.
     """
     run, iteration, recipe = stage.run, stage.iteration, stage.recipe
     rollout = run.rollout(iteration)
@@ -134,9 +135,9 @@ def find_models(stage: StageRun) -> Models:
 
 
 def compute(stage: StageRun, models: Models, names: list[str]) -> Iterator[tuple[str, pa.Table]]:
-    """The new columns of each shard, on the last rank of a pipeline; nothing on the others.
+    """Yield the new columns of each shard, on the last rank of a pipeline; nothing on the others.
 
-    The reference goes over all shards before the policy is loaded, where that is needed at all.
+    The reference runs over all shards before the policy is loaded, if both are needed.
     """
     from common.modeling.load import compute_dtype
     from common.parallel.forward import TokenStats, forward_shards, logprobs_table
@@ -171,7 +172,7 @@ def compute(stage: StageRun, models: Models, names: list[str]) -> Iterator[tuple
 
 
 def commit(stage: StageRun, models: Models, writer: OutputWriter) -> None:
-    """Check the gap, where there is one, write the manifest and say what was made."""
+    """Check the gap if there is one to compute, write the manifest and print what was made."""
     facts: dict[str, Any] = {
         "old_logprobs_from": stage.recipe.logprobs.old_logprobs_from,
         "temperature": models.temperature,
@@ -196,7 +197,9 @@ def commit(stage: StageRun, models: Models, writer: OutputWriter) -> None:
 
 
 def check_gap(stage: StageRun, models: Models, gap: SamplerGap) -> None:
-    """Say where the gap sits if it is above what the recipe warns of, and stop above its bounds.
+    """Warn of a gap above the recipe's `warn_gap_…`, and stop at one above its `stop_gap_…`.
+
+    Either way the message says where the gap is found.
 
     Raises:
         SamplerGapError: the mean gap, or the largest, is above its bound.

@@ -5,7 +5,7 @@ Writes  prompts/train-*.parquet, prompts/eval-*.parquet, policies/0000
 
 Everything is checked before the first byte is written: each row's columns and gold answer, the
 model's files, and that its tokenizer renders a prompt. No training prompt is an evaluation prompt.
-Policy 0 is made of hard links where the file system allows; only safetensors are taken.
+Policy 0 consists of hard links where the file system allows them; only safetensors are accepted.
 
     python -m stages.prepare --run demo --recipe workflows/recipes/arithmetic.toml
 """
@@ -35,13 +35,13 @@ PROMPTS_PER_FILE = 20_000
 
 
 def prepare(stage: StageRun) -> None:
-    """Make prompts of the recipe's questions and policy 0 of its model.
+    """Make prompts from the recipe's questions, and policy 0 from its model.
 
-    All inputs are checked first. Policy 0 is written before the prompts, whose manifest completes
-    both.
+    All inputs are checked first.
+    Policy 0 is written before the prompts, whose manifest completes both.
 
     Raises:
-        UserError: everything wrong with data and model, before anything is written.
+        UserError: data or model have faults; it lists all of them, before anything is written.
     """
     recipe = stage.recipe
     prompts, model = check_inputs(recipe)
@@ -74,8 +74,8 @@ def check_inputs(recipe: Recipe) -> tuple[Prompts, Model]:
     """Read the data, find the model, render a prompt, and try the recipe's own policy term.
 
     Raises:
-        UserError: everything wrong with them, at once.
-        MissingToolError: what judges the questions is not installed.
+        UserError: they have faults; it lists all of them at once.
+        MissingToolError: a program or package that judges the questions is not installed.
     """
     faults = Faults()
     prompts = model = None
@@ -104,7 +104,7 @@ def check_inputs(recipe: Recipe) -> tuple[Prompts, Model]:
 
 
 def check_policy_term(objective: ObjectiveConfig) -> None:
-    """Try the recipe's own policy term now: `train` would, after a rollout that took hours."""
+    """Try the recipe's own policy term now, since `train` would only after a long rollout."""
     if objective.has_own_term:
         from common.training.policy_term import load_policy_term
 
@@ -112,7 +112,11 @@ def check_policy_term(objective: ObjectiveConfig) -> None:
 
 
 def check_counts(recipe: Recipe, prompts: Prompts) -> None:
-    """Refuse data that leaves a later stage without questions."""
+    """Check that each later stage has questions.
+
+    Raises:
+        UserError: there is no training question, or no evaluation question though some are needed.
+    """
     if not prompts.train:
         raise UserError(
             "data: no training question is left; raise train of a source, or lower its eval where "
@@ -126,7 +130,7 @@ def check_counts(recipe: Recipe, prompts: Prompts) -> None:
 
 
 def check_tokenizer(recipe: Recipe, model: Model, prompt: Prompt) -> None:
-    """Render a prompt as `rollout` will.
+    """Check that a prompt renders as `rollout` needs it; warn if its text is not given back.
 
     Raises:
         UserError: configuration or tokenizer cannot be used, the chat template is missing or
@@ -151,10 +155,12 @@ def check_tokenizer(recipe: Recipe, model: Model, prompt: Prompt) -> None:
 def write_prompts(
     stage: StageRun, prompts: Prompts, counts: dict[str, dict[str, int]], policy: Manifest
 ) -> None:
-    """Write both splits, a bounded number of prompts in a file.
+    """Write both splits, a bounded number of prompts per file.
 
     Args:
-        counts: prompts by split and task.
+        stage: the stage at work.
+        prompts: both splits.
+        counts: number of prompts by split and task.
         policy: manifest of policy 0, which the manifest of the prompts completes.
     """
     shards = {**cut("train", prompts.train), **cut("eval", prompts.eval)}
@@ -165,7 +171,7 @@ def write_prompts(
 
 
 def cut(split: str, prompts: Sequence[Prompt]) -> dict[str, pa.Table]:
-    """Tables of a split by the name of their file."""
+    """Return the tables of a split by the name of their file."""
     return {
         f"{split}-{index:05d}.parquet": to_table(
             prompts[index * PROMPTS_PER_FILE : (index + 1) * PROMPTS_PER_FILE]
@@ -175,7 +181,7 @@ def cut(split: str, prompts: Sequence[Prompt]) -> dict[str, pa.Table]:
 
 
 def count_tasks(prompts: Iterable[Prompt]) -> dict[str, int]:
-    """How many prompts each task has."""
+    """Return how many prompts each task has."""
     return dict(Counter(prompt.task for prompt in prompts))
 
 

@@ -1,15 +1,17 @@
 """rollout: a policy answers the iteration's prompts, each `group_size` times.
 
-Reads   prompts/train-*, policies/N-1, where iterations/N-1/rollout stopped in the prompts;
-        with rollout.sampling = "ledger" also the scores of earlier iterations
+Reads   prompts/train-*, policies/N-1, the manifest of iterations/N-1/rollout;
+        with rollout.sampling = "ledger" also the rollouts and scores of earlier iterations
 Writes  iterations/N/rollout: completions with the sampler's own logprobs
 
-Prompts are taken from an epoch's shuffle, from where the last iteration stopped. A shard holds
-`rollout.groups_per_shard` groups and is sampled by itself, with random numbers that come from run
-seed, iteration, prompt and sample: it is the same whichever process makes it, after whatever.
+Prompts are taken in the order of shuffled epochs, from where the last iteration stopped. A shard
+holds `rollout.groups_per_shard` groups and is sampled by itself. Its random numbers depend only on
+run seed, iteration, prompt and sample, so it is the same whichever process makes it, and whatever
+that process made before.
 
 With `rollout.dynamic_sampling` the completions are judged here too, and further groups are sampled
-in place of those whose rewards are equal; these stay in the files as `kept = false`.
+to replace those whose rewards are all equal. The replaced groups stay in the files, with
+`kept = false`.
 
     python -m stages.rollout --run demo --iteration 3
     python -m stages.rollout --run demo --iteration 3 --shards 0-1
@@ -37,7 +39,8 @@ if TYPE_CHECKING:
 def rollout(stage: StageRun, shards: Shards = "") -> None:
     """Sample the completions of an iteration.
 
-    The missing shards of those asked for are made; the output is complete once all are there.
+    Shards that are asked for are made, unless they exist already.
+    The output is complete once no shard is missing.
     """
     groups = begin_groups(stage)
     dropped = groups.selection.dropped
@@ -57,7 +60,7 @@ def rollout(stage: StageRun, shards: Shards = "") -> None:
 
 
 def begin_groups(stage: StageRun) -> Groups:
-    """Select and render the prompts; no weights are loaded. The same on every rank.
+    """Select and render the prompts, the same on every rank; no weights are loaded.
 
     Raises:
         UserError: an input is missing or stale, or a prompt leaves no room for a completion.
@@ -78,15 +81,15 @@ def begin_groups(stage: StageRun) -> Groups:
 
 
 def shard_names(groups: Groups) -> list[str]:
-    """The shards of the groups so far."""
+    """Return the names of the shards that the groups so far are in."""
     return [shard_name(index) for index in range(len(groups.shards))]
 
 
 def sample_until_full(stage: StageRun, groups: Groups, shards: str) -> None:
-    """With dynamic sampling: judge the first round, sample on, and say what is kept.
+    """Sample with dynamic sampling: judge the first round, sample more, and set what is kept.
 
-    Which shards further rounds have is known only when the first round is complete, so `shards`
-    names shards of the first one, and a call without it goes on.
+    Which shards further rounds have is known only once the first round is complete. So `shards`
+    names shards of the first round, and a call without it does the rest.
     """
     from common.rollout.dynamic_sampling import (
         GroupJudge,
@@ -132,11 +135,14 @@ def commit(
     speeds: list[tuple[int, float]],
     dynamic_sampling: dict[str, Any] | None = None,
 ) -> None:
-    """Write the manifest and say what was made.
+    """Write the manifest and print what was made.
 
     Args:
+        stage: the stage at work.
+        groups: all groups of the iteration.
+        writer: holds all shards.
         speeds: tokens and seconds of each rank, for the shards made in this call.
-        dynamic_sampling: what it did, where it is on.
+        dynamic_sampling: facts about what dynamic sampling did; None if it is off.
     """
     from common.modeling.load import precision
     from common.rollout.prompt_order import cursor_of

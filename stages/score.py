@@ -4,8 +4,9 @@ Reads   iterations/N/rollout
 Writes  iterations/N/score: rewards, verdicts and advantages by `rollout_id`
 
 Each completion is judged by its row's verify type and by the recipe's auxiliary rewards, shard by
-shard; a killed score goes on from the shards it has. When all are judged, one pass over the whole
-iteration takes the advantages. No tensor library is loaded: trying another reward takes seconds.
+shard; if the process is killed, the next one keeps the shards that are judged. Once all are, the
+advantages are computed in one pass over the whole iteration. No tensor library is loaded, so trying
+another reward takes seconds.
 
     python -m stages.score --run demo --iteration 3
     python -m stages.score --run demo --iteration 3 --set rewards.format.weight=0.2 --overwrite
@@ -92,7 +93,7 @@ def main(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Judge the completions of an iteration, or of any file, and take advantages."""
+    """Judge the completions of an iteration, or of any file, and compute advantages."""
     if input_path or output_path:
         if not (input_path and output_path) or run or iteration or shards or accept_edits:
             raise UserError(USAGE)
@@ -121,7 +122,7 @@ def main(
 
 
 def score(stage: StageRun, shards: str) -> None:
-    """Judge the shards that are missing; once all are there, take advantages and commit.
+    """Judge the missing shards that are asked for; once all exist, compute advantages and commit.
 
     Raises:
         UserError: the rollout is missing or stale, a gold answer cannot be read, or the rules
@@ -151,10 +152,10 @@ def score(stage: StageRun, shards: str) -> None:
 
 
 def make_ready(scorer: Scorer, tables: Mapping[str, pa.Table]) -> None:
-    """Check gold answers and all that the rules need, before anything is judged.
+    """Check the gold answers and open the rules, before anything is judged.
 
     Raises:
-        UserError: a gold cannot be read, or a rule cannot be opened.
+        UserError: a gold answer cannot be read, or a rule cannot be opened.
         MissingToolError: a program or package is not installed.
     """
     check_golds(tables, scorer)
@@ -168,9 +169,12 @@ def judge_shards(
     scorer: Scorer,
     aux_rewards: list[str],
 ) -> list[str]:
-    """Write the chosen shards that are missing, advantages still 0; gives reasons of infra errors.
+    """Judge and write the chosen shards that are missing, with advantages still 0.
 
-    All shards with infra errors are judged again: what failed may have been mended since.
+    All shards with infra errors are judged again, since their cause may have been mended.
+
+    Returns:
+        The reasons of the infra errors.
     """
     missing = set(writer.pending())
     failed = [n for n in completions if n not in missing and writer.read(n)["reward"].null_count]
@@ -199,9 +203,15 @@ def take_advantages(
     settings: dict[str, Any],
     reasons: list[str],
 ) -> dict[str, Any]:
-    """The pass over the whole iteration: advantages into every shard.
+    """Compute the advantages over the whole iteration, and write them into every shard.
 
-    A kill on the way costs nothing, since the rewards that it starts from stay as they are.
+    A process killed on the way can simply start again, for the rewards stay as they are.
+
+    Returns:
+        Facts about rewards and groups, for the manifest.
+
+    Raises:
+        UserError: the rules failed on more than 1 % of the completions.
     """
     judged = {name: writer.read(name) for name in completions}
     rows = pa.concat_tables(completions.values())
@@ -219,10 +229,15 @@ def take_advantages(
 
 
 def score_file(source: Path, target: Path, recipe: Recipe, *, overwrite: bool) -> dict[str, Any]:
-    """Score completions of no run; the file's columns are kept, former scores aside.
+    """Score completions that belong to no run.
+
+    The output has the file's columns, but new scores in place of former ones.
+
+    Returns:
+        Facts about rewards and, if the file has groups, about these.
 
     Raises:
-        UserError: the file cannot be scored, or the output is there already.
+        UserError: the file cannot be scored, or the output exists already.
     """
     if target.suffix != ".parquet" or not target.parent.is_dir():
         raise UserError(f"--output {target}: name a .parquet file in a folder that exists")
@@ -253,7 +268,7 @@ def score_file(source: Path, target: Path, recipe: Recipe, *, overwrite: bool) -
 
 
 def advantage_settings(recipe: Recipe, iteration: int) -> dict[str, Any]:
-    """What `compute_advantages` takes of a recipe; chance is another in every iteration."""
+    """Return the recipe's settings for `compute_advantages`; the seed differs by iteration."""
     wanted = recipe.advantages
     chance = shuffle_seed(recipe.run.seed, iteration) if wanted.shuffle else None
     return {"kind": wanted.kind, "ddof": wanted.ddof, "shuffle_seed": chance}
@@ -262,7 +277,7 @@ def advantage_settings(recipe: Recipe, iteration: int) -> dict[str, Any]:
 def advantage_columns(
     group_ids: list[int], rewards: pa.ChunkedArray, settings: dict[str, Any], kept: list[bool]
 ) -> tuple[dict[str, pa.Array], dict[str, int]]:
-    """The columns of advantages, and the counts of groups that training will see and will not."""
+    """Return the columns of advantages, and counts of the kept and the rejected groups."""
     found = compute_advantages(group_ids, rewards.to_pylist(), kept=kept, **settings)
     columns = {
         "advantage": pa.array(found.advantage),
@@ -277,7 +292,7 @@ def advantage_columns(
 
 
 def tell_faults(facts: dict[str, Any], reasons: list[str]) -> None:
-    """Warn of rows left out and of an iteration that nothing can be learned from."""
+    """Warn of failed rules, of timeouts, and of an iteration that nothing can be learned from."""
     if failed := facts["verdicts"]["infra_error"]:
         first = "; ".join(list(dict.fromkeys(reasons))[:3])
         warn(f"the reward rules failed on {failed} completions, which have no reward: {first}")

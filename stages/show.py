@@ -1,6 +1,6 @@
-"""show: a run in the terminal. Reads everything, loads no model.
+"""show: a run in the terminal. It reads everything and loads no model.
 
-Writes nothing but, into a manifest, the stat of files that were linked or copied.
+It writes nothing, except that files which were linked or copied get their new stat in the manifest.
 
 python -m stages.show run --run demo
 python -m stages.show completions --run demo --iteration 3 --worst 5
@@ -61,7 +61,7 @@ Limit = Annotated[int, typer.Option("--limit", min=0, help="Rows of each table; 
 def run(
     run: RunName = "demo", svg: Svg = None, as_json: Json = False, debug: Debug = False
 ) -> None:
-    """One line per iteration: reward, loss, KL, entropy, lengths."""
+    """Show one line per iteration: reward, loss, KL, entropy, lengths."""
     _print(run_tables.run_table(_open(run)), f"run {run}", as_json, svg=svg)
 
 
@@ -73,7 +73,7 @@ def iteration(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """The groups of an iteration: question, rewards, lengths."""
+    """Show the groups of an iteration: question, rewards, lengths."""
     groups = run_tables.groups_table(_open(run), iteration)
     _print(groups, f"iteration {iteration}", as_json, limit=limit or None)
 
@@ -87,7 +87,7 @@ def completions(
     task: Task = "",
     debug: Debug = False,
 ) -> None:
-    """The best and the worst completions of an iteration, as they were written."""
+    """Print the best and the worst completions of an iteration in full."""
     scored = run_tables.scored_completions(_open(run), iteration)
     frame = scored.filter(pl.col("reward").is_not_null())
     if task:
@@ -118,7 +118,7 @@ def rewards(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """What each rule gave, and where rules disagree; what another scoring of the same changes."""
+    """Show what each rule gave and where rules disagree, or what another scoring changes."""
     if (iteration == 0) == (source is None):
         raise UserError("give either --iteration (and --run), or --input")
     if source is not None:
@@ -148,7 +148,7 @@ def openings(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """How completions begin, how often that is right, and what of the gain is another choice."""
+    """Show how completions begin, how often that is right, and how much of the gain is choice."""
     print_tables(opening_tables(_open(run), task), as_json=as_json)
 
 
@@ -160,7 +160,7 @@ def gap(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Where sampler and trainer disagree: by position, by token id, and the worst tokens."""
+    """Show where sampler and trainer disagree: by position, by token id, and the worst tokens."""
     place = _open(run)
     shown = None if as_json else limit or None
     found = gap_of_iteration(place, iteration, worst=None if shown is None else max(shown, WORST))
@@ -182,7 +182,7 @@ def tokens(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Which tokens of which prompts the objective clips, with the text around them."""
+    """Show which tokens of which prompts the objective clips, with the text around them."""
     place = _open(run)
     said = token_summary(place, iteration)
     shown = None if as_json else limit or None
@@ -201,7 +201,7 @@ def ledger(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """How often the prompts were solved, and which never were."""
+    """Show how often the prompts were solved, and which never were."""
     book = read_ledger(_open(run), task)
     if as_json:
         print_tables(book.tables(attempts=True), as_json=as_json)
@@ -212,7 +212,7 @@ def ledger(
 
 
 def status(run: RunName = "demo", as_json: Json = False, debug: Debug = False) -> None:
-    """What is complete, what is stale and why, and what was made with another recipe."""
+    """Show what is complete, what is stale and why, and what was made with another recipe."""
     place, recipe = _open_with_recipe(run)
     _print(run_tables.status_table(place), f"run {run}", as_json)
     changes = run_tables.recipe_changes(place, recipe)
@@ -221,7 +221,7 @@ def status(run: RunName = "demo", as_json: Json = False, debug: Debug = False) -
 
 
 def evaluations(run: RunName = "demo", as_json: Json = False, debug: Debug = False) -> None:
-    """Held-out accuracy by policy and task, and the last policy against the first."""
+    """Show held-out accuracy by policy and task, and the last policy against the first."""
     place = _open(run)
     facts = evaluation_facts(place)
     numbers = place.evaluations()
@@ -247,7 +247,7 @@ def answers(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Held-out questions, and what the first and the last evaluated policy answered."""
+    """Show held-out questions, and what the first and the last evaluated policy answered."""
     place = _open(run)
     first, last = first_and_last(place)
     found = selected(answers_table(place, first, last, sample), task, change)
@@ -256,7 +256,7 @@ def answers(
 
 
 def disk(run: RunName = "demo", as_json: Json = False, debug: Debug = False) -> None:
-    """Bytes on disk by part of the run."""
+    """Show the size on disk of each part of the run."""
     frame = run_tables.disk_table(_open(run))
     if not as_json:
         size = pl.col("bytes").map_elements(bytes_text, return_dtype=pl.String).alias("size")
@@ -265,7 +265,7 @@ def disk(run: RunName = "demo", as_json: Json = False, debug: Debug = False) -> 
 
 
 def recipe(run: RunName = "demo", debug: Debug = False) -> None:
-    """The recipe in force, every key with its value."""
+    """Print the recipe in force as JSON, every key with its value."""
     print(json.dumps(_open_with_recipe(run)[1].model_dump(mode="json"), indent=2))
 
 

@@ -1,17 +1,19 @@
-"""tokens: what the trained policy and the objective say of every completion token, for looking at.
+"""tokens: what the trained policy and the objective make of every completion token, for inspection.
 
-Reads   iterations/N/{rollout,score,logprobs}, what iterations/N/train was made with, policies/N
+Reads   iterations/N/{rollout,score,logprobs}, the manifest of iterations/N/train, policies/N
 Writes  iterations/N/tokens: token_text, new_logprobs, ratio, clipped, entropy, kl, weight
 
-Nothing depends on this stage and `make iteration` leaves it out: the records are a function of
-files, so any iteration whose policy is still there can be looked at later, and training is no
-slower for it. One forward of policy N over the completions gives `new_logprobs` and `entropy`; the
-rest is computed by the functions of the loss, with the objective that trained (not that of the
-recipe in force). The numbers are those after the iteration's last optimizer step: `clipped` is what
-one more epoch over the same completions would clip at its start, not a record of what each step
-clipped. `weight` is the sampler correction, 0 on tokens that top_entropy_quantile leaves out (in
-the batches of the last epoch) and on completions that are not in the loss. Those that dynamic
-sampling left out of the batch have empty lists.
+Nothing depends on this stage, and `make iteration` leaves it out. The records are a function of
+files: any iteration whose policy still exists can be inspected later, and training does not slow
+down. One forward pass of policy N over the completions gives `new_logprobs` and `entropy`. The rest
+is computed by the functions of the loss, with the objective that the iteration was trained with
+(not that of the recipe in force).
+
+The numbers are those after the iteration's last optimizer step. So `clipped` is what one more epoch
+over the same completions would clip at its start, not a record of what each step clipped. `weight`
+is the sampler correction; it is 0 on tokens that top_entropy_quantile leaves out (in the batches of
+the last epoch) and on completions that are not in the loss. Completions that dynamic sampling left
+out of the batch have empty lists.
 
     python -m stages.tokens --run demo --iteration 3
     torchrun --standalone --nproc-per-node 2 -m -- stages.tokens --run demo --iteration 3
@@ -48,7 +50,7 @@ COLUMNS = {
     "score": (KEY, "advantage"),
     "logprobs": (KEY, "old_logprobs", "ref_logprobs", "entropy"),
 }
-"""What is read of each stage."""
+"""The columns that are read of each stage."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +58,11 @@ class Trained:
     """The iteration whose tokens are recorded, and what it was trained with."""
 
     sources: tuple[Output, ...]
-    """rollout, score, logprobs."""
+    """The outputs of rollout, score and logprobs, in this order."""
     manifest: Manifest
-    """Of the iteration's training."""
+    """The manifest of the iteration's training."""
     policy: Output
-    """The one that was trained."""
+    """The policy that was trained."""
 
     @property
     def objective(self) -> ObjectiveConfig:
@@ -71,8 +73,10 @@ class Trained:
         return read_manifest(self.sources[-1]).recipe["logprobs"]["tokens_per_pack"]
 
     def shard(self, name: str) -> pa.Table:
-        """The verified shards of rollout, score and logprobs side by side, completions that nobody
-        trained on without tokens."""
+        """Read a shard of rollout, score and logprobs, verified and joined.
+
+        Completions that dynamic sampling left out of the batch have empty lists.
+        """
         joined, *others = (
             read_named_shard(source, name, COLUMNS[source.stage]) for source in self.sources
         )
@@ -83,7 +87,7 @@ class Trained:
 
 
 def tokens(stage: StageRun, shards: Shards = "") -> None:
-    """Per-token records of a trained iteration: ratios, what is clipped, entropy, KL, weights."""
+    """Record ratio, clipping, entropy, KL and weight of every token of a trained iteration."""
     from common.parallel.shards import make_shards
     from common.training.token_records import record_facts
 
@@ -116,7 +120,7 @@ def tokens(stage: StageRun, shards: Shards = "") -> None:
 
 
 def find_trained(stage: StageRun) -> Trained:
-    """Check that the iteration is complete.
+    """Check that the iteration is trained and fresh, and return its outputs.
 
     Raises:
         UserError: a stage is missing or stale.
@@ -129,7 +133,7 @@ def find_trained(stage: StageRun) -> Trained:
 
 
 def make_recorder(stage: StageRun, trained: Trained) -> Recorder:
-    """What turns logprobs of the trained policy into records."""
+    """Make the recorder, which turns logprobs of the trained policy into records."""
     from common.training.token_records import Recorder, entropy_thresholds
 
     train = TrainConfig.model_validate(trained.manifest.recipe["train"])
@@ -142,7 +146,7 @@ def make_recorder(stage: StageRun, trained: Trained) -> Recorder:
 def compute(
     stage: StageRun, trained: Trained, recorder: Recorder, names: list[str]
 ) -> Iterator[tuple[str, pa.Table]]:
-    """The records of each shard, on the last rank of a pipeline; nothing on the others."""
+    """Yield the records of each shard, on the last rank of a pipeline; nothing on the others."""
     from common.modeling.load import compute_dtype
     from common.parallel.forward import forward_shards
 

@@ -5,9 +5,10 @@ Writes  policies/N, trainer/N and iterations/N/train (a row per optimizer step),
         with reference.update = "ema" also references/N
 
 Every optimizer step takes `prompts_per_step` groups, packs their completions with shared prompts,
-runs the pipeline schedule over microbatches of packs, sums gradients over the mesh, clips and
-steps AdamW on float32 master weights. The loss is normalised by counts over the whole optimizer
-batch, so that no division of the work changes it. All of that is in `common/training/loop.py`.
+runs the pipeline schedule over microbatches of packs, sums and clips the gradients over the mesh,
+and steps AdamW on float32 master weights. The loss is normalised by counts over the whole optimizer
+batch, so that it does not depend on how the work is divided. All of that is in
+`common/training/loop.py`.
 
     python -m stages.train --run demo --iteration 3
     torchrun --standalone --nproc-per-node 2 -m -- stages.train --run demo --iteration 3
@@ -33,7 +34,10 @@ FreshOptimizer = Annotated[
 
 
 def train(stage: StageRun, fresh_optimizer: FreshOptimizer = False) -> None:
-    """One iteration of GRPO: the next policy, its trainer state and a row per optimizer step."""
+    """Train the next policy by one iteration of GRPO.
+
+    Policy, trainer state and a row per optimizer step are committed as one.
+    """
     if stage.mesh.is_main:
         for warning in config_warnings(stage.recipe.objective):
             warn(warning)
@@ -44,7 +48,7 @@ def train(stage: StageRun, fresh_optimizer: FreshOptimizer = False) -> None:
 
 
 def report(stage: StageRun, rows: list[StepRow]) -> None:
-    """Say what the iteration came to."""
+    """Print the result of the iteration."""
     first, last = rows[0], rows[-1]
     skipped = sum(row["skipped"] for row in rows)
     facts = {
@@ -64,7 +68,10 @@ def report(stage: StageRun, rows: list[StepRow]) -> None:
 
 
 def tidy(stage: StageRun) -> None:
-    """What follows a commit, also one after which the process was killed."""
+    """Prune old policies and trainer states, and rebuild the run's metrics.
+
+    This is also done if the stage had nothing to do, in case a process was killed after its commit.
+    """
     run, keep = stage.run, stage.recipe.run
     reference = reference_of(run, stage.iteration + 1, stage.recipe)
     prune(

@@ -102,7 +102,7 @@ def greedy_difference(run: Run, first: int, last: int) -> pl.DataFrame:
 def answers_table(run: Run, first: int, last: int, sample: int = GREEDY) -> pl.DataFrame:
     """Return one row per question: `task question gold change`, and the texts `before` and `after`.
 
-    Questions are left out whose rule failed (`infra_error`) on either answer.
+    Questions are left out if their rule failed (`infra_error`) on either answer.
 
     Args:
         run: where the evaluations are.
@@ -111,7 +111,7 @@ def answers_table(run: Run, first: int, last: int, sample: int = GREEDY) -> pl.D
         sample: which of the sampled completions; the greedy one by default.
 
     Raises:
-        UserError: a policy has not so many samples, or they have no question in common.
+        UserError: a policy has too few samples, or they have no question in common.
     """
     before, after = (_answers(run, policy, sample) for policy in (first, last))
     both = before.join(after, on="prompt_id", suffix="_after", how="inner", maintain_order="left")

@@ -33,15 +33,15 @@ MUCH, LITTLE = 10.0, 2.0
 """Factors between mean gaps: what stands out, and what counts as the same."""
 
 FEW = 5
-"""How many token ids with half of the gap are a few."""
+"""If half of the gap is that of so many token ids or fewer, they are worth a hint."""
 
 ROUNDING, LARGE = 1e-4, 0.1
-"""Mean gaps in nats: float32 has the first; the second is more than bfloat16 does to a token that
-the policy is unsure of, so that the place of a larger one means something."""
+"""Mean gaps in nats. Float32 alone can cause the first. The second is more than bfloat16 does to a
+token that the policy is unsure of, so where a larger one is found means something."""
 
 
 def describe(gap: SamplerGap, text: Text) -> str:
-    """Return where the gap sits, for a message: worst tokens, positions, token ids, hints."""
+    """Return where the gap is found, for a message: worst tokens, positions, token ids, hints."""
     tokens = [
         f"  {t.rollout_id} token {t.position} {text(t.token_id)!r}: "
         f"trainer {t.old_logprob:.4f}, sampler {t.sampler_logprob:.4f}, gap {t.gap:.2g}"
@@ -63,7 +63,7 @@ def describe(gap: SamplerGap, text: Text) -> str:
 
 
 def hints(gap: SamplerGap, text: Text) -> list[str]:
-    """Return what the place of the gap looks like, a sentence each; none where it says nothing."""
+    """Return what may cause a gap that is found in such places, one sentence per hint."""
     if not gap.mean > ROUNDING:
         return []
     if outliers := _hint_of_outliers(gap):
@@ -152,7 +152,7 @@ def _logprobs_shards(logprobs: Output, rollout: Output) -> Iterator[pa.Table]:
 
 
 def _hint_of_outliers(gap: SamplerGap) -> str:
-    """Return a hint if the worst tokens have half of the gap; they would decide every other one."""
+    """Return a hint if the worst tokens have half of the gap; others would reflect only them."""
     total = gap.mean * gap.tokens
     half = np.flatnonzero(np.cumsum([token.gap for token in gap.worst[:WORST]]) >= total / 2)
     if not len(half) or gap.tokens < OFTEN * WORST:
@@ -186,7 +186,7 @@ def _hint_of_positions(gap: SamplerGap) -> str:
 
 
 def _hint_of_tokens(gap: SamplerGap, text: Text) -> str:
-    """Return a hint if a few token ids, which are few of the tokens too, have half of the gap."""
+    """Return a hint if half of the gap is that of a few token ids which also occur rarely."""
     total = gap.by_token.mean * gap.by_token.tokens
     order = np.argsort(-total, kind="stable")
     half = int(np.searchsorted(np.cumsum(total[order]), total.sum() / 2)) + 1

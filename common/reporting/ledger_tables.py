@@ -111,7 +111,7 @@ def _with_states(prompts: pl.DataFrame, every: pl.DataFrame) -> pl.DataFrame:
 
 
 def _scored(run: Run) -> list[int]:
-    """Return the iterations whose scores are complete and of the rollout that is there now."""
+    """Return the iterations whose scores are complete and fresh."""
     return [
         number
         for number in run.iterations()

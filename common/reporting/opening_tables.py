@@ -152,7 +152,7 @@ def _judged(frame: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-# What of a gain is choosing another way to answer, and what is accuracy within the ways
+# How much of a gain is choosing other ways to answer, and how much is accuracy within them
 
 
 def opening_tables(run: Run, task: str = "") -> list[Table]:

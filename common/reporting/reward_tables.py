@@ -351,7 +351,7 @@ def change_tables(
 def rule_changes(before: pl.DataFrame, after: pl.DataFrame) -> pl.DataFrame:
     """Return one row per rule: how many rewards changed, rose, fell, became null or were null.
 
-    A rule that only one of the scorings has is there with its mean alone.
+    For a rule that only one of the scorings has, the row has its mean alone.
     """
     old_rules, new_rules = _columns_by_rule(before), _columns_by_rule(after)
     parts: list[dict[str, Any]] = []
@@ -368,7 +368,7 @@ def rule_changes(before: pl.DataFrame, after: pl.DataFrame) -> pl.DataFrame:
 
 
 def changed_rows(before: pl.DataFrame, after: pl.DataFrame) -> pl.DataFrame:
-    """Return the completions of which the reward, the verdict, or a rule of both scorings changed.
+    """Return the completions whose verdict, reward, or value of a common rule changed.
 
     The columns are `id`, `task`, `question`, then reward, verdict and extracted answer before and
     after, then the gold `answer`; columns that the scorings do not have are left out.

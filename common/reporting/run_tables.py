@@ -145,6 +145,6 @@ def _states(run: Run, iteration: int) -> dict[str, object]:
 
 
 def _optional_state(run: Run, output: Output) -> str:
-    """Return the state of what `make iteration` need not make: empty if it was never begun."""
+    """Return the state of an output that `make iteration` may leave out; empty if never begun."""
     begun = output.path.exists() or output.partial.exists()
     return _state(run, output) if begun else ""

@@ -22,7 +22,7 @@ from common.errors import UserError
 SVG_WIDTH = 140
 PIPE_WIDTH = 200
 NAMES = ("variant", "result")
-"""Columns that are not wrapped; those of ids are not either."""
+"""Columns that are not wrapped, besides those of ids."""
 
 
 class Table(NamedTuple):
@@ -117,7 +117,7 @@ def require_task(known: pl.Series, task: str) -> None:
     """Check that a column has this task, the value of `--task`; an empty one stands for all.
 
     Raises:
-        UserError: it has not; lists those there are.
+        UserError: it has not; the message lists those that it has.
     """
     names = known.unique(maintain_order=True).to_list()
     if task and task not in names:
@@ -128,7 +128,7 @@ def of_task(scored: pl.DataFrame, task: str) -> pl.Series:
     """Return which rows of a table belong to `task`, as a mask; all of them when it is empty.
 
     Raises:
-        UserError: there is no such task; lists those there are.
+        UserError: there is no such task; the message lists those that exist.
     """
     require_task(scored["task"], task)
     return scored.select(pl.col("task") == task if task else pl.repeat(True, pl.len())).to_series()

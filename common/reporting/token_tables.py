@@ -38,7 +38,7 @@ def token_tables(
 ) -> list[Table]:
     """Return what `stages.show tokens` prints.
 
-    At the ratio levels of sequences all tokens of a completion are clipped or none. Then clipped
+    At the sequence ratio levels, all tokens of a completion are clipped or none. Then clipped
     completions are listed, by their first token, and there is no table by token.
 
     Args:
@@ -72,7 +72,7 @@ def token_tables(
 
 
 def token_summary(run: Run, iteration: int) -> str:
-    """Return what an iteration's records come to, in three lines.
+    """Return a summary of an iteration's records, in three lines.
 
     Raises:
         UserError: there are no records, or they are stale.
@@ -94,10 +94,10 @@ def token_summary(run: Run, iteration: int) -> str:
 
 
 def for_terminal(table: Table) -> Table:
-    """Return the table as it fits into 80 columns.
+    """Return the table reduced to fit into 80 columns.
 
-    The text around a token is in one column, single tokens are quoted, and columns of JSON are
-    gone.
+    The text around a token is put into one column, single tokens are quoted, and columns for JSON
+    alone are dropped.
     """
     frame = table.frame
     if "before" in frame.columns:
@@ -155,7 +155,7 @@ class _Found(NamedTuple):
 def _gather(
     run: Run, iteration: int, prompt: str, every: bool, whole: bool, limit: int | None
 ) -> _Found:
-    """Return what the tables are made of, read shard by shard."""
+    """Return the frames that the tables are made of, read shard by shard."""
     prompts, texts, listed = list[pl.DataFrame](), list[pl.DataFrame](), list[pl.DataFrame]()
     drawn, trained, count = dict[str, None](), set[str](), 0
     for rows in _rows(run, iteration):

@@ -60,7 +60,7 @@ def _content(text: str, start: int, end: int, inner: tuple[int, int, str] | None
 def several_answers(text: str) -> str | None:
     """Return the text from the first answer tag on if a tag stands more than once, and else None.
 
-    Of several answers none counts.
+    If there are several answers, none of them counts.
     """
     if text.count(ANSWER_OPEN) <= 1 and text.count(ANSWER_CLOSE) <= 1:
         return None

@@ -4,8 +4,8 @@ The reward is 1 when all tests pass and 0 otherwise, or with `rewards.code.parti
 tests that pass; only when all pass is the verdict `correct`. `code_tests.py` reads the tests,
 `sandbox/` runs the program and `code_results.py` compares its results with the expected ones.
 
-None of these modules imports more than the standard library and modules that do the same: the tests
-run them as another user, whose Python may have no packages.
+These modules import only the standard library and modules that do the same, since the tests run
+them as another user, whose Python may have no packages.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def read_gold(answer: str) -> tuple[Test, ...]:
 
 
 def seconds(rewards: RewardsConfig) -> float:
-    """Return the longest time for one completion; beyond it the program is not what hangs."""
+    """Return the time limit of one completion: above the program's own, so that this ends first."""
     return rewards.code.seconds + sandbox.START_SECONDS + 10
 
 
@@ -176,7 +176,7 @@ def _printed(test: StdioTest, finished: sandbox.Finished) -> bool:
 
 
 class _Results:
-    """The results of calls, compared as they come."""
+    """Results of calls, compared with the expected ones as they arrive."""
 
     def __init__(self, tests: list[CallTest], stop_early: bool) -> None:
         self.passed = 0

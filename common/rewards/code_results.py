@@ -1,4 +1,4 @@
-"""Whether a program's result is the expected one. Only here, outside the sandbox, do the two meet.
+"""Whether a program's result is the expected one; they are compared here, outside the sandbox.
 
 A result comes as `sandbox/child.py` encodes it, in JSON that names types, and is compared in that
 form: it is never rebuilt as a value, and nothing that the program defined takes part.
@@ -14,26 +14,26 @@ from typing import Any
 from common.rewards.sandbox.child import encode
 
 MAX_UNORDERED = 512
-"""How many members of a set, or keys of a dict, may be compared each with each: those that are
-equal as text are matched first."""
+"""How many members of a set, or keys of a dict, may be compared pairwise, once those that are equal
+as text are matched."""
 
 
 @dataclass(frozen=True)
 class Comparison:
     """How a result and an expected value are compared.
 
-    Types are strict: True is not 1, "3" is not 3, and a tuple is not a list. An int may meet an
-    expected float, within `relative` (1e-9), since a float's last digits depend on the order of
-    additions. An equal float meets an expected int where an assert says `== 2`, which Python holds
-    true of 2.0; a test in JSON that says 2 means an int. A nan equals a nan.
+    Types are strict: True is not 1, "3" is not 3, and a tuple is not a list. An expected float
+    accepts an int or a float within `relative` (1e-9), since a float's last digits depend on the
+    order of additions. An expected int accepts an equal float if it comes from an assert, since
+    2.0 == 2 in Python, but not if it comes from JSON, where 2 means an int. A nan equals a nan.
     """
 
     relative: float = 1e-9
     tolerance: float | None = None
-    """Absolute difference that two numbers may have; with one, int and float are not told apart."""
+    """Absolute difference that two numbers may have; if given, int and float are the same."""
     from_json: bool = False
-    """Whether the expected value comes from JSON: a tuple may meet an expected list, since JSON
-    has but one kind of sequence, and no float meets an expected int, since it has two kinds of
+    """Whether the expected value comes from JSON. Then an expected list accepts a tuple, since JSON
+    has one kind of sequence, and an expected int accepts no float, since it has two kinds of
     number."""
     as_set: bool = False
     """Whether the resulting sequence is made a set first."""
@@ -47,7 +47,7 @@ class Comparison:
             return False
 
     def _same(self, expected: Any, result: Any) -> bool:
-        """Compare a decoded result; raises an error if `result` is not of the encoding."""
+        """Return whether a decoded result is `expected`; raise an error if it is not encoded so."""
         if expected is None or isinstance(expected, bool):
             return result is expected
         if not isinstance(result, list):

@@ -70,10 +70,10 @@ Test = StdioTest | CallTest
 
 
 def read_tests(answer: str) -> tuple[Test, ...]:
-    """Return all tests of a row; at least one.
+    """Return all tests of a row, at least one.
 
     Raises:
-        GoldError: what is wrong, with the test's number.
+        GoldError: there are none, or one cannot be read; the message has its number.
     """
     text = answer.strip()
     if text[:1] not in ("[", "{", '"'):
@@ -238,7 +238,7 @@ def _read_asserts(text: str) -> Iterator[CallTest]:
 
 
 def _checked(node: ast.stmt) -> str | None:
-    """Return `name` of a statement `check(name)`."""
+    """Return `name` of a statement `check(name)`, None for any other."""
     match node:
         case ast.Expr(ast.Call(ast.Name("check"), [ast.Name(name)], [])):
             return name
@@ -246,7 +246,7 @@ def _checked(node: ast.stmt) -> str | None:
 
 
 def _read_all(body: list[ast.stmt], names: dict[str, str]) -> Iterator[CallTest]:
-    """Yield a test for each assert of `body`; imports and comments say nothing about the answer."""
+    """Yield a test for each assert of `body`; skip imports, docstrings and the like."""
     for node in body:
         match node:
             case ast.Import() | ast.ImportFrom() | ast.Pass() | ast.Expr(ast.Constant()):

@@ -181,7 +181,7 @@ def _converted(
     try:
         return convert(values)
     except _REFUSALS:
-        # Halving finds a row that is taken no more; the row decides and not what follows it.
+        # Bisection for the shortest beginning that is refused: its last row is at fault.
         row = bisect_left(range(1, len(values)), True, key=lambda n: refusal(n) is not None)
         faults.add(where(row), f"{what}: {refusal(row + 1)}")
         return None

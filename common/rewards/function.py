@@ -10,10 +10,10 @@ from common.config import FunctionReward
 
 
 def find_function(name: str, reward: FunctionReward) -> Callable[..., Any]:
-    """The function of `[rewards.functions.<name>]`; see `common.functions.find_function`."""
+    """Return the function of `[rewards.functions.<name>]`, by `common.functions.find_function`."""
     return functions.find_function(reward.function, f"rewards.functions.{name}.function")
 
 
 def source_hash(reward: FunctionReward) -> str:
-    """See `common.functions.source_hash`."""
+    """Return the hash of the function's file, by `common.functions.source_hash`."""
     return functions.source_hash(reward.function)

@@ -208,11 +208,11 @@ class Pool:
 
 
 def worker_environment() -> dict[str, str]:
-    """Return our environment, with one thread a process and the project on the path.
+    """Return our environment, with one thread per process and the project on the path.
 
-    There are as many processes as cores. No bytecode is written: Python takes bytecode for current
-    by the size of its source and the second of its last change, so that a rule edited twice within
-    one second could run as it was.
+    There are as many processes as cores. No bytecode is written: Python compares only the size of a
+    source and the second of its last change, so a rule edited twice within one second could run in
+    its old version.
     """
     paths = [str(REPOSITORY), os.environ.get("PYTHONPATH", "")]
     return os.environ | {
@@ -247,7 +247,7 @@ async def _exchange(worker: Process, line: bytes, seconds: float) -> Any:
 
 
 async def _tell(worker: Process) -> None:
-    """Print what a worker writes to standard error, cleaned and cut: it may be a model's text."""
+    """Print a worker's standard error, cleaned and cut, since it may be a model's text."""
     assert worker.stderr
     with suppress(ValueError, ConnectionError):
         async for line in worker.stderr:

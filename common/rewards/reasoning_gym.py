@@ -1,8 +1,9 @@
 r"""REASONING_GYM: the row's reasoning-gym data set scores its own answer.
 
-The gold is an entry of the data set, as `common/tasks/reasoning_gym.py` writes it. Scored is the
-content of the single `<answer>…</answer>`, without such tags that of the last `\boxed{…}`, without
-either the whole answer part. Several answers are wrong, and a tag that is not closed holds none.
+The gold is an entry of the data set, as `common/tasks/reasoning_gym.py` writes it. The text that is
+scored is the content of the single `<answer>…</answer>`; without such tags, that of the last
+`\boxed{…}`; without either, the whole answer part. Several answers are wrong, and a tag that is not
+closed holds none.
 
 The reward is the data set's own score, and many data sets give a fraction of 1 for a partly right
 answer; the verdict is `correct` at 1 alone. reasoning-gym evaluates some answers (`eval`, sympy's

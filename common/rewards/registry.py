@@ -102,7 +102,7 @@ def get_rule(name: str, rewards: RewardsConfig) -> Verifier | AuxReward:
     """Return the verify type or auxiliary reward of that name; only verify types have capitals.
 
     Raises:
-        UserError: there is none; lists the verify types.
+        UserError: there is none; the message lists the verify types.
     """
     if name in VERIFY:
         return VERIFY[name]
@@ -113,7 +113,7 @@ def get_verifier(verify_type: str) -> Verifier:
     """Return the verify type of that name.
 
     Raises:
-        UserError: there is none; lists those there are.
+        UserError: there is none; the message lists those that exist.
     """
     if verify_type not in VERIFY:
         near = difflib.get_close_matches(verify_type.upper(), VERIFY, n=1)

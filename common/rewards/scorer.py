@@ -266,7 +266,7 @@ def needed_columns(rewards: RewardsConfig) -> dict[str, str]:
 
 
 def default_workers() -> int:
-    """Return one process for each core of ours; ranks of torchrun share the cores."""
+    """Return one process per usable core; the ranks of torchrun share the cores."""
     return max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
@@ -288,7 +288,7 @@ def check_golds(tables: Mapping[str, pa.Table], scorer: Scorer) -> None:
         scorer: reads the golds.
 
     Raises:
-        UserError: the first faults with file and row, and the number of others.
+        UserError: some cannot; the message has the first with file and row, and counts the others.
     """
     places: dict[tuple[str, str], str] = {}
     for name, table in tables.items():
@@ -354,7 +354,11 @@ EVALUATION_COLUMNS = ("prompt_id", "task", "question", "answer", "verify_type", 
 
 
 def judge_rows(rows: Sequence[dict[str, Any]], scorer: Scorer) -> list[str]:
-    """Set in rows of an evaluation what their verify types say; return reasons of infra errors."""
+    """Judge rows of an evaluation by their verify types, in place.
+
+    Returns:
+        The reasons of the infra errors.
+    """
     texts = [
         (
             row["assistant_prefix"] + row["completion_text"],
@@ -373,8 +377,8 @@ def judge_rows(rows: Sequence[dict[str, Any]], scorer: Scorer) -> list[str]:
 def rows_for_rules(completions: pa.Table) -> pa.Table:
     """Return what rules see of the rows: columns of text and numbers, and `completion_tokens`.
 
-    Lists are left out, since unpacking token ids and logprobs takes longer than judging; of the ids
-    their number stays.
+    Lists are left out, since unpacking token ids and logprobs takes longer than judging; only the
+    number of ids is kept.
     """
     plain = [field.name for field in completions.schema if _is_plain(field.type)]
     rows = completions.select(plain)
@@ -440,7 +444,7 @@ def refuse_infra_errors(scored: pa.Table, reasons: list[str]) -> None:
         reasons: of the infra errors.
 
     Raises:
-        UserError: they failed on more; says the first three reasons.
+        UserError: they failed on more; the message has the first three reasons.
     """
     failed = scored["verdict"].to_pylist().count("infra_error")
     refuse_failures(failed, scored.num_rows, reasons)

@@ -1,7 +1,7 @@
 """SIMILARITY: how near the answer's meaning is to the gold's, by sentence embeddings.
 
 The reward is the cosine of the two embeddings (Reimers and Gurevych 2019, arXiv 1908.10084),
-clipped to [0, 1]. Compared is the content of the single `<answer>…</answer>`, or without such tags
+clipped to [0, 1]. The content of the single `<answer>…</answer>` is compared, or without such tags
 the whole answer part. Several answers are wrong, and a tag that is not closed holds none. Both
 texts are cut at the model's `max_seq_length`.
 

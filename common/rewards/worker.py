@@ -1,4 +1,4 @@
-"""The process in which a rule judges that cannot run in ours: `python -m common.rewards.worker`.
+"""A process for a rule that must not judge in ours: `python -m common.rewards.worker`.
 
 It speaks JSON lines. The first line that it reads names the rule; it answers when the rule is open.
 Then it judges one request after the other, on its main thread, until it is closed or killed:

@@ -1,9 +1,9 @@
-"""Dynamic sampling (DAPO, arXiv 2503.14476): sample on until the batch is full of what teaches.
+"""Dynamic sampling (DAPO, arXiv 2503.14476): sample until enough groups have a gradient.
 
-A group whose rewards are equal has no advantage and so no gradient. A rollout judges its own
-completions, by the recipe's rules and the very test that takes advantages, and samples further
-groups in place of such ones. It stores no reward: `score` judges all of them, and may judge them
-otherwise, without any being sampled again.
+A group whose rewards are all equal has no advantage and so no gradient. The rollout judges its own
+completions by the recipe's rules, tests each group for variance as the advantages do, and samples
+further groups to replace those without. It stores no reward: `score` judges all completions again,
+and may do so by other rules, without anything being sampled again.
 """
 
 from __future__ import annotations
@@ -38,21 +38,26 @@ from common.tasks.records import Faults
 
 
 class GroupJudge:
-    """Judges groups as `score` would; the first rank does. A context manager, as `Scorer` is."""
+    """Judge of groups, by the rules of `score`.
+
+    Only the first rank uses it. It is a context manager, as `Scorer` is.
+    """
 
     def __init__(
         self, rewards: RewardsConfig, rollout: RolloutConfig, verify_types: Iterable[str]
     ) -> None:
-        """Nothing is opened before `check`.
+        """Take the rules; none is opened before `check`.
 
         Args:
-            verify_types: of all prompts that may be drawn.
+            rewards: the recipe's reward rules.
+            rollout: gives them the limit of completion tokens.
+            verify_types: those of all prompts that may be drawn.
         """
         self._rewards = rewards.with_limit(rollout.max_completion_tokens)
         self._types = sorted(set(verify_types))
         self._scorer = Scorer(self._rewards)
         self.reasons: list[str] = []
-        """Of rules that failed."""
+        """Why rules failed, one entry per failure."""
 
     def __enter__(self) -> GroupJudge:
         self._scorer.__enter__()
@@ -67,7 +72,7 @@ class GroupJudge:
         self._scorer.__exit__(kind, error, trace)
 
     def check(self, prompts: Sequence[RenderedPrompt]) -> None:
-        """Find out before sampling whether completions of these prompts can be judged.
+        """Check before sampling that completions of these prompts can be judged.
 
         Raises:
             UserError: a rule cannot be opened, or a gold answer cannot be read.
@@ -83,11 +88,11 @@ class GroupJudge:
         faults.raise_any()
 
     def made_by(self) -> dict[str, str]:
-        """Versions of what decides the outcomes."""
+        """Return the versions of the packages and functions that decide the outcomes."""
         return package_versions(self._types) | function_versions(self._rewards)
 
     def outcomes(self, completions: pa.Table) -> list[GroupOutcome]:
-        """Of each group, in order.
+        """Judge completions and return the outcome of each group, in order.
 
         Args:
             completions: rows of a rollout, group after group.
@@ -112,15 +117,18 @@ def fill_batch(
     make: Callable[[OutputWriter, range], object],
     rollout: RolloutConfig,
 ) -> list[GroupOutcome]:
-    """Judge the groups of the first round and sample up to `max_extra_rounds` further ones.
+    """Judge the groups of the first round, then sample and judge up to `max_extra_rounds` more.
 
-    What comes of a shard is noted beside it: a resumed rollout draws what it would have drawn, even
-    if a rule with a time limit judged otherwise the second time.
+    The outcomes of a shard are stored beside it. So a resumed rollout draws the same groups as an
+    uninterrupted one, even if a rule with a time limit would judge differently the second time.
 
     Args:
-        groups: of the first round; gets those of the others.
+        groups: the groups of the first round; those of further rounds are added to it.
+        writer: holds the shards of the first round; those of further rounds are added to it.
+        mesh: the ranks that sample.
         judge: used on the first rank, which decides for all.
         make: makes shards and returns once all ranks have made theirs.
+        rollout: the batch size and the number of further rounds allowed.
 
     Returns:
         The outcome of every group, in the order drawn, on every rank.
@@ -148,7 +156,10 @@ def fill_batch(
 
 
 def keep(writer: OutputWriter, kept: set[int]) -> None:
-    """Set `kept` in every shard; it is read by none of the decisions, so a kill costs nothing."""
+    """Set `kept` in every shard.
+
+    No decision depends on the column, so a process killed on the way can simply start again.
+    """
     for name in writer.names:
         table = writer.read(name)
         flags = pa.array([group in kept for group in table["group_id"].to_pylist()])
@@ -156,7 +167,7 @@ def keep(writer: OutputWriter, kept: set[int]) -> None:
 
 
 def tell_filled(facts: dict[str, Any], rollout: RolloutConfig) -> None:
-    """Warn of a batch that the rounds could not fill."""
+    """Warn if the batch had to be filled up with groups of equal rewards."""
     if not facts["filled"]:
         return
     warn(
@@ -169,7 +180,7 @@ def tell_filled(facts: dict[str, Any], rollout: RolloutConfig) -> None:
 
 
 def _judged(writer: OutputWriter, shard: int, judge: GroupJudge) -> list[GroupOutcome]:
-    """Outcomes of a shard: as noted, or found now and noted."""
+    """Return the outcomes of a shard: those stored beside it, else judge it now and store them."""
     name = writer.names[shard]
     noted = writer.noted(f"{name}.outcomes")
     if noted is not None:
@@ -182,7 +193,11 @@ def _judged(writer: OutputWriter, shard: int, judge: GroupJudge) -> list[GroupOu
 def _refuse_failures(
     writer: OutputWriter, shards: range, outcomes: Sequence[GroupOutcome], judge: GroupJudge
 ) -> None:
-    """Refuse a round of which too much could not be judged, and forget what came of it."""
+    """Refuse a round in which rules failed too often, and delete its stored outcomes.
+
+    Raises:
+        UserError: rules failed on more than 1 % of all completions judged so far.
+    """
     failed = sum(outcome.failed for outcome in outcomes)
     completions = sum(outcome.completions for outcome in outcomes)
     try:
@@ -198,17 +213,20 @@ Solved = Literal["always", "never", "in_part"]
 
 @dataclass(frozen=True)
 class GroupOutcome:
-    """What is known of a group once it is judged."""
+    """Outcome of a group, known once it is judged."""
 
     varied: bool
     """Whether two of its rewards differ."""
     solved: Solved
-    """How many of its judged completions are `correct`; `in_part` also when none was judged."""
+    """Which of its judged completions are `correct`: all (`always`), none (`never`), or some.
+
+    `in_part` is also the value of a group without any judged completion.
+    """
     completions: int
     failed: int
-    """Completions whose rules failed."""
+    """Number of completions on which a rule failed."""
     tokens: int
-    """Of all its completions."""
+    """Completion tokens of the whole group."""
 
 
 def group_outcomes(
@@ -217,7 +235,14 @@ def group_outcomes(
     verdicts: Sequence[str],
     tokens: Sequence[int],
 ) -> list[GroupOutcome]:
-    """The outcome of each group, in the order in which the groups first come."""
+    """Return the outcome of each group, in the order in which the groups first appear.
+
+    Args:
+        group_ids: one entry per completion, as in all arguments.
+        rewards: None where a rule failed.
+        verdicts: `infra_error` where a rule failed.
+        tokens: lengths of the completions.
+    """
     number = {group: place for place, group in enumerate(dict.fromkeys(group_ids))}
     groups = [number[group] for group in group_ids]
     varied = groups_with_variance(groups, rewards, len(number))
@@ -237,9 +262,10 @@ def group_outcomes(
 
 
 def groups_to_add(outcomes: Sequence[GroupOutcome], wanted: int) -> int:
-    """Groups of the next round: as many as are expected to give those that are missing.
+    """Return how many groups to sample in the next round.
 
-    missing / (share accepted so far), rounded up and at most `wanted`; 0 when none is missing.
+    It is the number of missing groups divided by the share accepted so far, rounded up, at most
+    `wanted`: so many are expected to fill the batch. It is 0 if no group is missing.
     """
     accepted = sum(outcome.varied for outcome in outcomes)
     missing = max(0, wanted - accepted)
@@ -248,16 +274,20 @@ def groups_to_add(outcomes: Sequence[GroupOutcome], wanted: int) -> int:
 
 
 def groups_kept(outcomes: Sequence[GroupOutcome], wanted: int) -> set[int]:
-    """The batch: the first `wanted` groups with variance; where too few, the first others too."""
+    """Return the groups of the batch: the first `wanted` with variance.
+
+    If there are too few of them, the first groups without variance fill it up.
+    """
     order = sorted(range(len(outcomes)), key=lambda group: not outcomes[group].varied)
     return set(order[:wanted])
 
 
 def cost_facts(outcomes: Sequence[GroupOutcome], kept: set[int], rounds: int) -> dict[str, Any]:
-    """What dynamic sampling did, for the manifest.
+    """Return what dynamic sampling did, for the manifest.
 
-    `always_solved`, `never_solved` and `otherwise_equal` are the groups without variance, of which
-    `filled` stand in the batch all the same; `surplus` are groups with variance beyond the batch.
+    `always_solved`, `never_solved` and `otherwise_equal` count the groups without variance;
+    `filled` counts those of them that fill up the batch. `surplus` counts the groups with variance
+    that the batch did not need.
     """
     equal = [outcome.solved for outcome in outcomes if not outcome.varied]
     rejected = [outcome for group, outcome in enumerate(outcomes) if group not in kept]
@@ -277,11 +307,13 @@ def cost_facts(outcomes: Sequence[GroupOutcome], kept: set[int], rounds: int) ->
 
 
 def cost_text(facts: dict[str, Any], completion_tokens: int) -> str:
-    """`2 extra rounds, 41 groups drawn for 32: 22 % of the tokens rejected`.
+    """Return the cost in words, for the terminal.
+
+    For example `2 extra rounds, 41 groups drawn for 32: 22 % of the tokens rejected`.
 
     Args:
-        facts: as `cost_facts` gives them.
-        completion_tokens: of all groups drawn.
+        facts: as `cost_facts` returns them.
+        completion_tokens: the number in all groups drawn.
     """
     rounds, drawn = facts["extra_rounds"], facts["groups_sampled"]
     share = 100 * facts["rejected_completion_tokens"] / completion_tokens

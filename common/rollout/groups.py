@@ -1,4 +1,4 @@
-"""The groups of an iteration: prompts, shards, random numbers, and how a rank samples them."""
+"""The groups of an iteration: their prompts, shards and seeds, and how a rank samples them."""
 
 from __future__ import annotations
 
@@ -33,15 +33,19 @@ class Groups:
         recipe: Recipe,
         iteration: int,
     ) -> None:
-        """None yet: `add` adds some.
+        """Begin without groups; `add` adds some.
 
         Args:
-            rows: the training prompts.
+            policy: renders the prompts and will be sampled.
+            rows: all training prompts.
+            order: selects among them.
+            recipe: sizes of groups and shards, limits and seed.
+            iteration: the number of the iteration.
         """
         self.prompts: list[RenderedPrompt] = []
-        """Of each group, in order."""
+        """The prompt of each group, in order."""
         self.shards: list[range] = []
-        """Groups of each shard."""
+        """The groups of each shard."""
         self.rounds = 0
         """How often groups were added."""
         self.policy = policy
@@ -53,7 +57,7 @@ class Groups:
 
     @property
     def verify_types(self) -> set[str]:
-        """Of all training prompts."""
+        """Return the verify types of all training prompts."""
         return {row["verify_type"] for row in self._rows}
 
     def add(self, count: int) -> None:
@@ -70,7 +74,7 @@ class Groups:
         self.rounds += 1
 
     def seeds(self, group: int) -> list[int]:
-        """Seeds of a group's samples; a prompt that comes twice goes on where it stopped."""
+        """Return one seed per sample of a group; a repeated prompt continues its seeds."""
         seed, size = self.recipe.run.seed, self.recipe.rollout.group_size
         before = self.selection.repeats[group] * size
         prompt_id = self.prompts[group].row["prompt_id"]
@@ -98,11 +102,16 @@ def sample_shards(
     label: str,
     total: int,
 ) -> bool:
-    """`make_shards` by ranks, with a bar that counts completions.
+    """Make the chosen shards that are missing, spread over the ranks; a bar counts completions.
 
     Args:
-        make: shard index → its table; moves the bar by each completion.
-        total: completions of a shard.
+        make: makes the table of the shard with an index; advances the bar by each completion.
+        chosen: indices of the shards asked for.
+        label: what the bar and messages call the work.
+        total: completions per shard.
+
+    Returns:
+        Whether this rank is the first one and no shard is missing.
     """
 
     def each(names: list[str]) -> Iterator[tuple[str, pa.Table]]:
@@ -115,7 +124,7 @@ def sample_shards(
 
 
 class SampledShards:
-    """What a rank does: shard after shard, the weights loaded before the first one."""
+    """Sampler of one rank: makes shard after shard, and loads the weights before the first."""
 
     def __init__(self, groups: Groups, mesh: Mesh) -> None:
         self._groups = groups
@@ -125,7 +134,7 @@ class SampledShards:
         self._seconds = 0.0
 
     def make(self, writer: OutputWriter, chosen: range) -> bool:
-        """Make the missing ones of the chosen shards, together with the other ranks.
+        """Make the chosen shards that are missing, together with the other ranks.
 
         Returns:
             Whether this rank is the first one and no shard is missing.
@@ -137,7 +146,7 @@ class SampledShards:
         )
 
     def speeds(self) -> list[tuple[int, float]]:
-        """Tokens and seconds of each rank, for the shards made by this object."""
+        """Return (tokens, seconds) of every rank, for the shards made by this object."""
         return self._mesh.gather_objects((self._tokens, self._seconds))
 
     def _shard(self, shard: int, shown: Bar) -> pa.Table:

@@ -1,6 +1,6 @@
-"""What earlier iterations tell of the prompts: how often each was solved.
+"""The prompt ledger: how often each prompt was solved in earlier iterations.
 
-Built from the rollouts and scores on disk, groups that dynamic sampling rejected included: they
+It is built from the rollouts and scores on disk. Groups that dynamic sampling rejected count: they
 are evidence like any other. A pass rate is the share of completions whose verdict is `correct`
 among those that could be judged.
 """
@@ -33,10 +33,10 @@ ATTEMPTS = pl.Schema(
 
 
 def attempts(run: Run, iteration: int) -> pl.DataFrame:
-    """One row per prompt of a scored iteration, in the order drawn: `ATTEMPTS`.
+    """Return one row per prompt of a scored iteration, in the order drawn: `ATTEMPTS`.
 
-    `groups` drawn of it, `samples` that could be judged, and how many of them are `correct`;
-    `pass_rate` is null where there are none.
+    `groups` counts the prompt's groups, `samples` its completions that could be judged, `correct`
+    those of them that are right. `pass_rate` is null if no completion could be judged.
     """
     rollout, score = run.rollout(iteration), run.score(iteration)
     rows = join(
@@ -63,23 +63,26 @@ def attempts(run: Run, iteration: int) -> pl.DataFrame:
 
 @dataclass(frozen=True)
 class LastPassRates:
-    """What a rollout may know of the prompts."""
+    """Pass rates of the prompts before a rollout, and the scores that they come from."""
 
     pass_rates: dict[str, float]
-    """By id of the prompt, of all its completions in the last iteration that drew it."""
+    """Pass rate by prompt id, over all completions of the last iteration that drew the prompt."""
     scores: list[str]
-    """Names of the outputs that were read for it, which the rollout depends on."""
+    """Names of the score outputs that were read; the rollout depends on them."""
 
 
 def last_pass_rates(run: Run, prompt_ids: Collection[str], iteration: int) -> LastPassRates:
-    """Pass rates at the last drawing before `iteration`, read back from the newest iteration.
+    """Return each prompt's pass rate in the last iteration that drew it, before `iteration`.
 
-    Stops once all are known, or after so many turns that every prompt which may be drawn has had
-    its own: what is still unknown then is never drawn (`rollout.on_long` drops it), and however
-    long the run is, no more is read. What could not be judged in all these turns counts as new.
+    Iterations are read from the newest backwards, until all prompts are known or every prompt that
+    may be drawn has had a turn. A prompt still unknown then is never drawn (`rollout.on_long` drops
+    it), so a long run costs no more reading than a short one. A prompt whose completions could not
+    be judged in any of these turns counts as new.
 
     Args:
-        prompt_ids: all training prompts.
+        run: the run.
+        prompt_ids: those of all training prompts.
+        iteration: the iteration that is about to be sampled.
 
     Raises:
         UserError: the score of an iteration that is needed is missing or stale.
@@ -107,10 +110,10 @@ def last_pass_rates(run: Run, prompt_ids: Collection[str], iteration: int) -> La
 
 
 def _within_reach(run: Run, prompts: int, iteration: int) -> Iterator[int]:
-    """Earlier iterations, the newest first, until every prompt has had a turn since.
+    """Yield earlier iterations, newest first, until every prompt has had a turn since.
 
-    Always solved prompts rest in all but one of `ledger_recheck_epochs` epochs. So many epochs and
-    one more hold a whole turn of every prompt, wherever they begin (`draw_by_ledger`).
+    A prompt that is always solved is skipped in all but one of `ledger_recheck_epochs` epochs. Any
+    stretch of one epoch more than that holds a turn of every prompt (`select_by_ledger`).
     """
     turns = recheck_epochs = 0
     for earlier in range(iteration - 1, 0, -1):

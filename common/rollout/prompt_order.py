@@ -1,11 +1,14 @@
-"""Which prompts an iteration samples: uniformly by shuffled epochs, or by what was solved before.
+"""Which prompts an iteration samples: uniformly in shuffled epochs, or by earlier pass rates.
 
-`uniform` goes on in the shuffled epochs where the iteration before stopped. `ledger` looks at the
-pass rates p of earlier iterations. A reward of 0 or 1 that comes with probability p has variance
-p (1 - p): where that is 0, a group has equal rewards and no advantage; where it is largest, a group
-teaches most ("Learning to reason at the frontier of learnability", arXiv 2502.12272). So prompts
-that are solved in part come again before their turn, and those that are always solved are passed
-over when it is their turn, except for a recheck now and then.
+`uniform` continues in the shuffled epochs where the iteration before stopped. `ledger` uses the
+pass rates p of earlier iterations as well. A reward that is 1 with probability p and else 0 has
+variance p (1 - p). Where that is 0, all rewards of a group are equal and there is no advantage;
+where it is largest, a group teaches most ("Learning to reason at the frontier of learnability",
+arXiv 2502.12272). So prompts that are sometimes solved are revisited before their turn, and prompts
+that are always solved are passed over when their turn comes, except for a recheck now and then.
+
+A turn is one place in the sequence of shuffled epochs. The cursor counts the turns taken since the
+run began.
 """
 
 from __future__ import annotations
@@ -31,17 +34,17 @@ class PromptSelection:
     """The prompts of an iteration."""
 
     prompts: list[int]
-    """Indices into the training prompts, one per group; at an epoch's end one may come twice."""
+    """Indices into the training prompts, one per group; across an epoch's end one may recur."""
     repeats: list[int]
-    """How often each one stands before it in this list."""
+    """For each of `prompts`, how often it occurs earlier in the list."""
     dropped: list[int]
-    """Indices passed over because they do not fit."""
+    """Indices of prompts left out because they do not fit."""
     cursor_end: int
-    """Turns taken since the run began, those of prompts passed over included: where the next
-    iteration begins."""
+    """Turns taken since the run began, including those of prompts left out; the next iteration
+    begins there."""
 
     def facts(self) -> dict[str, int]:
-        """What else is to be said of them in the manifest."""
+        """Return further facts for the manifest."""
         return {}
 
 
@@ -50,13 +53,14 @@ class PromptOrder:
     """How an iteration selects its prompts."""
 
     select: Callable[..., PromptSelection]
-    """How many, and `fits` → the prompts. Asking for more leaves the first ones the same."""
+    """Function of a number of prompts and `fits` that selects so many; a larger number only
+    appends to the selection."""
     scores: list[str]
-    """Names of the outputs that decided the order: scores, with the ledger."""
+    """Names of the score outputs that decided the order; empty without the ledger."""
 
     @classmethod
     def of(cls, run: Run, recipe: Recipe, iteration: int, prompt_ids: Sequence[str]) -> PromptOrder:
-        """By the recipe's `rollout.sampling`.
+        """Make the order that the recipe's `rollout.sampling` asks for.
 
         Raises:
             UserError: a score that the ledger needs is missing or stale.
@@ -91,11 +95,11 @@ def select_prompts(
 ) -> PromptSelection:
     """Select `count` of `total` prompts, beginning `cursor` turns into the run.
 
-    Selecting more leaves the first ones the same.
+    A larger `count` only appends to the selection.
 
     Args:
-        seed: the run's; with the epoch's number it decides the order.
-        fits: whether a prompt may be taken.
+        seed: the run's seed; with the epoch's number it decides the order.
+        fits: whether the prompt of an index may be taken.
 
     Raises:
         UserError: no prompt fits.
@@ -106,7 +110,7 @@ def select_prompts(
     upcoming = turns(cursor, total, seed)
     since_last = 0
     while len(selected) < count:
-        # One that fits may stand first in an epoch and last in the next one.
+        # Two epochs: a prompt that fits may stand first in one epoch and last in the next.
         if since_last == 2 * total:
             raise none_fits(total)
         _, index = next(upcoming)
@@ -121,7 +125,7 @@ def select_prompts(
 
 
 def turns(cursor: int, total: int, seed: int) -> Iterator[tuple[int, int]]:
-    """(epoch, index of a prompt) without end, from the turn `cursor` of the run."""
+    """Yield (epoch, index of a prompt) without end, beginning at turn `cursor` of the run."""
     first, skipped = divmod(cursor, total)
     for epoch in count_from(first):
         for index in permutation(seed, epoch, total)[skipped:]:
@@ -137,7 +141,7 @@ def none_fits(total: int) -> UserError:
 
 
 def cursor_of(run: Run, iteration: int) -> int:
-    """Turns that the iterations before this one have taken."""
+    """Return how many turns the earlier iterations have taken."""
     if iteration == 1:
         return 0
     return int(read_manifest(run.rollout(iteration - 1)).facts["cursor_end"])
@@ -145,12 +149,12 @@ def cursor_of(run: Run, iteration: int) -> int:
 
 @dataclass(frozen=True)
 class LedgerSelection(PromptSelection):
-    """The prompts of an iteration: those that come again first, then those whose turn it is."""
+    """The prompts of an iteration: first those revisited, then those whose turn it is."""
 
     revisited: int
-    """How many come again."""
+    """How many prompts are revisited."""
     passed_over: int
-    """Turns that passed because the prompt was always solved, or stands in the iteration."""
+    """Turns skipped because the prompt was always solved or is in the iteration already."""
 
     def facts(self) -> dict[str, int]:
         return {"revisited": self.revisited, "passed_over": self.passed_over}
@@ -170,15 +174,15 @@ def select_by_ledger(
 ) -> LedgerSelection:
     """Select `count` of `total` prompts, beginning `cursor` turns into the run.
 
-    Selecting more leaves the first ones the same. No prompt is selected twice before all that may
-    be selected have been.
+    A larger `count` only appends to the selection. No prompt is selected twice before all that may
+    be selected have been selected once.
 
     Args:
-        seed: the run's; with the epoch's number it decides the order of turns.
-        fits: whether a prompt may be taken.
-        pass_rates: of the prompts that have been attempted, at their last attempt.
-        again: prompts to come again, each once, the first of them before all others.
-        revisits: how many of `again`, at most.
+        seed: the run's seed; with the epoch's number it decides the order of turns.
+        fits: whether the prompt of an index may be taken.
+        pass_rates: by prompt, for those that have been attempted; that of the last attempt.
+        again: prompts to revisit, each listed once, in order of preference.
+        revisits: how many of `again` to take at most.
         recheck_epochs: an always solved prompt takes its turn in one of so many epochs. If all
             prompts are always solved, each takes every turn.
 
@@ -196,7 +200,7 @@ def select_by_ledger(
     most_attempts = 1
     upcoming = turns(cursor, total, seed)
     while len(selected) < count:
-        # So many turns hold one of every prompt, wherever they begin and with its recheck.
+        # Any stretch of so many turns holds, for every prompt, one that it may take.
         if since_last == (recheck_epochs + 1) * total:
             if not selected:
                 raise none_fits(total)
@@ -218,22 +222,22 @@ def select_by_ledger(
 
 
 def most_revisits(rollout: RolloutConfig) -> int:
-    """How many groups of an iteration are to come again: their share, rounded down."""
-    # 0.29 * 100 is 28.999999999999996.
+    """Return how many prompts of an iteration to revisit at most: the share, rounded down."""
+    # 0.29 * 100 is 28.999999999999996, but 29 is meant.
     return math.floor(rollout.ledger_revisit * rollout.prompts_per_iteration + 1e-9)
 
 
 def revisit_order(pass_rates: Mapping[int, float], run_seed: int, iteration: int) -> list[int]:
-    """Prompts with 0 < p < 1, sampled without replacement with weights p (1 - p), in order.
+    """Return the prompts with 0 < p < 1, drawn without replacement with weights w = p (1 - p).
 
-    The i-th of them is the i-th to ring of clocks with the weights as rates: Efraimidis and
-    Spirakis, "Weighted random sampling with a reservoir" (2006), with -log(u) / w for u^(1 / w).
-    A prompt's u does not depend on which others there are.
+    Each prompt gets an exponential random number of rate w, and they are sorted by it. This is
+    Efraimidis and Spirakis, "Weighted random sampling with a reservoir" (2006), with
+    -log(u) / w in place of u^(1 / w). A prompt's u does not depend on which others there are.
     """
     partly = sorted(index for index, rate in pass_rates.items() if 0 < rate < 1)
     if not partly:
         return []
     rates = np.array([pass_rates[index] for index in partly])
     numbers = uniforms(revisit_seed(run_seed, iteration), partly[-1] + 1)[partly]
-    rings = -np.log1p(-numbers) / (rates * (1 - rates))  # 1 - u is above 0, u may be 0
+    rings = -np.log1p(-numbers) / (rates * (1 - rates))  # log(1 - u), since u may be 0
     return [partly[place] for place in np.argsort(rings, kind="stable")]

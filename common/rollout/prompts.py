@@ -1,4 +1,4 @@
-"""The policy that is sampled: prompts rendered for it, its samples as rows of a table."""
+"""The policy that is sampled, with prompts rendered for it and its samples as table rows."""
 
 from __future__ import annotations
 
@@ -24,15 +24,17 @@ class RenderedPrompt:
     row: Mapping[str, Any]
     ids: list[int]
     prefix: str
-    """What of the text of `ids` belongs to the assistant."""
+    """The part of the prompt's text that already belongs to the assistant's turn."""
 
 
 class SamplingPolicy:
-    """A policy to be sampled: its tokenizer, what ends its turn, and its weights when needed."""
+    """A policy to sample: its tokenizer, its stop tokens, and an engine when asked for."""
 
     def __init__(self, policy_dir: Path, prompt: PromptConfig) -> None:
-        """Raises:
-        UserError: no usable tokenizer or configuration, or nothing that ends a completion.
+        """Load tokenizer, stop tokens and configuration, but no weights.
+
+        Raises:
+            UserError: tokenizer or configuration cannot be used, or no token ends a completion.
         """
         self.policy_dir = policy_dir
         self._prompt = prompt
@@ -41,14 +43,14 @@ class SamplingPolicy:
         self._config = load_config(policy_dir).get_text_config()
 
     def render(self, row: Mapping[str, Any]) -> RenderedPrompt:
-        """The prompt of a row of `prompts/`."""
+        """Render a row of `prompts/`."""
         ids, prefix = render(row["messages"], self._tokenizer, self._prompt)
         return RenderedPrompt(row, ids, prefix)
 
     def fits(
         self, prompt: RenderedPrompt, max_completion_tokens: int, on_long: Literal["error", "drop"]
     ) -> bool:
-        """Whether the longest completion stays within the model's context.
+        """Return whether the longest completion stays within the model's context.
 
         Raises:
             UserError: it does not, and `on_long` is "error".
@@ -59,11 +61,11 @@ class SamplingPolicy:
         return fault is None
 
     def engine(self, recipe: Recipe, device: torch.device) -> Engine:
-        """The engine that samples this policy, its weights loaded."""
+        """Load the weights, and return the engine that samples this policy."""
         return load_engine(self.policy_dir, recipe, self._stops, device)
 
     def columns(self, prompt: RenderedPrompt, sample: Sample) -> dict[str, Any]:
-        """The columns that rollouts and evaluations share, for one completion."""
+        """Return the columns that rollouts and evaluations share, for one completion."""
         return {
             "prompt_id": prompt.row["prompt_id"],
             "task": prompt.row["task"],

@@ -1,4 +1,4 @@
-"""Policies as Hugging Face directories, and trainer states that any mesh can read.
+"""Policies saved as Hugging Face directories, and trainer states that any mesh can read.
 
 Every parameter is stored once, under its name in the whole model, by the first pipeline stage
 that holds it. Nothing is pickled.
@@ -29,16 +29,17 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def save_policy(folder: Path, weights: MasterWeights, *, source: Path) -> None:
-    """Write the policy as `AutoModelForCausalLM.from_pretrained` reads it, in compute dtype.
+    """Write the policy for `AutoModelForCausalLM.from_pretrained`, in compute dtype.
 
-    Called on every rank of the mesh; each writes its own shard.
+    It is called on every rank. Each rank of the first replica writes its own shard.
 
     Args:
-        folder: exists and is empty of weights.
+        folder: an existing folder without weights.
+        weights: the trained weights.
         source: the policy before; its configuration, tokenizer and licence are copied.
 
     Raises:
-        UserError: no room on the disk, or ranks that do not share the file system.
+        UserError: the disk has no room, or the ranks do not share the file system.
     """
     tensors = {name: weights.model[name].detach() for name in weights.owned}
     _save_model(folder, tensors, weights.mesh, source)
@@ -54,10 +55,13 @@ def save_average(
 ) -> None:
     """Write (1 - alpha) · before + alpha · policy as a model like the policy, but in float32.
 
-    In bfloat16 the small step of an average would be lost in rounding. Called on every rank.
+    In bfloat16 the small step of an average would be lost in rounding. It is called on every rank.
 
     Args:
-        before: float32 by name, of this rank's pipeline stage.
+        folder: an existing folder without weights.
+        weights: the weights of the policy.
+        before: the float32 average so far, by name, of this rank's pipeline stage.
+        alpha: the weight of the policy.
         source: as for `save_policy`.
     """
     tensors = {
@@ -95,12 +99,14 @@ def save_trainer(
 ) -> None:
     """Write optimizer and masters into an existing folder, `state.json` last.
 
-    Called on every rank.
+    It is called on every rank.
 
     Args:
-        with_masters: store the masters too; the policy alone suffices if it is float32.
-        facts: JSON, found again by `read_state`.
-        checksums: note each file's sha256, where no manifest will.
+        folder: where to write.
+        optimizer: the optimizer and its masters.
+        with_masters: whether to store the masters; a float32 policy makes them superfluous.
+        facts: further entries of `state.json`, which `read_state` returns.
+        checksums: whether `state.json` lists each file's sha256, for want of a manifest.
     """
     weights, mesh = optimizer.weights, optimizer.weights.mesh
     tensors = {
@@ -121,25 +127,28 @@ def save_trainer(
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """`state.json` of a trainer state: `steps`, `masters` and the facts it was saved with."""
+    """Read `state.json` of a trainer state: `steps`, `masters` and the facts saved with it."""
     return json.loads((folder / STATE).read_text(encoding="utf-8"))
 
 
 def load_trainer(folder: Path, optimizer: Optimizer, *, as_policy: bool) -> bool:
-    """Continue with the optimizer and the masters of a trainer state, written by any mesh.
+    """Load the optimizer and the masters of a trainer state that any mesh has written.
 
-    Called on every rank.
+    It is called on every rank.
 
     Args:
-        as_policy: the state belongs to the policy that is loaded: take the masters only if
-            rounded to the policy's type they are exactly that policy, on every rank. Otherwise
-            they replace the model's content.
+        folder: the trainer state.
+        optimizer: takes its content.
+        as_policy: whether the state must belong to the policy that is loaded: then the masters
+            are taken only if, rounded to the policy's dtype, they equal it exactly on every rank.
+            If False, they replace the model's content.
 
     Returns:
-        Whether it was loaded; False: masters that are not the policy's, nothing changed.
+        Whether the state was loaded. It was not, and nothing has changed, if the masters are not
+        those of the policy.
 
     Raises:
-        UserError: a parameter of the model is not in the state.
+        UserError: the state lacks a parameter of the model.
     """
     weights, state = optimizer.weights, read_state(folder)
     kinds = (*(_MOMENTS if state["steps"] else ()), *(("master",) if state["masters"] else ()))
@@ -170,12 +179,16 @@ def _all_agree(mesh: Mesh, mine: bool) -> bool:
 
 
 def _gathered(mesh: Mesh, mine: dict[str, int]) -> list[dict[str, int]]:
-    """One value for each pipeline stage of the first replica."""
+    """Return the value of each pipeline stage of the first replica, in order."""
     return mesh.gather_objects(mine)[: mesh.pp_degree]
 
 
 def _save_shards(folder: Path, kind: str, tensors: Mapping[str, Tensor], mesh: Mesh) -> None:
-    """This rank's shard, written by the first replica and on the disk when this returns."""
+    """Write this rank's shard if it is in the first replica, and wait until it is on the disk.
+
+    Raises:
+        UserError: the disk has no room, or this rank does not see the folder.
+    """
     mesh.barrier()
     if not folder.is_dir():
         raise UserError(
@@ -189,7 +202,7 @@ def _save_shards(folder: Path, kind: str, tensors: Mapping[str, Tensor], mesh: M
         raise UserError(f"{folder}: {size} bytes to write, {free} free on its disk; make room")
     path = folder / _shard(kind, mesh.pp_rank, mesh.pp_degree)
     path.touch()
-    mode = path.stat().st_mode  # of the umask; the library replaces the file by one of mode 600
+    mode = path.stat().st_mode  # by the umask; safetensors replaces the file by one of mode 600
     save_file({name: t.cpu().contiguous() for name, t in tensors.items()}, path, {"format": "pt"})
     path.chmod(mode)
     with path.open("rb") as file:
@@ -198,14 +211,18 @@ def _save_shards(folder: Path, kind: str, tensors: Mapping[str, Tensor], mesh: M
 
 
 def _shard(kind: str, rank: int, ranks: int) -> str:
-    """Hugging Face's names for the shards of a checkpoint."""
+    """Return the name of a shard, as Hugging Face names those of a checkpoint."""
     if ranks == 1:
         return f"{kind}.safetensors"
     return f"{kind}-{rank + 1:05d}-of-{ranks:05d}.safetensors"
 
 
 def _load(folder: Path, wanted: Iterable[str]) -> dict[str, Tensor]:
-    """Tensors by name out of whichever shard has them."""
+    """Read tensors by name, each from whichever shard has it.
+
+    Raises:
+        UserError: no shard has one of them.
+    """
     missing, found = set(wanted), {}
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:

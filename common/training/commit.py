@@ -1,9 +1,10 @@
 """Policy, trainer state and metrics of an iteration, committed as one.
 
-The directories are written beside their places, each with its manifest. That of the metrics comes
-last and decides: without it all are made again, with it the renames that are missing are done by
-whoever comes next (`freshness.recover`). A policy therefore never stands without the trainer state
-that made it. Where the reference is a moving average, a fourth directory has it.
+Each directory is written beside its final place, with a manifest, and then renamed. The manifest of
+the metrics is written last and decides: without it everything is made again; with it, the next
+process does the renames that are missing (`freshness.recover`). So a policy never exists without
+the trainer state that belongs to it. If the reference is a moving average, it is a fourth
+directory.
 """
 
 from __future__ import annotations
@@ -42,19 +43,19 @@ PACKAGES = ("torch", "transformers")
 
 @dataclass(frozen=True)
 class TrainOutputs:
-    """What one iteration of training makes."""
+    """Outputs of one iteration of training, and what decides their content."""
 
     run: Run
     iteration: int
     inputs: dict[str, str]
-    """Content hashes by name."""
+    """Content hash of each input, by name."""
     recipe: dict[str, Any]
-    """The sections that decide the content."""
+    """The sections of the recipe that decide the content."""
     seed: int
     averaged: Output | None
-    """The reference that the moving average goes on from; None when none is kept."""
+    """The reference that the moving average continues from; None if no average is kept."""
     made_by: dict[str, str]
-    """Versions of what decides the content beside these."""
+    """Versions of whatever else decides the content."""
 
     @property
     def metrics(self) -> Output:
@@ -66,7 +67,7 @@ class TrainOutputs:
 
     @property
     def reference(self) -> Output:
-        """The moving average; made only with `averaged`."""
+        """Return the moving average; it is made only with `averaged`."""
         return self.run.reference(self.iteration)
 
     @property
@@ -74,7 +75,7 @@ class TrainOutputs:
         return self.run.trainer(self.iteration)
 
     def writer(self) -> OutputWriter:
-        """Of the metrics; its `open` begins or takes up the iteration."""
+        """Return the writer of the metrics; its `open` begins or resumes the iteration."""
         return OutputWriter(
             self.metrics,
             inputs=self.inputs,
@@ -89,13 +90,13 @@ class TrainOutputs:
 def describe_outputs(
     run: Run, iteration: int, recipe: Recipe, *, fresh_optimizer: bool
 ) -> TrainOutputs:
-    """What training an iteration is going to make, and from what.
+    """Check the inputs of an iteration's training, and return what it is going to make.
 
     Raises:
         UserError: an input is missing or stale, or the trainer state to continue from was pruned.
     """
     for output in (run.rollout(iteration), run.score(iteration), run.logprobs(iteration)):
-        # Keys alone would not tell: a rollout that was made again has the keys of the former.
+        # Equal keys are not enough: a rollout that was made again has the same keys.
         require_fresh(run, output)
     inputs = inputs_of(run, "train", iteration, recipe)
     before = run.trainer(iteration - 1)
@@ -115,7 +116,11 @@ def describe_outputs(
 
 
 def _require_trainer(run: Run, before: int) -> None:
-    """Refuse to train without the optimizer of the iteration before."""
+    """Check that the trainer state of iteration `before` is there to continue from.
+
+    Raises:
+        UserError: it is missing or pruned; the message says from where one can still begin.
+    """
 
     def kept(number: int) -> bool:
         state = run.trainer(number)
@@ -141,9 +146,14 @@ def commit_iteration(
     *,
     source: Path,
 ) -> None:
-    """Write and publish everything; called on every rank.
+    """Write and publish everything that the iteration made; called on every rank.
 
     Args:
+        outputs: as `describe_outputs` returns them.
+        writer: the writer of the metrics, which is open.
+        pipeline: this rank's part of the model.
+        optimizer: the optimizer after the last step.
+        rows: a row of metrics per optimizer step.
         source: directory of the policy that was trained.
 
     Raises:
@@ -204,11 +214,11 @@ def _publish(outputs: TrainOutputs, writer: OutputWriter, rows: list[StepRow]) -
     writer.commit(facts, packages=PACKAGES, publish_output=False)
     recover(outputs.run, outputs.metrics)
     if outputs.averaged is None:
-        # Left by a training that is made again without an average: of another policy.
+        # An earlier training may have left an average, which belongs to another policy.
         shutil.rmtree(reference.path, ignore_errors=True)
 
 
 def trainer_content_hash(folder: Path) -> str:
-    """Content of a trainer state, whatever mesh wrote it."""
+    """Return the content hash of a trainer state, the same whatever mesh wrote it."""
     tensors = tensors_content_hash(sorted(folder.glob("*.safetensors")))
     return hash_of_parts([tensors, sha256_of_file(folder / STATE)])

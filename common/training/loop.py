@@ -1,8 +1,8 @@
 """One iteration of GRPO: load, continue; for each minibatch forward, loss, backward, step; commit.
 
-`train_iteration` is the whole of it, in order; every rank of the mesh runs it. What it reads is in
-`samples.py`, how completions become optimizer batches in `minibatches.py`, the loss in
-`objective/loss.py`, the schedule over pipeline stages in `parallel/pipeline.py`.
+`train_iteration` is all of it, in order; every rank of the mesh runs it. Its input is read in
+`samples.py`; completions become optimizer batches in `minibatches.py`; the loss is in
+`objective/loss.py`, and the schedule over pipeline stages in `parallel/pipeline.py`.
 """
 
 from __future__ import annotations
@@ -46,9 +46,13 @@ from common.training.samples import (
 _SKIPS_ALLOWED = 2
 _SAMPLES_NAMED = 8
 _FIRST_BOUND = 1e-2
-"""At the first step policy and old policy are the same. In float32 the mean ratio is 1 to 1e-4,
-approx_kl 0 to 1e-6; this leaves room for bfloat16, whose rounding depends on how rows are packed.
-The mean ratio alone would not do: to another distribution that was sampled from, it is 1 too."""
+"""How far |mean ratio − 1| and approx_kl may be from 0 at the first step of an iteration.
+
+Policy and old policy are the same there: in float32 the mean ratio is 1 within 1e-4 and approx_kl 0
+within 1e-6. The bound leaves room for bfloat16, whose rounding depends on how rows are packed. The
+mean ratio alone would not be enough: its expectation is 1 whatever distribution the tokens were
+sampled from.
+"""
 
 
 def train_iteration(
@@ -57,6 +61,10 @@ def train_iteration(
     """Train policy N from policy N-1 and commit it; called on every rank.
 
     Args:
+        run: the run.
+        iteration: N.
+        recipe: the recipe in force.
+        mesh: the processes that train.
         fresh_optimizer: begin AdamW anew, from the policy alone.
 
     Returns:
@@ -68,7 +76,7 @@ def train_iteration(
         NoLearningSignalError: all groups have equal rewards, and the recipe says to stop.
         NonFiniteError: loss or gradient is not finite three steps in a row, or a weight is not.
     """
-    # 1. What is trained by and on: the policy term; every kept completion, in optimizer batches.
+    # 1. Read the policy term, and every kept completion in optimizer batches.
     own_term = load_policy_term(recipe.objective, mesh.device)
     outputs = describe_outputs(run, iteration, recipe, fresh_optimizer=fresh_optimizer)
     check_old_logprobs(run, iteration, recipe, mesh.device)
@@ -130,7 +138,7 @@ def _read_minibatches(
 
 
 def _load_pipeline(source: Path, mesh: Mesh, recipe: Recipe, temperature: float) -> Pipeline:
-    """This rank's part of the policy in folder `source`, to be trained."""
+    """Load this rank's part of the policy in folder `source`, for training."""
     return Pipeline(
         source,
         mesh,
@@ -143,13 +151,13 @@ def _load_pipeline(source: Path, mesh: Mesh, recipe: Recipe, temperature: float)
 
 
 def _is_to_be_saved(minibatch: Minibatch, recipe: Recipe) -> bool:
-    """Whether state is committed after this step of the iteration."""
+    """Return whether the state is to be saved after this step of the iteration."""
     every = recipe.train.checkpoint_every_steps
     return every > 0 and (minibatch.step + 1) % every == 0
 
 
 class Trainer:
-    """Takes optimizer steps, and keeps the rows of their metrics."""
+    """Trainer of one iteration: takes its optimizer steps and keeps a row of metrics for each."""
 
     def __init__(
         self,
@@ -166,9 +174,14 @@ class Trainer:
         """Prepare for an iteration.
 
         Args:
+            pipeline: this rank's part of the model.
+            optimizer: the optimizer of its weights.
+            train: the recipe's section.
+            objective: the recipe's section.
+            iteration: the number of the iteration.
             steps: optimizer steps of the iteration.
             max_completion_tokens: the rollout's limit.
-            own_term: what `load_policy_term` finds for the objective.
+            own_term: what `load_policy_term` returns for the objective.
         """
         self.pipeline = pipeline
         self.optimizer = optimizer
@@ -182,7 +195,7 @@ class Trainer:
         self._max_completion_tokens = max_completion_tokens
 
     def step(self, minibatch: Minibatch) -> StepRow:
-        """One optimizer step; the same row on every rank.
+        """Take one optimizer step, and return its row of metrics, the same on every rank.
 
         Raises:
             NonFiniteError: the third step in a row whose update is left out because its loss,
@@ -213,7 +226,11 @@ class Trainer:
         return row
 
     def accumulate(self, minibatch: Minibatch) -> LossRecorder | None:
-        """Add the gradients of this replica's part; what the loss saw, on the last stage."""
+        """Add up the gradients of this replica's part of a minibatch.
+
+        Returns:
+            What the loss recorded, on the last pipeline stage; None on the others.
+        """
         batch = make_replica_batch(
             minibatch,
             self._objective,
@@ -231,7 +248,7 @@ class Trainer:
         return loss if self.mesh.is_last else None
 
     def _row(self, minibatch: Minibatch, seen: LossRecorder | None, started: float) -> StepRow:
-        """Metrics over all replicas, merged in rank order so that all ranks have the same."""
+        """Return the metrics over all replicas, merged in rank order to be equal on all ranks."""
         sums = seen.sums if seen else None
         mine = None if sums is None else {name: float(value) for name, value in sums.items()}
         seconds = time.perf_counter() - started
@@ -256,7 +273,11 @@ class Trainer:
         }
 
     def _tell_skipped(self, place: str, minibatch: Minibatch, faulty: list[str] | None) -> None:
-        """Name what was not finite; give up on the third such step in a row."""
+        """Warn that a step was left out, naming the completions that are not finite.
+
+        Raises:
+            NonFiniteError: this is the third such step in a row.
+        """
         found = [ids for ids in self.mesh.gather_objects(faulty) if ids]
         ids = sorted({rollout_id for part in found for rollout_id in part})
         named = ids or [sample.rollout_id for sample in minibatch.samples]
@@ -273,7 +294,7 @@ class Trainer:
             warn(f"{message}; the update was left out")
 
     def _warn_of_first_ratio(self, row: StepRow) -> None:
-        """Warn where the first step's ratio shows old_logprobs of another policy."""
+        """Warn if the first step's ratio shows that old_logprobs are of another policy."""
         off = max(abs(row["ratio_mean"] - 1), row["approx_kl"])
         if self.mesh.is_main and off > _FIRST_BOUND:
             warn(
@@ -286,9 +307,9 @@ class Trainer:
 
 @dataclass
 class LossRecorder:
-    """The loss, microbatch by microbatch, on the last pipeline stage of one replica.
+    """Loss of each microbatch, on the last pipeline stage of one replica.
 
-    It keeps the sums that become metrics and what is needed to name completions whose numbers are
+    It keeps the sums that become metrics, and what it takes to name completions whose numbers are
     not finite.
     """
 
@@ -298,22 +319,28 @@ class LossRecorder:
     """See `grpo_loss`."""
     sums: dict[str, Tensor] | None = None
     finite: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
-    """Indices of packs, finite targets [B, T], whether the loss is finite."""
+    """Per microbatch: indices of packs [B], whether each target is finite [B, T], and whether the
+    loss is finite."""
 
     def __call__(self, outputs: Tensor, packs: Tensor) -> Tensor:
-        """The loss of a microbatch: outputs [B, T, 2] of the packs with these indices [B]."""
+        """Return the loss of a microbatch.
+
+        Args:
+            outputs: [B, T, 2] logprob and entropy of each target.
+            packs: [B] indices of the microbatch's packs.
+        """
         batch = self.batch.tokens.select(packs)
         loss, sums = grpo_loss(
             outputs[..., 0], outputs[..., 1], batch, self.objective, self.own_term
         )
         self.sums = merge_sums(self.sums, sums)
         fine = (outputs.detach().isfinite().all(-1) & _finite(batch)) | ~batch.mask
-        # Only noted: to look at it here would stop the device once per microbatch.
+        # Only stored: reading it here would synchronise with the device once per microbatch.
         self.finite.append((packs, fine, loss.detach().isfinite()))
         return loss
 
     def not_finite(self) -> list[str] | None:
-        """Ids of the completions whose numbers are not finite; None if all are."""
+        """Return the ids of the completions whose numbers are not finite; None if all are."""
         return list(self._faulty()) or None
 
     def _faulty(self) -> Iterator[str]:
@@ -327,7 +354,7 @@ class LossRecorder:
 
 
 def step_line(row: StepRow, steps: int) -> str:
-    """A step for the terminal."""
+    """Return one line about a step, for the terminal."""
     if row["skipped"]:
         return f"step {row['step'] + 1}/{steps}: left out"
     shown = {
@@ -345,14 +372,14 @@ def step_line(row: StepRow, steps: int) -> str:
 
 
 def _finite(batch: TokenBatch) -> Tensor:
-    """[B, T] bool: targets whose given numbers are finite."""
+    """Return [B, T] bool: whether all numbers that the batch has for a target are finite."""
     given = [batch.old_logprobs, batch.advantages, batch.sampler_weights]
     given += [batch.ref_logprobs] if batch.ref_logprobs is not None else []
     return torch.stack([values.isfinite() for values in given]).all(0)
 
 
 def _peak_memory(device: torch.device) -> int:
-    """Bytes: of the accelerator, else of the process."""
+    """Return the peak memory in bytes, of the accelerator if there is one, else of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return peak_memory_bytes()

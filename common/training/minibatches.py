@@ -1,7 +1,8 @@
 """An iteration's completions as optimizer batches, and each replica's part of them as packs.
 
-What normalises the loss is counted, and tokens are ranked by entropy, over the whole optimizer
-batch: before anything is dropped, balanced over replicas or packed. All of it is pure, on the CPU.
+The counts that normalise the loss and the ranking of tokens by entropy are over the whole optimizer
+batch, before completions are dropped, balanced over replicas or packed. All functions here are pure
+and run on the CPU.
 """
 
 from __future__ import annotations
@@ -42,18 +43,18 @@ class Minibatch:
 
     epoch: int
     step: int
-    """Within the iteration, from 0."""
+    """Number of the step within the iteration, from 0."""
     groups: tuple[Group, ...]
     computed: tuple[Group, ...]
-    """The completions that can have a gradient, see `_with_gradient`; no group is empty."""
+    """The completions that can have a gradient (see `_with_gradient`); no group is empty."""
     counts: Tensor
-    """[completions] int64 tokens in the loss of every completion of `groups`, in order."""
+    """[completions] int64: tokens in the loss of every completion of `groups`, in order."""
     entropy_threshold: float
-    """Least entropy of a token in the policy term; −inf for all of them."""
+    """The policy term is on tokens of at least this entropy; −inf if it is on all."""
 
     @property
     def has_gradient(self) -> bool:
-        """Whether any token has one; if none has, the step is left out."""
+        """Whether any token can have a gradient; if none can, the step is left out."""
         return bool(self.computed)
 
     @property
@@ -62,11 +63,11 @@ class Minibatch:
 
     @property
     def completion_tokens(self) -> int:
-        """The global normaliser: tokens in the loss over all replicas, dropped groups counted."""
+        """Return the global normaliser: tokens in the loss, of all replicas and dropped groups."""
         return int(self.counts.sum())
 
     def facts(self) -> dict[str, float]:
-        """The metrics that do not depend on the policy."""
+        """Return the metrics that do not depend on the policy."""
         samples = self.samples
         rewards = [s.reward for s in samples if s.reward is not None]
         return {
@@ -89,18 +90,24 @@ def plan_minibatches(
     iteration: int,
     on_no_signal: Literal["stop", "keep"] = "stop",
 ) -> list[Minibatch]:
-    """Every optimizer step of an iteration, in order.
+    """Return the minibatch of every optimizer step of an iteration, in order.
 
-    Each epoch is a permutation of the groups, a function of seed, iteration and epoch alone. An
-    iteration without groups has one empty minibatch an epoch, whose step is skipped.
+    Each epoch permutes the groups by seed, iteration and epoch alone. An iteration without groups
+    has one empty minibatch per epoch, whose step is skipped.
 
     Args:
-        on_no_signal: with `keep`, an iteration whose groups all have equal rewards has nothing to
-            compute, not even its KL: Adam would turn the smallest gradient into full steps.
+        groups: all kept groups of the iteration.
+        objective: decides which completions have a gradient.
+        epochs: how often each group is trained on.
+        prompts_per_step: groups per minibatch; None for all.
+        seed: the run's seed.
+        iteration: the number of the iteration.
+        on_no_signal: with `keep`, an iteration whose groups all have equal rewards computes
+            nothing, not even the KL, since Adam would turn the smallest gradient into full steps.
 
     Raises:
-        NoLearningSignalError: no group has different rewards, and `on_no_signal` is `stop`.
-        UserError: a stored entropy is not finite, and tokens are to be ranked by it.
+        NoLearningSignalError: in no group the rewards differ, and `on_no_signal` is `stop`.
+        UserError: a stored entropy is not finite, but tokens are ranked by it.
     """
     signal = any(group.has_variance for group in groups)
     if not signal and on_no_signal == "stop":
@@ -117,7 +124,7 @@ def plan_minibatches(
 
 
 def permutation(count: int, key: str) -> list[int]:
-    """A permutation that is the same on every machine and version: indices sorted by hash."""
+    """Return indices sorted by hash: a permutation that no machine or version changes."""
 
     def place(index: int) -> bytes:
         return hashlib.sha256(f"{key}/{index}".encode()).digest()
@@ -126,7 +133,7 @@ def permutation(count: int, key: str) -> list[int]:
 
 
 def balance_by_tokens(groups: Sequence[Group], replicas: int) -> list[list[Group]]:
-    """Groups for each dp rank, the longest first and each to the rank with the fewest tokens."""
+    """Return groups for each dp rank: the longest first, each to the rank with fewest tokens."""
     shares: list[list[Group]] = [[] for _ in range(replicas)]
     tokens = [0] * replicas
     for group in sorted(groups, key=lambda g: -g.tokens):
@@ -149,11 +156,11 @@ def _no_signal(groups: Sequence[Group], iteration: int) -> NoLearningSignalError
 
 
 def _with_gradient(groups: tuple[Group, ...], objective: ObjectiveConfig) -> tuple[Group, ...]:
-    """The completions that the loss has a gradient for, in their groups.
+    """Return the completions that can have a gradient, in their groups.
 
-    Left out are those that are not in the loss, and with advantage 0 those that KL and entropy say
-    nothing of either. No term reaches from one completion to another but by what is counted over
-    the whole batch, so the gradient is the same without them.
+    Completions that are not in the loss are left out, and so are those with advantage 0 if the
+    objective has neither KL nor entropy. The terms of one completion depend on others only through
+    counts over the whole batch, so the gradient is the same without them.
     """
     every_advantage = zero_advantage_rows_matter(objective)
     found = []
@@ -205,7 +212,7 @@ def _entropy_threshold(
 
 
 def completion_counts(samples: Sequence[TrainingSample], objective: ObjectiveConfig) -> Tensor:
-    """[samples] int64 tokens of each completion in the loss."""
+    """Return how many tokens each completion has in the loss, [samples] int64."""
     return tokens_in_loss(
         [len(s.completion_ids) for s in samples],
         [s.truncated for s in samples],
@@ -215,14 +222,18 @@ def completion_counts(samples: Sequence[TrainingSample], objective: ObjectiveCon
 
 @dataclass(frozen=True)
 class ReplicaBatch:
-    """What one replica computes of a minibatch."""
+    """The part of a minibatch that one replica computes."""
 
     samples: tuple[TrainingSample, ...]
     packs: PackBatch
     tokens: TokenBatch
 
     def rollout_ids(self, packs: Tensor) -> list[str]:
-        """Ids of the completions in the given packs (bool [P, T] of targets, or indices of P)."""
+        """Return the ids of completions.
+
+        Args:
+            packs: indices of packs, or bool [P, T] that selects targets.
+        """
         rows = self.packs.row[packs.cpu()].unique()
         return [self.samples[row].rollout_id for row in rows.tolist() if row >= 0]
 
@@ -239,11 +250,18 @@ def make_replica_batch(
     max_completion_tokens: int,
     dtype: torch.dtype,
 ) -> ReplicaBatch:
-    """The packs of one replica and what the loss needs to know of each target.
+    """Make the packs of one replica, with what the loss needs to know of each target.
 
     Args:
+        minibatch: the whole optimizer batch.
+        objective: the recipe's objective.
+        replica: which replica, its dp rank.
+        replicas: how many replicas there are.
+        tokens_per_pack: as for `pack`.
+        share_prompts: as for `pack`.
         packing: how many packs there must be, from `Pipeline.packing`.
-        dtype: of the loss, float32 or wider.
+        max_completion_tokens: the rollout's limit, for aggregations that normalise by it.
+        dtype: dtype of the loss, float32 or wider.
     """
     mine = balance_by_tokens(minibatch.computed, replicas)[replica]
     samples = tuple(sample for group in mine for sample in group.samples)
@@ -274,11 +292,16 @@ def _token_batch(
     weights: Tensor,
     dtype: torch.dtype,
 ) -> TokenBatch:
-    """The samples' numbers laid out as the targets are.
+    """Return the samples' numbers in the layout of the packs' targets.
 
     Args:
-        counts: [C] tokens in the loss.
-        weights: [C] of each such token.
+        samples: the C completions in the packs.
+        packs: where their tokens are.
+        minibatch: the whole optimizer batch, for its counts and its entropy threshold.
+        objective: the recipe's objective.
+        counts: [C] tokens of each completion in the loss.
+        weights: [C] weight of each of these tokens.
+        dtype: dtype of the result.
     """
 
     lengths = [len(sample.completion_ids) for sample in samples]
@@ -307,9 +330,10 @@ def _token_batch(
 
 
 def completions_in_pack(packs: PackBatch) -> Tensor:
-    """[P, T] int64 number of the target's completion within its pack, from 0; in range on padding.
+    """Return the number of each target's completion within its pack, from 0: [P, T] int64.
 
-    The targets of a completion stand together, so a new one begins where `row` changes.
+    On padding it is any number in range. The targets of a completion are adjacent, so a new
+    completion begins where `row` changes.
     """
     begins = packs.target_mask.clone()
     begins[:, 1:] &= packs.row[:, 1:] != packs.row[:, :-1]
@@ -325,7 +349,7 @@ def _in_policy_term(sample: TrainingSample, threshold: float) -> np.ndarray:
 def _sampler_weights(
     samples: Sequence[TrainingSample], objective: ObjectiveConfig
 ) -> list[np.ndarray]:
-    """One array a completion, one weight a token."""
+    """Return one array per completion, with the sampler correction of each token."""
     if not samples:
         return []
     lengths = [len(sample.completion_ids) for sample in samples]

@@ -1,8 +1,8 @@
-"""AdamW over the mesh: float32 master weights, one schedule, one norm, one decision on every rank.
+"""AdamW over the mesh: float32 master weights, and the same norm and decision on every rank.
 
-A float32 model is its own master copy. Of a bfloat16 model each parameter has a float32 master
-beside it: gradients of microbatches are summed there, for in bfloat16 a sum of sixty would lose
-its last ones, and after a step the master is rounded into the model.
+The weights of a float32 model are their own masters. Each parameter of a bfloat16 model has a
+separate float32 master. The gradients of microbatches are summed there, since summing sixty of them
+in bfloat16 would lose the last; after a step the master is rounded into the model.
 """
 
 from __future__ import annotations
@@ -23,14 +23,19 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _BUCKET_NUMBERS = 1 << 24
-"""Gradients summed over dp in one message."""
+"""How many numbers of gradients are summed over dp in one message."""
 
 
 class MasterWeights:
-    """This rank's parameters by their names in the whole model, in float32 or wider."""
+    """This rank's master weights in float32 or wider, by their names in the whole model."""
 
     def __init__(self, part: PreTrainedModel, mesh: Mesh) -> None:
-        """Take the parameters of `part`, which requires gradients, and their content."""
+        """Make masters of the parameters of `part`, with their content.
+
+        Args:
+            part: this rank's part of the model; its parameters require gradients.
+            mesh: the processes that train.
+        """
         self.mesh = mesh
         self.model = dict(part.named_parameters())
         self.masters: dict[str, nn.Parameter] = {}
@@ -45,20 +50,23 @@ class MasterWeights:
 
     @property
     def separate(self) -> bool:
-        """Whether any master is another tensor than the model's parameter."""
+        """Whether any master is a tensor of its own, beside the model's parameter."""
         return any(self.masters[name] is not self.model[name] for name in self.masters)
 
     @property
     def owned(self) -> list[str]:
-        """Names that count here: all but the last stage's copy of a tied embedding."""
+        """Return the names that this stage saves and counts: not the copy of a tied embedding.
+
+        First and last pipeline stage both hold a tied embedding; it belongs to the first.
+        """
         copy = self._tied if not self.mesh.is_first else None
         return [name for name in self.masters if name != copy]
 
     def reduce_gradients(self) -> None:
         """Sum gradients over replicas and over the two copies of a tied embedding.
 
-        Afterwards every holder of a parameter has the same bits. Losses are normalised over the
-        whole batch already, so nothing is averaged.
+        Afterwards all ranks that hold a parameter have bitwise the same gradient. Nothing is
+        averaged, since losses are normalised over the whole batch already.
         """
         for master in self.masters.values():
             if master.grad is None:
@@ -69,13 +77,13 @@ class MasterWeights:
             self.mesh.all_reduce(_gradient(self.masters[self._tied]), "embedding")
 
     def squared_gradient_norm(self) -> Tensor:
-        """Float64 scalar over the whole mesh, each parameter counted once."""
+        """Return the float64 scalar over the whole mesh, each parameter counted once."""
         norms = [_gradient(self.masters[name]).norm(dtype=torch.float64) for name in self.owned]
         return self.mesh.all_reduce(torch.stack(norms).square().sum(), "pp")
 
     @torch.no_grad()
     def fill(self, values: Mapping[str, Tensor]) -> None:
-        """Put other content into the masters, rounded into the model too."""
+        """Copy values into the masters, and round them into the model."""
         for name, master in self.masters.items():
             master.copy_(values[name])
         self.publish()
@@ -88,7 +96,7 @@ class MasterWeights:
                 self.model[name].copy_(master)
 
     def all_finite(self) -> bool:
-        """Whether no weight on any rank is infinite or nan."""
+        """Return whether no weight on any rank is infinite or nan."""
         bad = [~master.detach().isfinite().all() for master in self.masters.values()]
         count = torch.stack(bad).sum().float()
         return not bool(self.mesh.all_reduce(count, "world"))
@@ -107,7 +115,7 @@ class MasterWeights:
 
 
 def _buckets(gradients: list[Tensor]) -> list[list[Tensor]]:
-    """Neighbours together up to a bucket's size; all are of one type, float32 or float64."""
+    """Group neighbours up to a bucket's size; all are of one dtype, float32 or float64."""
     buckets: list[list[Tensor]] = []
     room = 0
     for gradient in gradients:
@@ -137,7 +145,10 @@ def _sum_into(master: nn.Parameter) -> Callable[[Tensor], None]:
 
 
 def _tied_name(part: PreTrainedModel, mesh: Mesh) -> str | None:
-    """Name of the matrix that first and last pipeline stage both hold, if this rank is one."""
+    """Return the name of a tied embedding that this and another pipeline stage hold, else None.
+
+    It is held by the first and the last stage.
+    """
     if mesh.pp_degree == 1 or not (mesh.is_first or mesh.is_last):
         return None
     if not tied_embeddings(part.config):
@@ -148,20 +159,21 @@ def _tied_name(part: PreTrainedModel, mesh: Mesh) -> str | None:
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one optimizer step did, the same on every rank."""
+    """Result of one optimizer step, the same on every rank."""
 
     grad_norm: float
-    """Before clipping, over the whole mesh; not finite when the step was left out for it."""
+    """Norm before clipping, over the whole mesh; not finite if a gradient was not finite."""
     applied: bool
+    """Whether the weights were updated."""
 
 
 class Optimizer:
-    """AdamW (arXiv 1711.05101) on the masters; decay on matrices, not on norms and biases."""
+    """AdamW (arXiv 1711.05101) on the masters; only matrices decay, not norms and biases."""
 
     def __init__(self, weights: MasterWeights, config: TrainConfig) -> None:
         self.weights = weights
         self.steps = 0
-        """Updates applied since the optimizer was new."""
+        """How many updates were applied since the optimizer was new."""
         self._config = config
         parameters = list(weights.masters.values())
         self._adamw = torch.optim.AdamW(
@@ -181,14 +193,15 @@ class Optimizer:
     def step(
         self, learning_rate: float, *, loss_is_finite: bool, wanted: bool = True
     ) -> StepResult:
-        """Reduce, clip and apply the gradients, which are gone afterwards.
+        """Reduce, clip and apply the gradients, then delete them.
 
-        The update is left out on every rank if the loss or a gradient anywhere is not finite.
+        If the loss or a gradient is not finite on any rank, no rank applies the update.
 
         Args:
-            loss_is_finite: as this rank knows it; ranks without the loss say True.
-            wanted: False, the same on all ranks, for an empty batch: without a gradient AdamW
-                would still move by its momentum and its decay.
+            learning_rate: the rate of this step.
+            loss_is_finite: whether this rank's loss is finite; True on ranks that have none.
+            wanted: whether to apply an update at all, the same on all ranks. It is False for an
+                empty batch: AdamW would move by momentum and decay even without a gradient.
         """
         weights, mesh = self.weights, self.weights.mesh
         weights.reduce_gradients()
@@ -206,12 +219,17 @@ class Optimizer:
         return StepResult(norm, applied)
 
     def state(self, name: str) -> dict[str, Tensor]:
-        """`exp_avg` and `exp_avg_sq` of a master, empty before the first step."""
+        """Return `exp_avg` and `exp_avg_sq` of a master; nothing before the first step."""
         state = self._adamw.state.get(self.weights.masters[name], {})
         return {key: state[key] for key in ("exp_avg", "exp_avg_sq") if key in state}
 
     def restore(self, steps: int, states: dict[str, dict[str, Tensor]]) -> None:
-        """Continue from `steps` applied updates with the given `state` of every master."""
+        """Continue after `steps` applied updates.
+
+        Args:
+            steps: how many updates were applied.
+            states: by the name of each master, what `state` returned for it then.
+        """
         self.steps = steps
         for name, master in self.weights.masters.items():
             self._adamw.state[master] = {
@@ -236,11 +254,18 @@ class Optimizer:
 
 
 def learning_rate(config: TrainConfig, *, iteration: int, step: int, steps: int) -> float:
-    """Learning rate of step `step` (from 0) of the `steps` steps of an iteration (from 1).
+    """Return the learning rate of a step of an iteration.
 
-    Linear warm-up over `warmup_iterations`, reaching the full rate with their last step; then the
-    recipe's decay, at `min_learning_rate` from the end of `total_iterations` on. A function of
-    the place in the whole experiment, never of how far a run is meant to go.
+    The rate rises linearly over `warmup_iterations` and is full at their last step. Then it decays
+    by the recipe's schedule, to `min_learning_rate` at the end of `total_iterations`, and stays
+    there; with `constant` it stays full. It depends only on the place in the whole experiment,
+    never on how many iterations a run is asked for.
+
+    Args:
+        config: the recipe's section.
+        iteration: from 1.
+        step: from 0, within the iteration.
+        steps: how many steps the iteration has.
     """
     begun = iteration - 1 + step / steps
     ended = iteration - 1 + (step + 1) / steps

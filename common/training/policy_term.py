@@ -1,8 +1,8 @@
 """The recipe's own policy term: found by its name, and tried before anything is trained with it.
 
-`objective.policy_term = "module:function"` names a function in place of a built-in term; what it
-has to keep to is in `common/objective/README.md`. Most of that shows on a few tokens, so the
-function is called with some before models are loaded: a fault then costs seconds and not a policy.
+`objective.policy_term = "module:function"` names a function in place of a built-in term; its
+contract is in `common/objective/README.md`. Most of it can be checked on a few tokens, so the
+function is called with some before models are loaded: a fault then costs seconds, not a policy.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ KEY = "objective.policy_term"
 CALL = "(ratio, logprobs, advantages, config)"
 
 LOG_RATIOS = (-20.0, -1.0, -0.2, -0.05, 0.0, 0.05, 0.2, 1.0, 20.0)
-"""Of the tokens that a term is tried on: usual ones, and as far as verl lets a ratio go."""
+"""Log ratios of the tokens that a term is tried on: usual ones, and the bounds verl clamps to."""
 
 ADVANTAGES = (-2.0, -0.5, 0.0, 0.5, 2.0)
 
@@ -27,14 +27,15 @@ ADVANTAGES = (-2.0, -0.5, 0.0, 0.5, 2.0)
 def load_policy_term(
     objective: ObjectiveConfig, device: torch.device | str = "cpu"
 ) -> PolicyTerm | None:
-    """The recipe's own policy term, tried on a few tokens; None where it names a built-in one.
+    """Return the recipe's own policy term, tried on a few tokens; None if it names a built-in one.
 
     Args:
-        device: where it is going to be used.
+        objective: the recipe's objective.
+        device: where the term is going to be used.
 
     Raises:
-        UserError: the function cannot be found or imported, raises, or breaks its contract: the
-            first fault, with the file and the remedy.
+        UserError: the function cannot be found or imported, raises, or breaks its contract. The
+            message names the first fault, the file and the remedy.
     """
     if not objective.has_own_term:
         return None
@@ -54,13 +55,17 @@ def load_policy_term(
 
 
 def policy_term_versions(objective: ObjectiveConfig) -> dict[str, str]:
-    """Hash of the file that holds the recipe's own policy term; empty where it has none."""
+    """Return the hash of the file with the recipe's own policy term; nothing if it has none."""
     name = objective.policy_term
     return {f"policy_term: {name}": source_hash(name)} if objective.has_own_term else {}
 
 
 def _try(term: PolicyTerm, config: ObjectiveConfig, device: torch.device | str) -> None:
-    """Call a term with a token for each log ratio and advantage, then with each token alone."""
+    """Call a term with a token for each log ratio and advantage, then with each token alone.
+
+    Raises:
+        UserError: the term breaks its contract.
+    """
     log_ratio, advantages = torch.meshgrid(
         torch.tensor(LOG_RATIOS, device=device),
         torch.tensor(ADVANTAGES, device=device),
@@ -83,7 +88,11 @@ def _try(term: PolicyTerm, config: ObjectiveConfig, device: torch.device | str) 
 def _loss_and_gradient(
     term: PolicyTerm, tokens: tuple[Tensor, ...], config: ObjectiveConfig
 ) -> tuple[Tensor, Tensor]:
-    """[B, T] twice: the loss of each token, and the gradient of their sum to the logprobs."""
+    """Return the loss of each token, and the gradient of their sum to the logprobs: [B, T] each.
+
+    Raises:
+        UserError: the term returns something else, changes its arguments, or has no gradient.
+    """
     logprobs, old, advantages = tokens
     logprobs = logprobs.clone().requires_grad_()
     ratio = token_ratio(logprobs, old)
@@ -118,7 +127,12 @@ def _check_finite(values: Tensor, what: str) -> None:
 
 
 def _check_signs(loss: Tensor, gradient: Tensor) -> None:
-    """Look at the tokens with ratio 1, as all are at the first step, and with advantage 0."""
+    """Check the signs at ratio 1, which all tokens have at the first step, and at advantage 0.
+
+    Raises:
+        UserError: a step would make good tokens less likely or bad ones more likely, nothing would
+            be learned, or tokens with advantage 0 have a loss or a gradient.
+    """
     advantages = torch.tensor(ADVANTAGES, device=loss.device)
     towards = gradient[LOG_RATIOS.index(0.0)] * advantages
     if (towards > 0).any():
@@ -141,7 +155,11 @@ def _check_signs(loss: Tensor, gradient: Tensor) -> None:
 
 
 def _check_same(among: Tensor, alone: Tensor) -> None:
-    """Compare a token's number among others with that of the token alone."""
+    """Check that a token's number among others is that of the token alone.
+
+    Raises:
+        UserError: they differ.
+    """
     # Vectorised and scalar functions of a library may differ in the last digits.
     if not torch.allclose(among, alone, rtol=1e-4, atol=1e-6):
         raise UserError(

@@ -1,7 +1,8 @@
-"""Going on: from the iteration before, and within an iteration from its last commit.
+"""Resuming: from the iteration before, and within an iteration from its last checkpoint.
 
-Commits after so many optimizer steps lie in the partial output of `train`, which is begun anew
-when inputs or recipe change; they go away when the iteration is committed.
+Checkpoints are made every `train.checkpoint_every_steps` optimizer steps. They are in the partial
+output of `train`, which begins anew if inputs or recipe change, and are deleted when the iteration
+is committed.
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ _MAKING = "checkpoint.making"
 
 
 def continue_training(run: Run, before: int, pipeline: Pipeline, optimizer: Optimizer) -> None:
-    """Take up masters and optimizer after iteration `before`, if they made this very policy.
+    """Load the masters and the optimizer as they were after iteration `before`.
 
-    Called on every rank. With 0, or another policy (then with a warning), training starts from
-    the policy's own content and a new optimizer.
+    If `before` is 0, training starts from the policy's own weights with a new optimizer. It does so
+    too, with a warning, if the trainer state does not belong to the policy that is there. It is
+    called on every rank.
     """
     mesh, policy = pipeline.mesh, run.policy(before)
     loaded = with_masters = False
@@ -47,9 +49,14 @@ def continue_training(run: Run, before: int, pipeline: Pipeline, optimizer: Opti
 
 
 def save_progress(folder: Path, optimizer: Optimizer, rows: list[StepRow]) -> None:
-    """Commit the state after `rows` steps in `folder`; the one before goes when this one stands.
+    """Save a checkpoint in `folder`, then delete the one before.
 
-    Called on every rank.
+    It is called on every rank.
+
+    Args:
+        folder: the partial output of `train`.
+        optimizer: the optimizer and its masters.
+        rows: a row of metrics per step taken so far.
     """
     mesh = optimizer.weights.mesh
     making, final = folder / _MAKING, folder / f"checkpoint-{len(rows):05d}"
@@ -67,9 +74,10 @@ def save_progress(folder: Path, optimizer: Optimizer, rows: list[StepRow]) -> No
 
 
 def resume_progress(folder: Path, optimizer: Optimizer) -> list[StepRow]:
-    """Continue from the last commit in `folder`; the rows of the steps it includes, or none.
+    """Load the last checkpoint in `folder`, and return the rows of the steps before it.
 
-    Called on every rank. A damaged commit is removed: the iteration is then replayed.
+    Without one, or if it is damaged and so deleted, there are no rows and the iteration begins at
+    its first step. It is called on every rank.
     """
     mesh = optimizer.weights.mesh
     path = mesh.broadcast_from_rank0(lambda: _newest_sound(folder))
@@ -80,7 +88,7 @@ def resume_progress(folder: Path, optimizer: Optimizer) -> list[StepRow]:
 
 
 def clear_progress(folder: Path) -> None:
-    """Remove all commits; called on rank 0."""
+    """Delete all checkpoints; called on rank 0."""
     for path in (*_committed(folder), folder / _MAKING):
         shutil.rmtree(path, ignore_errors=True)
 

@@ -1,4 +1,4 @@
-"""The joined shards of an iteration as samples: rollout, score and logprobs by key."""
+"""The samples that an iteration trains on: its rollout, score and logprobs, joined by key."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _OF_LOGPROBS = [KEY, "old_logprobs", "ref_logprobs", "entropy"]
 
 @dataclass(frozen=True)
 class TrainingSample:
-    """One completion with all that training needs; the arrays have one float32 a token."""
+    """One completion with all that training needs; arrays hold one float32 per token."""
 
     rollout_id: str
     group: int
@@ -42,9 +42,10 @@ class TrainingSample:
     old_logprobs: np.ndarray
     ref_logprobs: np.ndarray | None
     entropy: np.ndarray | None
-    """Of the policy that sampled, by the trainer; None where the sampler gave old_logprobs."""
+    """Entropy of the policy that sampled, as the trainer computes it; None if old_logprobs are
+    the sampler's."""
     sampler_logprobs: np.ndarray
-    """Of the distribution that was sampled from."""
+    """Logprobs under the distribution that was sampled from, as the sampler gave them."""
     advantage: float
     reward: float | None
     truncated: bool
@@ -58,12 +59,12 @@ class Group:
 
     @property
     def has_variance(self) -> bool:
-        """Whether the rewards differ: then, and only then, an advantage is not exactly 0."""
+        """Whether the rewards differ. If so, some advantage is not 0; else all are exactly 0."""
         return any(sample.advantage != 0 for sample in self.samples)
 
     @property
     def tokens(self) -> int:
-        """Tokens to compute with the prompt shared."""
+        """Return how many tokens there are to compute if the completions share the prompt."""
         return len(self.samples[0].prompt_ids) + sum(len(s.completion_ids) for s in self.samples)
 
 
@@ -72,16 +73,17 @@ class IterationRows:
     """What training reads of an iteration."""
 
     samples: list[TrainingSample]
-    """Of kept groups, in the order of the rollout."""
+    """The completions of kept groups, in the order of the rollout."""
     temperature: float
     max_completion_tokens: int
 
 
 def check_old_logprobs(run: Run, iteration: int, recipe: Recipe, device: torch.device) -> None:
-    """Refuse `old_logprobs` of a sampler that computed otherwise, or that are to be corrected.
+    """Check that `old_logprobs` taken from the sampler fit the recipe in force.
 
     Raises:
-        UserError: the recipe is another than that which made them.
+        UserError: the sampler computed in another precision than the trainer does here, or the
+            recipe has a sampler correction, which would have nothing to correct.
     """
     logprobs = run.logprobs(iteration)
     if read_manifest(logprobs).facts.get("old_logprobs_from") != "sampler":
@@ -98,14 +100,17 @@ def check_old_logprobs(run: Run, iteration: int, recipe: Recipe, device: torch.d
 def read_samples(
     run: Run, iteration: int, *, with_reference: bool, with_entropy: bool
 ) -> IterationRows:
-    """Every kept completion with its advantage and logprobs, keys and lengths checked.
+    """Read every kept completion with its advantage and logprobs; check keys and lengths.
 
     Args:
-        with_reference: `ref_logprobs` are needed.
-        with_entropy: `entropy` is needed; else it may be null.
+        run: the run.
+        iteration: which of its iterations.
+        with_reference: whether `ref_logprobs` are needed.
+        with_entropy: whether `entropy` is needed; if not, it may be null.
 
     Raises:
-        UserError: rows missing or superfluous in one of the three, or values that do not fit.
+        UserError: rollout, score and logprobs do not have the same rows, or a column with a value
+            per token is null or of another length than the completion.
     """
     rollout, score, logprobs = run.rollout(iteration), run.score(iteration), run.logprobs(iteration)
     table = read_output(rollout, _OF_ROLLOUT)
@@ -126,7 +131,7 @@ def _joined(table: pa.Table, left: Output, right: Output, columns: list[str]) ->
 
 
 def _rows(table: pa.Table) -> list[dict[str, Any]]:
-    """Rows with lists of numbers as arrays: Python objects for each token would cost minutes."""
+    """Return rows with lists as arrays, since a Python object per token would cost minutes."""
     columns: dict[str, list[Any]] = {}
     for field in table.schema:
         column = table.column(field.name)
@@ -161,7 +166,16 @@ _WANTED_BY = {
 def _sample(
     row: dict[str, Any], by_token: dict[str, Output], nullable: Collection[str]
 ) -> TrainingSample:
-    """The row, after a look at its columns with one value per token, each of an output."""
+    """Return a row as a sample, once its columns with a value per token are checked.
+
+    Args:
+        row: rollout, score and logprobs of one completion.
+        by_token: the columns to check, and the output that each is from.
+        nullable: those of them that may be null.
+
+    Raises:
+        UserError: a value is null or its length is not that of the completion.
+    """
     tokens = len(row["completion_ids"])
     for name, output in by_token.items():
         values = row[name]
@@ -194,7 +208,7 @@ def _sample(
 
 
 def group_samples(samples: Sequence[TrainingSample]) -> list[Group]:
-    """Samples by group, in the order in which the groups first come."""
+    """Return the groups of the samples, in the order in which they first appear."""
     by_group: dict[int, list[TrainingSample]] = {}
     for sample in samples:
         by_group.setdefault(sample.group, []).append(sample)

@@ -1,7 +1,8 @@
-"""Per-token records of an iteration: what the objective makes of a policy's logprobs, as columns.
+"""Per-token records of an iteration: what the objective makes of a policy's logprobs.
 
-The ratio, the clipping and the KL come from the very functions of the loss. What a token's weight
-depends on beyond its own shard, the entropy threshold of its optimizer batch, is found once.
+Ratio, clipping and KL are computed by the functions of the loss. A token's weight also depends on
+the entropy threshold of its optimizer batch, which reaches beyond its shard; the thresholds are
+computed once, beforehand.
 """
 
 from __future__ import annotations
@@ -29,20 +30,20 @@ from common.training.samples import group_samples, read_samples
 
 @dataclass(frozen=True)
 class Recorder:
-    """How the tokens of an iteration are recorded."""
+    """Recorder of an iteration's tokens, shard by shard."""
 
     objective: ObjectiveConfig
-    """The one that trained."""
+    """The objective that the iteration was trained with."""
     texts: TokenTexts
     entropy_thresholds: dict[int, float] = field(default_factory=dict)
-    """By group, where `top_entropy_quantile` keeps the policy term on a part of the tokens."""
+    """Threshold of each group; empty if the policy term is on every token."""
 
     def table(self, shard: pa.Table, new: TokenStats) -> pa.Table:
-        """The records of a shard, in its order.
+        """Return the records of a shard, in its order.
 
         Args:
             shard: rollout, score and logprobs side by side, `without_rejected`.
-            new: numbers of the trained policy for the shard's tokens.
+            new: logprobs and entropies of the shard's tokens under the trained policy.
         """
         lengths = list_lengths(shard, "completion_ids")
         ids = flat_values(shard, "completion_ids")
@@ -65,8 +66,10 @@ class Recorder:
         return pa.table({KEY: shard[KEY]} | columns).select(TOKEN_RECORDS.names)
 
     def in_loss(self, shard: pa.Table) -> NDArray[np.bool_]:
-        """[rows] which completions are in the loss: they have tokens, and their length does not
-        mask them."""
+        """Return [rows] bool: which completions are in the loss.
+
+        A completion is not if it has no tokens, or if it is truncated and `mask_truncated` is set.
+        """
         counts = tokens_in_loss(
             list_lengths(shard, "completion_ids").tolist(),
             [reason == "length" for reason in shard["finish_reason"].to_pylist()],
@@ -75,7 +78,7 @@ class Recorder:
         return counts.numpy() > 0
 
     def _ratio(self, logprobs: Tensor, old: Tensor, lengths: NDArray[np.int64]) -> Tensor:
-        """[N] float32, as in the loss; also of completions that are not in it."""
+        """Return [N] float32 ratios as in the loss, also of completions that are not in it."""
         present = lengths[lengths > 0]
         completion = torch.from_numpy(np.repeat(np.arange(len(present)), present))
         everywhere = torch.ones_like(completion, dtype=torch.bool)
@@ -90,7 +93,7 @@ class Recorder:
         return high.numpy().astype(np.int8) - low.numpy().astype(np.int8)
 
     def _weight(self, shard: pa.Table, lengths: NDArray[np.int64]) -> NDArray[np.float64]:
-        """[N] correction of the sampler, 0 on tokens that the entropy leaves out."""
+        """Return [N] sampler corrections, 0 on tokens below the entropy threshold."""
         sampled = _floats(shard, "sampler_logprobs")
         weight = sampler_weights(self.objective, _floats(shard, "old_logprobs"), sampled, lengths)
         if not self.entropy_thresholds:
@@ -112,12 +115,16 @@ class Recorder:
 def entropy_thresholds(
     run: Run, iteration: int, objective: ObjectiveConfig, train: TrainConfig, seed: int
 ) -> dict[int, float]:
-    """The entropy threshold of each group in its optimizer batch of the last epoch.
+    """Return the entropy threshold of each group, in its optimizer batch of the last epoch.
 
-    Empty where every token is in the policy term.
+    It is empty if every token is in the policy term.
 
     Args:
-        train, seed: of the recipe that trained; they decide which groups were batched together.
+        run: the run.
+        iteration: which of its iterations.
+        objective: the objective that the iteration was trained with.
+        train: the section of the recipe that trained; it decides which groups were batched.
+        seed: the seed of the run; it decides this too.
     """
     if objective.top_entropy_quantile == 1:
         return {}
@@ -140,10 +147,10 @@ def entropy_thresholds(
 
 
 def record_facts(shards: Iterable[tuple[NDArray[np.bool_], pa.Table]]) -> dict[str, float | int]:
-    """What an iteration's records come to, over the tokens in the loss.
+    """Return totals and means of an iteration's records, over the tokens in the loss.
 
     Args:
-        shards: which completions of a shard are in the loss [rows], and its records.
+        shards: for each shard, which completions are in the loss ([rows] bool), and its records.
     """
     tokens, low, high, total, largest = 0, 0, 0, 0.0, 0.0
     for in_loss, records in shards:
@@ -167,5 +174,5 @@ def record_facts(shards: Iterable[tuple[NDArray[np.bool_], pa.Table]]) -> dict[s
 
 
 def _floats(table: pa.Table, name: str) -> NDArray[np.float32]:
-    # Arrow's memory is read-only; torch wants its own.
+    # A copy: Arrow's memory is read-only, which torch does not accept.
     return flat_values(table, name).astype(np.float32)

@@ -271,7 +271,7 @@ def _digits(*expressions: Any) -> int:
 
 
 def _at(expression: Any, symbols: set[Any], number: int, digits: int) -> Any:
-    """Return the value with each variable put at a point of its own, beginning at that number."""
+    """Return the value at one of the test points, which gives each variable a value of its own."""
     import sympy
 
     values = {}
@@ -302,7 +302,7 @@ def _close(one: Any, other: Any, digits: int) -> bool:
 
 
 def _proven(gold: Any, answer: Any) -> bool:
-    """Ask math-verify, without its own time limit: that of the worker holds."""
+    """Ask math-verify, without its own time limit: the worker has one."""
     if gold.is_Symbol or answer.is_Symbol:
         return bool((gold - answer).simplify() == 0)
     from math_verify import verify

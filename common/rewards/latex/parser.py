@@ -85,7 +85,7 @@ class _Parser:
 
     @property
     def token(self) -> str:
-        """The token that is next, empty at the end."""
+        """Return the next token; it is empty at the end."""
         return self.tokens[self.position] if self.position < len(self.tokens) else ""
 
     def take(self) -> str:

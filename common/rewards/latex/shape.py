@@ -39,7 +39,11 @@ class Value:
 
     @cached_property
     def expression(self) -> Any:
-        """The value as a SymPy expression; raises `UnreadableError` if it is not one."""
+        """Return the value as a SymPy expression.
+
+        Raises:
+            UnreadableError: it is not one.
+        """
         from common.rewards.latex.parser import computing, expression_of, rational
 
         if self.exact is not None:

@@ -178,7 +178,7 @@ def sandboxed_worker(command: Sequence[str]) -> Iterator[tuple[list[str], tuple[
 
 
 def _namespaces(uid: int) -> list[str]:
-    """Return options for new namespaces, no capabilities, and an end with whoever started it."""
+    """Return options: new namespaces, no capabilities to keep, and death with the parent."""
     always = ["--die-with-parent", "--new-session", "--clearenv"]
     if uid < 0:
         return ["--unshare-all", "--uid", "65534", "--gid", "65534", *always]

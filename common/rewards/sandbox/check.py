@@ -86,8 +86,8 @@ def self_test() -> None:
     """Run one honest and one hostile program; this takes half a second at most on an idle machine.
 
     Raises:
-        MissingToolError: bubblewrap is not installed, cannot work here, or does not hold; says
-            what to install or to allow.
+        MissingToolError: bubblewrap is not installed, cannot work here, or does not hold; the
+            message says what to install or to allow.
     """
     find_bwrap()
     limits = Limits(seconds=30.0, cpu_seconds=20)

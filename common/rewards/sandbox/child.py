@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     class Request(TypedDict):
         program: str
         stdin: str | None
-        """For a whole program; None to import the program and make `calls`."""
+        """Input of a program that is run as a script; None to import it and make `calls`."""
         calls: list[tuple[str, list[Any], dict[str, Any]]]
         """(function, arguments, keywords)."""
 
@@ -149,7 +149,7 @@ def run_calls(source: str, calls: list[tuple[str, list[Any], dict[str, Any]]]) -
 
 
 def _execute(source: str, name: str) -> dict[str, Any]:
-    """Run `source` as a fresh module of that name; its namespace."""
+    """Run `source` as a fresh module of that name, and return its namespace."""
     path = f"{FOLDER}/program.py"
     vars(builtins).update(exit=sys.exit, quit=sys.exit)  # `site`, which has its own, is not run
     # Thread pools are sized by this; the same everywhere, and within the limit on threads.

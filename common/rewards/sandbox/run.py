@@ -150,13 +150,13 @@ class _Box:
         self._stdin, self._stdout, self._stderr = (stream.fileno() for stream in self._streams)
 
     def await_start(self) -> None:
-        """Wait until the sandbox stands; what comes after is the program's.
+        """Wait until the sandbox is ready; all output after that is the program's.
 
-        The request follows only then, and the child leaves without one: if we died before
-        bubblewrap bound its life to ours, no program would run on without us.
+        Only then the request is sent, and without one the child exits. So if we die before
+        bubblewrap has bound its life to ours, no program runs on without us.
 
         Raises:
-            SandboxError: it does not stand; says why.
+            SandboxError: it did not start; the message says why.
         """
         deadline = time.monotonic() + START_SECONDS
         said = b""
@@ -167,12 +167,12 @@ class _Box:
                 raise SandboxError(f"the sandbox did not start: {self._complaint()}")
             said += part
 
-        # It lives, since it waits for us: its number is its own.
+        # It is alive, since it waits for us: no other process can have its number.
         self._number = self._read_number()
         self._init = os.pidfd_open(self._number)
 
     def _read_number(self) -> int:
-        """Return the process id of process 1 as seen from here; 0 if it did not come to that."""
+        """Return the process id of process 1 as seen from here; 0 if it was never started."""
         os.set_blocking(self._info, False)
         try:
             return int(json.loads(os.read(self._info, _CHUNK))["child-pid"])
@@ -220,8 +220,8 @@ class _Box:
     def end(self) -> tuple[int, float]:
         """Kill what still runs, wait until nothing is left, and return (exit code, CPU seconds).
 
-        Process 1 inside is killed, and the kernel lets it be waited for only when all others in its
-        namespace are gone. Bubblewrap at times leaves before it has done so; then we do.
+        Process 1 inside is killed; the kernel lets it be reaped only when all others in its
+        namespace are gone. Bubblewrap sometimes exits before it has reaped it; then we do.
         """
         with suppress(ProcessLookupError):
             if self._init is None:
@@ -262,8 +262,8 @@ def _wait(seconds: float, readable: int, writable: int | None = None) -> list[in
 
 
 def _adopt_orphans(wanted: bool) -> None:
-    """Become the parent of orphaned descendants, or stop; to see their end and leave no zombies.
+    """Become the parent of orphaned descendants, or stop being it.
 
-    In a container there is often nobody else who would reap them.
+    So we see their end and leave no zombies: in a container often nobody else reaps them.
     """
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, int(wanted), 0, 0, 0)
