@@ -157,8 +157,8 @@ def _leave(code: object) -> None:
     """End the process at once, without the usual clean-up: everything that counts is on disk.
 
     At a regular exit the threads of native libraries are torn down in no particular order, which
-    has aborted processes whose work was done and committed. A process forked by multiprocessing
-    needs none of this: it ends at once by itself, after it has reported to its parent.
+    has aborted processes whose work was done and committed. A child process of multiprocessing
+    already ends at once, after it has reported to its parent.
     """
     if multiprocessing.parent_process() is not None:
         raise SystemExit(code)

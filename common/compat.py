@@ -167,7 +167,7 @@ def _usable(
         if is_right(found):
             return found
         reason = "gives other numbers than its public counterpart"
-    except Exception as error:  # whatever another signature leads to
+    except Exception as error:  # whatever a changed signature may raise
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
     warn_once(f"{name} cannot be used ({reason}): {instead}")
     return None

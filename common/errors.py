@@ -26,6 +26,6 @@ class SamplerGapError(UserError):
 
 
 class NonFiniteError(UserError):
-    """The model's numbers are not finite, three steps in a row or in sampling. Exit code 6."""
+    """The model's numbers are not finite: in three steps in a row or in sampling. Exit code 6."""
 
     exit_code = 6

@@ -21,9 +21,9 @@ against 1.66 s with threads that sleep at once; beside a busy process 1.84 s aga
 """
 
 KEPT_BYTES = (256 << 20, 32 << 20)
-"""Size of the largest allocation whose memory is kept: the first that glibc accepts, which before
-version 2.35 is the second. In a training step of a model with 135 million parameters, keeping
-larger allocations gained nothing, and these sizes did not raise the peak."""
+"""Sizes for the largest allocation whose memory is kept. The first that glibc accepts is used:
+before version 2.35 that is the second. In a training step of a model with 135 million parameters,
+keeping larger allocations gained nothing, and these sizes did not raise the peak."""
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # malloc.h
 _SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES", "LD_PRELOAD")
 """Environment variables that set how memory is allocated, or may preload another allocator."""
@@ -50,7 +50,7 @@ def keep_freed_memory() -> bool:
     chunks of logits spent a quarter of its time on that. Settings in the environment win.
 
     Returns:
-        Whether freed memory is now kept; other C libraries than glibc are left as they are.
+        Whether glibc accepted that; other C libraries are left as they are.
     """
     if not sys.platform.startswith("linux") or any(name in os.environ for name in _SETTINGS):
         return False

@@ -65,9 +65,10 @@ PRESETS: dict[str, dict[str, Any]] = {
             "aggregation": "sequence_mean",
         },
     },
-    # MiniMax-M1, arXiv 2506.13585, section 3.1: weights capped from above only, no KL, dynamic
-    # sampling and length penalty of DAPO. It does not state its cap; 5 is the recommendation of
-    # TRL's documentation, and arXiv 2510.13786 (appendix) finds little difference between caps.
+    # MiniMax-M1, arXiv 2506.13585, section 3.1: weights are capped from above only, there is no KL,
+    # and dynamic sampling and length penalty are those of DAPO. The paper does not state its cap; 5
+    # is the recommendation of TRL's documentation, and arXiv 2510.13786 (appendix) finds little
+    # difference between caps.
     "cispo": {
         "rollout": {"dynamic_sampling": True},
         "rewards": {"length": {"weight": 0.5}},
@@ -82,9 +83,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     # arXiv 2402.14740, section 3 and appendix C (kl_coef 0.03 for its TL;DR task, 0.1 for HH).
     # There the KL of the whole completion is subtracted from the reward. Here rewards are given
     # before any logprob exists, so the KL is a term of the loss: k2, whose gradient is that of the
-    # reverse KL. It is averaged over the tokens of a completion, so it is weaker than a sum by the
-    # factor of its length. The paper does not clip; 0.2 is TRL's, and has no effect while each
-    # rollout is trained in one step.
+    # reverse KL. It is averaged over the tokens of a completion, so it is weaker than a sum, by a
+    # factor of the completion's length. The paper does not clip; 0.2 is TRL's, and has no effect
+    # while each rollout is trained in one step.
     "rloo": {
         "advantages": {"kind": "leave_one_out"},
         "objective": {

@@ -36,9 +36,9 @@ class SamplingParams:
     """Longest completion in tokens, the stop token included."""
     temperature: float = 1.0
     top_p: float = 1.0
-    """Mass that the fewest most likely tokens to sample from must reach; 1 for all tokens."""
+    """Sample from the fewest most likely tokens that have this mass; 1 for all tokens."""
     top_k: int = 0
-    """Number of most likely tokens to sample from; 0 for all tokens."""
+    """Sample from this many most likely tokens; 0 for all tokens."""
 
     @property
     def truncated(self) -> bool:

@@ -79,13 +79,13 @@ class Frozen:
             ) from None
 
     def outputs(self) -> list[Output]:
-        """Return all complete outputs of earlier iterations, and the rollout of this one."""
+        """Return the complete outputs from before the iteration, and its rollout if complete."""
         rollout = self.run.rollout(self.iteration)
         found = _complete(self.run)
         return [o for o in found if o.iteration < self.iteration or o == rollout]
 
     def make(self, child: Run, recipe_text: str) -> None:
-        """Make a child run, complete or not at all."""
+        """Make a child run atomically: it exists only once it is complete."""
         making = child.making
         shutil.rmtree(making.root, ignore_errors=True)
         for output in self.outputs():
@@ -154,7 +154,7 @@ def adopt(
     donors: Iterable[Run],
     made_by: Mapping[str, str] | None = None,
 ) -> Run | None:
-    """Give the child an output from another run, if its own stage would make the very same.
+    """Give the child an output from another run if the child's own stage would make the same.
 
     Args:
         output: the child's output: scores or logprobs of the frozen iteration.

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def join(left: pa.Table, right: pa.Table, *, key: str, names: tuple[str, str]) -> pa.Table:
-    """Return `left` with the new columns of `right`; both must have the same keys in one order.
+    """Return `left` with the new columns of `right`, which must have equal keys in equal order.
 
     Args:
         names: what to call `left` and `right` in messages.
@@ -73,7 +73,7 @@ def check_lengths(table: pa.Table, name: str, rollout: pa.Table) -> None:
     """Check that a list column has one value for each completion token of `rollout`.
 
     Raises:
-        UserError: a row has not; the message names the first, by its key in `rollout`.
+        UserError: a row has more or fewer; the message names the first by its key in `rollout`.
     """
     expected, found = list_lengths(rollout, "completion_ids"), list_lengths(table, name)
     if not np.array_equal(found, expected):

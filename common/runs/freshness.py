@@ -80,11 +80,11 @@ def _input(run: Run, name: str, number: int, recipe: Recipe) -> Output:
 
 
 def input_hash(run: Run, name: str) -> str:
-    """Return the present hash of an input.
+    """Return the state of an input now, as a string to compare with what a manifest recorded.
 
     Args:
         name: an output, for its content hash; or `output:what`, for the hash of that part of it
-            (`prompts:train`) or that fact of its manifest, as a string.
+            (`prompts:train`) or for that fact of its manifest.
 
     Raises:
         UserError: the output does not exist; the message has the command that makes it.

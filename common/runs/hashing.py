@@ -25,8 +25,8 @@ CONFIG_FILES = ("config.json", "generation_config.json")
 CARD = "README.md"
 _LICENCES = ("LICEN[SC]E*", "NOTICE*", "USE_POLICY*")
 DESCRIPTIONS = ("*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja", CARD, *_LICENCES)
-# A run's own manifest, an index of weights by file, what would change the weights when loaded, and
-# hidden files.
+# A run's own manifest, indices of weight files, an adapter's configuration (which would change the
+# weights when loaded), and hidden files.
 _NO_DESCRIPTIONS = ("manifest.json", "*.index.json", "adapter_config.json", ".*")
 
 # Libraries stamp these into JSON files; they say nothing about the model.

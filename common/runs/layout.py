@@ -154,7 +154,7 @@ class Run:
         return self.companion("references", number)
 
     def trainer(self, number: int) -> Output:
-        """Return optimizer, master weights and schedule as they are after iteration `number`."""
+        """Return the trainer state (optimizer, masters, schedule) after iteration `number`."""
         return self.companion("trainer", number)
 
     def output(self, name: str) -> Output:

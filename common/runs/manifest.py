@@ -75,7 +75,8 @@ class Manifest(BaseModel):
     stage: str
     iteration: int
     inputs: dict[str, str]
-    """Content hash of each input by its name in the run; `name:fact` is a fact of its manifest."""
+    """Content hash of each input by its name in the run. Under `name:what` it is instead the hash
+    of that part of the input, or that fact of its manifest."""
     recipe: dict[str, Any]
     """The keys of the recipe that decided the content, with their values."""
     seed: int
@@ -142,7 +143,7 @@ def has_manifest(output: Output) -> bool:
 
 
 def verify_files(output: Output, manifest: Manifest) -> None:
-    """Hash every file whose stat has changed since the manifest was written, and compare.
+    """Check the hash of every file whose stat has changed since the manifest was written.
 
     Linked or copied files have the same content with another stat. The manifest then takes the new
     stat, so that they are hashed once and not every time. Pruned files are not checked.

@@ -43,7 +43,7 @@ class CountingDifficulty(Difficulty):
 
 
 def generate(count: int, *, split: Split, seed: int, **difficulty: Any) -> list[Question]:
-    """Draw `count` distinct questions; a word and letter are in the same split in every wording.
+    """Draw `count` distinct questions; all wordings about a letter in a word are in one split.
 
     Raises:
         UserError: a difficulty key or value is not allowed, or there are too few questions.

@@ -110,7 +110,7 @@ def read_entry(text: str) -> Entry:
     """Read what `Entry.write` wrote, or an entry that was dumped as plain JSON.
 
     Raises:
-        UserError: it is neither; the message is a predicate ("is no …") for a caller to complete.
+        UserError: it is neither; the message, such as "is no JSON", follows the caller's subject.
     """
     try:
         values = json.loads(text, object_hook=_decode)
@@ -249,7 +249,7 @@ def require_package(needed_by: str) -> None:
 
 
 SAMPLE_SECONDS, LONG_SECONDS = 3.0, 30.0
-"""Time after which the duration of a draw is estimated, and the duration that is announced."""
+"""Time after which the duration of a draw is estimated, and the shortest one that is announced."""
 
 
 def read_questions(
@@ -399,7 +399,7 @@ OURS = {"seed": "seed", "size": "train and eval"}
 """Keys of every data set that are set by the source, with the source's own name for them."""
 
 MOST_NUMBERS = 4
-"""Questions with up to this many numbers count as alike if only the order of these differs."""
+"""Questions with at most this many numbers count as alike if only the numbers' order differs."""
 
 
 def main() -> None:

@@ -97,7 +97,7 @@ def _wording(durations: list[int], prerequisites: list[list[int]]) -> str:
 
 
 def _signature(durations: list[int], prerequisites: list[list[int]]) -> str:
-    """Return a text that renaming tasks does not change: it writes a task by its dependencies."""
+    """Return a text that is free of task names: each task is written by what it depends on."""
     signatures: list[str] = []
     for duration, needed in zip(durations, prerequisites, strict=True):
         signatures.append(f"{duration}({','.join(sorted(signatures[i] for i in needed))})")

@@ -48,7 +48,7 @@ class PromptCache(Cache):
 
 
 class KeysValues:
-    """Keys and values [entries, kv_heads, length, head_dim] of every layer, which are finite."""
+    """Keys and values [entries, kv_heads, length, head_dim] of every layer, all of them finite."""
 
     def __init__(self) -> None:
         self.keys: list[Tensor] = []

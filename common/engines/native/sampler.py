@@ -145,7 +145,7 @@ class Sampler:
             return self._forward(rows.cache, rows.begin_step())
 
     def _attending(self, name: str, then: str) -> AbstractContextManager[None]:
-        """Return `attending`'s context, or an empty one if prompts cannot be shared."""
+        """Return `attending`, or a context that changes nothing if prompts cannot be shared."""
         return attending(self._model, name, then) if self._shared else nullcontext()
 
     def _forward(self, cache: RowCache, step: DecodeStep) -> Tensor:
