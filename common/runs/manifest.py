@@ -206,7 +206,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def sync_directory(folder: Path) -> None:
-    """Make the renames inside `folder` durable, by an fsync of it."""
+    """Make the renames inside `folder` durable by fsync."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -204,7 +204,7 @@ def _add_sums(sums: Tensor, weights: Tensor, values: Tensor) -> Tensor:
 
 @lru_cache(maxsize=2)
 def _bags(batch: int, share: int, slots: int) -> Tensor:
-    """Return int32 [batch * share, slots]: for each sum, the rows that it is over."""
+    """Return int32 [batch * share, slots], the indices of the vectors that each sum adds up."""
     rows = torch.arange(batch * slots, dtype=torch.int32).view(batch, 1, slots)
     return rows.expand(-1, share, -1).reshape(-1, slots)
 
@@ -248,14 +248,14 @@ def step_masks(
 
 
 def check_cacheable(config: Any, attention: str) -> None:
-    """Check that a decoder's state is keys and values by position and that it takes our masks.
+    """Check that a decoder's only state is keys and values by position, and that it takes masks.
 
     Args:
         config: the decoder's (text) configuration.
         attention: the attention implementation that it is loaded with.
 
     Raises:
-        UserError: it is not or does not; the message names the layer type or the implementation.
+        UserError: either fails; the message names the layer type or the attention implementation.
     """
     known = {"full_attention", "sliding_attention"}
     unknown = sorted(set(getattr(config, "layer_types", None) or []) - known)
