@@ -1,4 +1,4 @@
-"""Figures of an evaluation: pass@k, maj@k, accuracy by task, and how sure they are."""
+"""Figures of an evaluation: pass@k, maj@k and accuracy by task, with confidence intervals."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ def pass_at_k(correct: int, samples: int, k: int) -> float:
 
 
 def powers_up_to(samples: int) -> list[int]:
-    """Return the k that are reported for n samples: 1, 2, 4, ... and n."""
+    """Return the values of k that are reported for n samples: 1, 2, 4, ... and n."""
     return sorted({2**i for i in range(samples.bit_length())} | {samples}) if samples else []
 
 
 def maj_at_k(answers: Sequence[str | None], rewards: Sequence[float]) -> float:
-    """Return whether the answer given most often is right, over all k samples of a question.
+    """Return maj@k: the reward of the answer that a question's k samples give most often.
 
-    Samples without an answer have no vote. Answers that tie for the most votes share them: the
-    value is the expected one of choosing among them at random.
+    Samples without an answer have no vote. Where answers tie, the value is the one to expect when
+    one of them is chosen at random.
 
     Args:
         answers: the text that the rule read in each sample; equal texts are equal answers.
-        rewards: of each sample; an answer is worth the mean of the samples that gave it.
+        rewards: one for each sample; an answer counts with the mean over the samples that gave it.
     """
     by_answer: dict[str, list[float]] = {}
     for answer, reward in zip(answers, rewards, strict=True):
@@ -63,14 +63,14 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """Return a percentile bootstrap interval of `mean_over_tasks`; questions are resampled by task.
 
-    It has no width where all values are equal: for n questions that are all wrong, an exact
-    interval would reach up to 3.7 / n.
+    The interval has no width where all values are equal: for n questions that are all wrong, an
+    exact interval would reach up to 3.7 / n.
 
     Args:
         values: one number per question, by task; no task is empty.
-        level: probability that the interval is to have.
-        resamples: how many.
-        seed: of the resampling.
+        level: coverage probability of the interval.
+        resamples: number of bootstrap samples.
+        seed: seeds the resampling.
     """
     generator = np.random.default_rng(seed)
     total = np.zeros(resamples)
@@ -82,13 +82,14 @@ def bootstrap_interval(
 
 
 def paired_difference(pairs: Mapping[str, tuple[ArrayLike, ArrayLike]]) -> dict[str, float]:
-    """Return after minus before on the same questions: the mean over tasks, and its 95 % interval.
+    """Return after - before on the same questions: the mean over tasks and its 95 % interval.
 
-    Pairing takes the questions' own difficulty out of the comparison: the differences are
-    resampled, question by question.
+    The differences are resampled question by question, which takes the difficulty of the questions
+    out of the comparison.
 
     Args:
-        pairs: by task, a value for each question before, and after in the same order.
+        pairs: by task, a value for each question before, and a value for each one after, in the
+            same order.
     """
     before = {task: np.asarray(b, dtype=np.float64) for task, (b, _) in pairs.items()}
     after = {task: np.asarray(a, dtype=np.float64) for task, (_, a) in pairs.items()}
@@ -107,10 +108,10 @@ def paired_difference(pairs: Mapping[str, tuple[ArrayLike, ArrayLike]]) -> dict[
 def _resampled_means(
     values: NDArray[np.float64], resamples: int, generator: np.random.Generator
 ) -> NDArray[np.float64]:
-    """Return the means of `resamples` draws with replacement, float64 [resamples].
+    """Return the mean of each of `resamples` draws with replacement, float64 [resamples].
 
-    Equal values are drawn together, by a multinomial: rewards take few values, so this costs
-    resamples × distinct values and not resamples × questions.
+    Equal values are drawn together, by a multinomial. Rewards take few values, so this costs
+    resamples × distinct values instead of resamples × questions.
     """
     distinct, counts = np.unique(values, return_counts=True)
     drawn = generator.multinomial(len(values), counts / len(values), size=resamples)
@@ -121,8 +122,7 @@ GREEDY = -1
 """`sample_index` of the greedy completion."""
 
 JUDGED = pl.col("verdict") != "infra_error"
-"""Condition on rows with a verdict: their rule did not fail. The others count neither as right nor
-as wrong."""
+"""Selects the rows whose rule did not fail. The others count neither as right nor as wrong."""
 
 Figures = dict[str, float | int | None]
 

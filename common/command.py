@@ -1,6 +1,6 @@
-"""What every command has in common: its options, its errors, and the run it works on.
+"""What all commands have in common: options, errors, and opening the run that they work on.
 
-Exit codes: 0 done or nothing to do, 2 a fault the user can mend, 3 a program or package is missing,
+Exit codes: 0 done or nothing to do, 2 an error the user can fix, 3 a program or package is missing,
 4 no learning signal, 5 sampler and trainer disagree, 6 the model's numbers are not finite.
 """
 
@@ -56,14 +56,15 @@ def open_run(
     write: bool = False,
     create: bool = False,
 ) -> tuple[Run, Recipe]:
-    """The run of that name and its recipe in force; `recipe` and `overrides` change it.
+    """Return the run called `name` and its recipe in force, changed by `recipe` and `overrides`.
 
     Args:
         write: store the recipe in the run, on rank 0.
-        create: the run need not exist yet.
+        create: accept a run that does not exist yet.
 
     Raises:
-        UserError: a bad name, a bad recipe, or one that names another model or data.
+        UserError: the name is not allowed, the run does not exist, or the recipe is faulty or names
+            another model or other data than the run began with.
     """
     run = Run.named(name)
     if not create and not run.root.is_dir():
@@ -88,14 +89,14 @@ def tell_result(facts: dict[str, Any], line: str, *, as_json: bool) -> None:
 
 
 def refuse_besides(context: typer.Context, option: str, *allowed: str) -> None:
-    """Refuse options that do nothing beside `option`.
+    """Refuse options that have no effect together with `option`.
 
     Args:
-        option: one that keeps a command from training, as `--read`.
-        allowed: names of the parameters that do something beside it.
+        option: one that keeps a command from training, such as `--read`.
+        allowed: names of the parameters that do have an effect with it.
 
     Raises:
-        UserError: names the first option that does not.
+        UserError: such an option was given; the message names the first.
     """
     for parameter in context.command.params:
         name = parameter.name or ""
@@ -105,10 +106,10 @@ def refuse_besides(context: typer.Context, option: str, *allowed: str) -> None:
 
 
 def chosen_shards(text: str, count: int) -> range:
-    """The shards that `--shards` names: `0-3`, `2`, or all of them when it is empty.
+    """Return the indices of the shards that `--shards` names: `0-3`, `2`, or all if it is empty.
 
     Raises:
-        UserError: not a range of the shards that there are.
+        UserError: the text is not a range of existing shards.
     """
     if not text:
         return range(count)
@@ -122,7 +123,7 @@ def chosen_shards(text: str, count: int) -> range:
 
 
 def rank() -> int:
-    """This process's rank as torchrun numbers it; 0 without torchrun."""
+    """Return the rank that torchrun gave this process; 0 without torchrun."""
     return int(os.environ.get("RANK", "0"))
 
 
@@ -131,10 +132,10 @@ def world_size() -> int:
 
 
 def launch(*commands: Callable[..., None], about: str = "") -> None:
-    """Run a function as a Typer command, several as its subcommands.
+    """Run one function as a Typer command, or several as subcommands.
 
-    With several, `about` stands above their list in the help. A `UserError` becomes a message on
-    standard error and its exit code.
+    With several, the help shows `about` above the list of them. A `UserError` becomes a message on
+    standard error, and the process ends with its exit code.
     """
     keep_freed_memory()
     leave_pandas_out()
@@ -153,11 +154,11 @@ def launch(*commands: Callable[..., None], about: str = "") -> None:
 
 
 def _leave(code: object) -> None:
-    """End the process as it is: everything that counts is on the disk.
+    """End the process at once, without the usual clean-up: everything that counts is on disk.
 
-    Native libraries' threads, torn down in no particular order at a regular exit, have aborted a
-    process whose work was done and committed. A forked process ends so by itself, once it has told
-    its parent.
+    At a regular exit the threads of native libraries are torn down in no particular order, which
+    has aborted processes whose work was done and committed. A child process of multiprocessing
+    already ends at once, after it has reported to its parent.
     """
     if multiprocessing.parent_process() is not None:
         raise SystemExit(code)

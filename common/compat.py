@@ -1,8 +1,8 @@
-"""Private interfaces of other packages: every use of one stands here, checked before it is used.
+"""Private interfaces of other packages: all are used here only, and checked before they are used.
 
-Each is looked for at its first use and, where it computes, tried on a small input. One that is gone
-or gives other numbers is left alone from then on: the public way takes its place, which a line on
-standard error says once a process. Importing this module imports none of these packages.
+Each is looked up at its first use and, if it computes something, tried on a small input. If it is
+missing or gives different numbers, the public way is used instead, which a line on standard error
+says once per process. Importing this module imports none of these packages.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ Found = TypeVar("Found")
 
 @cache
 def onednn_product() -> Product | None:
-    """oneDNN's product with a weight matrix, which Inductor calls for compiled models.
+    """Return oneDNN's product with a weight matrix, which Inductor calls for compiled models.
 
     Returns:
-        A function of inputs [..., in], weight [out, in] and bias [out] or None, float32 on the CPU,
-        to inputs · weightᵀ + bias [..., out], without a graph. None where only
-        `torch.nn.functional.linear` is to be used: without oneDNN, and on processors other than
-        x86, whose products in torch come from a library made for them.
+        A function that takes inputs [..., in], weight [out, in] and bias [out] or None, all float32
+        on the CPU, and returns inputs · weightᵀ + bias [..., out] without recording a graph. None
+        where `torch.nn.functional.linear` should be used: where the check fails, without oneDNN,
+        and on processors other than x86, for which torch has a library made for them.
     """
     import torch
 
@@ -49,10 +49,10 @@ def onednn_product() -> Product | None:
 
 @cache
 def cpu_flash_attention() -> FlashAttention | None:
-    """The kernels of attention on the CPU, whose logsumexp no public function gives.
+    """Return the flash attention kernels of the CPU: no public function gives their logsumexp.
 
     Returns:
-        None where only `scaled_dot_product_attention` is to be used.
+        None where `scaled_dot_product_attention` should be used instead.
     """
     return _usable(
         "torch.ops.aten._scaled_dot_product_flash_attention_for_cpu",
@@ -63,9 +63,9 @@ def cpu_flash_attention() -> FlashAttention | None:
 
 
 def attention_implementation(model: PreTrainedModel) -> str:
-    """By which attention a decoder computes, as `sdpa`.
+    """Return the name of the attention implementation that a decoder uses, such as `sdpa`.
 
-    `set_attn_implementation` sets it, but no public way asks for it. Where it cannot be read, the
+    `set_attn_implementation` sets it, but nothing public returns it. Where it cannot be read, the
     model is set to `eager`, which every decoder has.
     """
     name = getattr(model.config.get_text_config(), "_attn_implementation", None)
@@ -80,9 +80,9 @@ def attention_implementation(model: PreTrainedModel) -> str:
 
 
 def close_pipes(process: Process) -> None:
-    """Close our ends of a process's pipes, which asyncio does when the other ends are closed.
+    """Close our ends of a process's pipes; asyncio does so only once the other ends are closed.
 
-    No public way closes those that are read, and another process may hold their other ends.
+    Another process may keep those open, and nothing public closes a pipe that we read from.
     """
     transport = getattr(process, "_transport", None)
     if transport is not None:
@@ -97,7 +97,7 @@ def close_pipes(process: Process) -> None:
 
 
 class _OnednnProduct:
-    """See `onednn_product`."""
+    """The product that `onednn_product` returns."""
 
     def __init__(self) -> None:
         import torch
@@ -112,7 +112,8 @@ class FlashAttention:
     """The flash kernel that `scaled_dot_product_attention` calls on the CPU, and its backward.
 
     Queries are [n, H, L, D], keys and values [n, H, M, D], of one floating type. `mask` is
-    additive, [1, 1, L, M], and says itself what is causal; `scale` is 1 / √D when None.
+    additive, [1, 1, L, M]. With a mask `causal` is ignored: the mask itself must then hide later
+    keys. `scale` is 1 / √D when None.
     """
 
     def __init__(self) -> None:
@@ -131,7 +132,7 @@ class FlashAttention:
         causal: bool,
         scale: float | None,
     ) -> tuple[Tensor, Tensor]:
-        """Output [n, H, L, D] and the logsumexp of its scores [n, H, L], without a graph."""
+        """Return the output [n, H, L, D] and the scores' logsumexp [n, H, L]; record no graph."""
         causal = causal and mask is None
         return self._forward(query, key, value, 0.0, causal, attn_mask=mask, scale=scale)
 
@@ -148,7 +149,10 @@ class FlashAttention:
         causal: bool,
         scale: float | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradients of query, key and value: the share that these keys have in `out`."""
+        """Return what these keys contribute to the gradients of query, key and value.
+
+        `out` and `logsumexp` may be those of attention over more keys than these.
+        """
         causal = causal and mask is None
         given = (grad, query, key, value, out, logsumexp)
         return self._backward(*given, 0.0, causal, attn_mask=mask, scale=scale)
@@ -157,13 +161,13 @@ class FlashAttention:
 def _usable(
     name: str, instead: str, find: Callable[[], Found], is_right: Callable[[Found], bool]
 ) -> Found | None:
-    """What `find` gives if it `is_right`; else None, and a line says what is done instead."""
+    """Return what `find` returns if it `is_right`; else warn what is done instead, return None."""
     try:
         found = find()
         if is_right(found):
             return found
         reason = "gives other numbers than its public counterpart"
-    except Exception as error:  # whatever another signature leads to
+    except Exception as error:  # whatever a changed signature may raise
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
     warn_once(f"{name} cannot be used ({reason}): {instead}")
     return None
@@ -186,7 +190,7 @@ def _multiplies(product: Product) -> bool:
 
 
 def _attends(flash: FlashAttention) -> bool:
-    """Values, logsumexp and gradients, causal and under a mask, are those of plain attention."""
+    """Return whether output, logsumexp and gradients match plain attention, causal and masked."""
     import torch
 
     scale, causal = 0.5, torch.ones(4, 4, dtype=torch.bool, device="cpu").tril()
@@ -210,7 +214,7 @@ def _attends(flash: FlashAttention) -> bool:
 
 
 def _waves(*shape: int) -> Tensor:
-    """float32 numbers of this shape that follow no simple rule, and no random number drawn."""
+    """Return float32 numbers of this shape that follow no simple rule; draw no random numbers."""
     import math
 
     import torch

@@ -1,4 +1,4 @@
-"""Lines and progress bars on the terminal; text of models and data made harmless first."""
+"""Lines and progress bars on the terminal. Text of models and data is made harmless first."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ _quiet = False
 
 
 def set_quiet(quiet: bool) -> None:
-    """Say only what went wrong, for this process."""
+    """Choose whether this process says only what went wrong."""
     global _quiet
     _quiet = quiet
 
 
 def quiet() -> bool:
-    """Whether only what went wrong is said."""
+    """Return whether this process says only what went wrong."""
     return _quiet
 
 
 def clean(text: str) -> str:
-    """`text` without control and bidirectional characters, which could rewrite the terminal."""
+    """Return `text` without control or bidirectional characters, which could rewrite the screen."""
     return "".join(c for c in text if c in "\n\t" or not unicodedata.category(c).startswith("C"))
 
 
@@ -44,18 +44,18 @@ def warn(line: str) -> None:
 
 @cache
 def warn_once(line: str) -> None:
-    """`warn`, unless this process has printed this line before."""
+    """Print a warning as `warn` does, unless this process has printed the same one before."""
     warn(line)
 
 
 def bars_wanted() -> bool:
-    """Bars are for people: a terminal, rank 0, not quiet."""
+    """Return whether to show progress bars: on a terminal, on rank 0, and unless quiet."""
     return not _quiet and sys.stderr.isatty() and os.environ.get("RANK", "0") == "0"
 
 
 @contextmanager
 def bar(label: str, total: int) -> Iterator[Bar]:
-    """A progress bar on standard error; counts silently where bars are not wanted."""
+    """Yield a progress bar on standard error, or an invisible one where bars are not wanted."""
     if not bars_wanted():
         yield Bar()
         return
@@ -69,7 +69,7 @@ def bar(label: str, total: int) -> Iterator[Bar]:
 
 
 class Bar:
-    """What `bar` yields: `advance` moves it."""
+    """A progress bar, as `bar` yields it; `advance` moves it."""
 
     def __init__(self, move: object = None) -> None:
         self._move = move
@@ -80,7 +80,7 @@ class Bar:
 
 
 def track(items: Iterable[Item], label: str, total: int) -> Iterator[Item]:
-    """Iterate with a progress bar."""
+    """Yield the items while a progress bar counts them."""
     with bar(label, total) as shown:
         for item in items:
             yield item

@@ -1,8 +1,8 @@
-"""What a command may end with: each exception below carries its exit code."""
+"""Errors that a command may end with, each with its exit code."""
 
 
 class UserError(ValueError):
-    """A fault its user can mend: names the file, the field, the value and the fix. Exit code 2."""
+    """An error the user can fix; it names the file, field, value and fix. Exit code 2."""
 
     exit_code = 2
 
@@ -26,6 +26,6 @@ class SamplerGapError(UserError):
 
 
 class NonFiniteError(UserError):
-    """The model's numbers are not finite, three steps running or while sampling. Exit code 6."""
+    """The model's numbers are not finite: in three steps in a row or in sampling. Exit code 6."""
 
     exit_code = 6

@@ -1,4 +1,7 @@
-"""The user's own functions, which a recipe names as `module:function`: found, and told apart."""
+"""The user's own functions, which a recipe names as `module:function`.
+
+They are imported by that name, and told apart by a hash of their module's source.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +16,14 @@ from common.errors import UserError
 
 
 def find_function(name: str, key: str) -> Callable[..., Any]:
-    """Import the function that a key of the recipe names; modules are found as from the shell.
+    """Import the function that a key of the recipe names.
 
     Args:
         name: `module:function`.
-        key: of the recipe, for messages.
+        key: the recipe's key, for messages.
 
     Raises:
-        UserError: no such module or function, or the module cannot be imported.
+        UserError: the module or function does not exist, or the module cannot be imported.
     """
     where = f"{key} = {name!r}"
     module_name, colon, attribute = name.partition(":")
@@ -44,7 +47,7 @@ def find_function(name: str, key: str) -> Callable[..., Any]:
 
 
 def source_file(name: str) -> Path | None:
-    """The file that the function's module is; None when there is none to be found."""
+    """Return the source file of the function's module; None if it cannot be found."""
     try:
         spec = importlib.util.find_spec(name.partition(":")[0])
     except (ImportError, ValueError):
@@ -55,6 +58,6 @@ def source_file(name: str) -> Path | None:
 
 
 def source_hash(name: str) -> str:
-    """sha256 of `source_file`; empty when there is none."""
+    """Return the sha256 of `source_file`; empty if there is none."""
     file = source_file(name)
     return hashlib.sha256(file.read_bytes()).hexdigest() if file else ""

@@ -1,8 +1,8 @@
-"""Random numbers of a sample: a function of what it is, never of where or beside what it is drawn.
+"""Random numbers that depend on which sample they are for, not on where or in which batch it runs.
 
-Each sample has a seed, the hash of run seed, iteration, prompt and sample index. The seed keys a
-counter-based generator (Philox 4x64-10, "Parallel random numbers: as easy as 1, 2, 3", SC 2011)
-whose t-th uniform draws the sample's t-th token.
+Each sample has a seed: the hash of run seed, iteration, prompt and sample index. The seed keys a
+counter-based generator (Philox 4x64-10, "Parallel random numbers: as easy as 1, 2, 3", SC 2011),
+whose t-th uniform number draws the sample's t-th token.
 """
 
 from __future__ import annotations
@@ -15,28 +15,28 @@ from numpy.typing import NDArray
 
 
 def sample_seed(run_seed: int, iteration: int, prompt_id: str, sample_index: int) -> int:
-    """Seed of one completion, in [0, 2^63)."""
+    """Return the seed of one completion, in [0, 2^63)."""
     identity = json.dumps([run_seed, iteration, prompt_id, sample_index]).encode()
     return int.from_bytes(hashlib.sha256(identity).digest()[:8], "little") >> 1
 
 
 def revisit_seed(run_seed: int, iteration: int) -> int:
-    """Seed of which prompts come again in an iteration, in [0, 2^64)."""
+    """Return the seed that decides which prompts an iteration draws again, in [0, 2^64)."""
     return _seed_of("revisit", run_seed, iteration)
 
 
 def shuffle_seed(run_seed: int, iteration: int) -> int:
-    """Seed by which the control deals an iteration's advantages out, in [0, 2^64)."""
+    """Return the seed for shuffling an iteration's advantages (a control), in [0, 2^64)."""
     return _seed_of("shuffle", run_seed, iteration)
 
 
 def uniforms(seed: int, count: int) -> NDArray[np.float64]:
-    """The first `count` numbers in [0, 1) of a seed's stream; a longer stream begins the same."""
+    """Return a seed's first `count` numbers in [0, 1); a larger `count` only adds to them."""
     return np.random.Generator(np.random.Philox(key=seed)).random(count)
 
 
 def permutation(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
-    """The order of `count` items in an epoch, a shuffle without repetition."""
+    """Return the order of `count` items in an epoch, a shuffle without repetition."""
     identity = hashlib.sha256(json.dumps(["order", seed, epoch]).encode()).digest()
     key = int.from_bytes(identity[:16], "little")
     return np.random.Generator(np.random.Philox(key=key)).permutation(count)

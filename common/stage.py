@@ -1,6 +1,6 @@
-"""What every stage does around its work: open the run, see whether there is anything to do, commit.
+"""What every stage does around its work: open the run, check what is to be done, and commit.
 
-`stage_command` makes the command of a stage out of its work. The work gets a `StageRun` and the
+`stage_command` turns the work of a stage into its command. The work is given a `StageRun` and the
 stage's own options; the options that all stages have are added here.
 """
 
@@ -51,9 +51,9 @@ class StageRun:
     stage: Stage
     run: Run
     iteration: int
-    """Or the policy that is evaluated; 0 where there is one output per run."""
+    """Iteration, or number of the evaluated policy; 0 for a stage with one output per run."""
     recipe: Recipe
-    """The keys of the recipe in force that the stage declares."""
+    """The recipe in force, restricted to the keys that the stage declares."""
     as_json: bool = False
     _mesh: Mesh | None = None
 
@@ -63,14 +63,14 @@ class StageRun:
 
     @property
     def mesh(self) -> Mesh:
-        """The processes of a stage that runs a model."""
+        """Return the mesh of processes, which only a stage that runs a model has."""
         assert self._mesh is not None, f"{self.stage.name} is declared to run in one process"
         return self._mesh
 
     def begin(self, *, overwrite: bool) -> bool:
-        """Whether the output is to be made; says so when it is fresh and nothing is to be done.
+        """Return whether the output must be made; print a line or JSON if it is fresh already.
 
-        Finishes first what a kill interrupted between writing a manifest and renaming.
+        First finish the renames that a kill interrupted after the manifest was written.
         """
         output = self.output
         if rank() == 0:
@@ -95,13 +95,14 @@ class StageRun:
         made_by: Mapping[str, str] | None = None,
         extended_by: dict[str, Any] | None = None,
     ) -> OutputWriter:
-        """The writer of the output, described by what decides its content.
+        """Return the writer of the output; it records everything that decides the content.
 
         Args:
-            names: of its shards.
+            names: the names of its shards.
             more_inputs: names of inputs besides those that the stage declares.
-            recipe, seed: what decides the content, where that is not the recipe in force.
-            made_by: versions of what decides the content beside the inputs.
+            recipe: the keys that decide the content, where they are not those in force.
+            seed: the seed that decides the content, where it is not the run's.
+            made_by: versions of whatever else decides the content.
             extended_by: see `OutputWriter`.
         """
         recorded = self.stage.recorded(self.recipe) if recipe is None else recipe
@@ -124,12 +125,12 @@ class StageRun:
         line: str,
         recorded: dict[str, Any] | None = None,
     ) -> Manifest:
-        """Complete the output, and tell its result.
+        """Complete the output and print its result.
 
         Args:
             facts: results that are a function of the inputs; printed with `--json`.
             line: the result in a sentence.
-            recorded: measurements to note beside wall time and memory.
+            recorded: measurements to record besides wall time and memory.
         """
         packages = () if self.stage.processes == "one" else ("torch", "transformers")
         manifest = writer.commit(facts, recorded, packages=packages)
@@ -141,12 +142,12 @@ class StageRun:
         tell_result(facts, line, as_json=self.as_json)
 
     def on_rank_0(self, ask: Callable[[], bool]) -> bool:
-        """What `ask` returns on rank 0, on every rank: what is on disk may change meanwhile."""
+        """Return rank 0's answer on every rank: files may change before another rank looks."""
         return ask() if self._mesh is None else self._mesh.broadcast_from_rank0(ask)
 
     @contextmanager
     def processes(self) -> Iterator[None]:
-        """Inside it the stage has its mesh, if it runs a model."""
+        """Give the stage its mesh, if it runs a model, for as long as the context lasts."""
         if self.stage.processes == "one":
             yield
             return
@@ -154,7 +155,7 @@ class StageRun:
 
         mesh = self.recipe.mesh
         if self.stage.processes == "shards":
-            # Shards need no pipeline: any number of processes will do, whatever the recipe says.
+            # Shards need no pipeline: any number of processes works, whatever the recipe says.
             mesh = MeshConfig(timeout_seconds=mesh.timeout_seconds)
         with Mesh.from_environment(mesh) as self._mesh:
             yield
@@ -166,12 +167,12 @@ def stage_command(
     *,
     afterwards: Callable[[StageRun], None] | None = None,
 ) -> Callable[..., None]:
-    """The command of a stage, for `launch`: the options of all stages and those of its work.
+    """Return the command of a stage, for `launch`, with common options and those of its work.
 
     Args:
         work: makes the output. It is called on every rank with a `StageRun` and the stage's own
             options, which are the other parameters of its signature.
-        afterwards: what follows on rank 0, whether or not there was anything to do.
+        afterwards: called on rank 0 in the end, whether or not there was anything to do.
     """
     stage = BY_NAME[name]
     own = list(inspect.signature(work, eval_str=True).parameters.values())[1:]
@@ -204,13 +205,13 @@ def run_stage(
     afterwards: Callable[[StageRun], None] | None = None,
     **own: Any,
 ) -> None:
-    """Open the run, do a stage's work if there is anything to do, and what follows it.
+    """Open the run, do the stage's work if there is anything to do, then call `afterwards`.
 
     Args:
         own: the stage's own options.
 
     Raises:
-        UserError: whatever is wrong with run, recipe or inputs.
+        UserError: there is a fault in the run, the recipe or the inputs.
     """
     stage = BY_NAME[name]
     set_quiet(quiet or as_json)

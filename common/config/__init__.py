@@ -1,7 +1,7 @@
-"""The recipe: one typed description of an experiment, unknown keys refused.
+"""The recipe: one typed description of an experiment, which refuses unknown keys.
 
-A recipe is a file in `workflows/recipes/`; the one in force for a run is its own `recipe.toml`.
-Every field is documented under its name.
+Recipes are files in `workflows/recipes/`; the one in force for a run is the run's `recipe.toml`.
+Every field is documented below its name.
 """
 
 from common.config.data import (

@@ -27,55 +27,55 @@ class GeneratorSource(Section):
     generator: TaskName
     """A built-in task of `common/tasks/`."""
     train: Annotated[int, Field(ge=0)] = 2000
-    """Distinct training questions; 0 for questions that are only evaluated."""
+    """Number of distinct training questions; 0 if the questions are for evaluation only."""
     eval: Annotated[int, Field(ge=0)] = 200
-    """Distinct evaluation questions; no question is in both splits."""
+    """Number of distinct evaluation questions; no question is in both splits."""
     seed: int = 0
-    """Which of the task's questions are drawn."""
+    """Seed that decides which of the task's questions are drawn."""
     difficulty: dict[str, Any] = Field(default_factory=dict)
     """The task's own keys, checked by its difficulty model."""
 
 
 class ColumnMap(Section):
-    """The names that a data set gives to our columns; empty where it has none."""
+    """The data set's own name for each of our columns; empty to ignore a column."""
 
     question: str = "question"
     """What the model is asked."""
     answer: str = "answer"
-    """The gold answer, or a text that has it (`answer_pattern`)."""
+    """The gold answer, or a text that contains it (see `answer_pattern`)."""
     verify_type: str = "verify_type"
     """The rule that judges answers to this row."""
     messages: str = "messages"
     """Ready chat messages (list of role and content) instead of a question."""
     prompt_id: str = "prompt_id"
-    """A stable id; without it the content's hash."""
+    """A stable id; without it, a hash of the content is the id."""
     metadata: str = "metadata"
-    """A JSON object that is carried along."""
+    """A JSON object that is kept with the question."""
 
 
 class DatasetSource(Section):
     kind: Literal["dataset"] = "dataset"
     path: str
-    """A JSONL, JSON, Parquet or CSV file, a folder of them or of `Dataset.save_to_disk`, or a
-    data set's hub name."""
+    """A JSONL, JSON, Parquet or CSV file, a folder of such files, a folder that
+    `Dataset.save_to_disk` wrote, or the name of a data set on the hub."""
     eval_path: str = ""
-    """The same for the evaluation questions, when they lie elsewhere."""
+    """The same for the evaluation questions, if they are elsewhere."""
     name: str = ""
     """Configuration of a hub data set (GSM8K: `main`)."""
     train_split: str = "train"
     """Split of the training questions, where the data set has splits."""
     eval_split: str = ""
-    """Split that holds the evaluation questions; empty: `eval` rows are held out of training."""
+    """Split of the evaluation questions; if empty, `eval` rows are held out of `train_split`."""
     train: Positive | None = None
-    """Training questions to take; all when not given."""
+    """Number of training questions to take; all if not given."""
     eval: Annotated[int, Field(ge=0)] = 200
-    """Evaluation questions to take or to hold out."""
+    """Number of evaluation questions to take or to hold out."""
     columns: ColumnMap = ColumnMap()
     answer_pattern: str = ""
     """Regular expression whose first group is the gold answer inside the answer column
     (GSM8K: `####\\s*(.+)`); empty: the column is the answer."""
     verify_type: VerifyType | None = None
-    """For data sets without a `verify_type` column."""
+    """The rule that judges answers, for a data set without a `verify_type` column."""
 
 
 class GymSource(Section):
@@ -83,17 +83,17 @@ class GymSource(Section):
     dataset: str
     """A data set of the package reasoning-gym (extra `reasoning-gym`), such as `chain_sum`."""
     train: Positive = 2000
-    """Training questions."""
+    """Number of training questions."""
     eval: Annotated[int, Field(ge=0)] = 200
-    """Evaluation questions; no question is in both splits."""
+    """Number of evaluation questions; no question is in both splits."""
     seed: int = 0
-    """Which of the data set's questions are drawn."""
+    """Seed that decides which of the data set's questions are drawn."""
     config: dict[str, Any] = Field(default_factory=dict)
     """The data set's own keys, checked by reasoning-gym."""
     verify_type: VerifyType = "REASONING_GYM"
-    """The rule that judges. By default the data set itself scores the text between answer tags, or
-    else in the last box, or else the whole answer; any other rule compares with the answer that the
-    data set gives, and fits only where no other is right."""
+    """The rule that judges answers. By default the data set itself scores the text between answer
+    tags, else in the last box, else the whole answer. Any other rule compares with the answer that
+    the data set gives, so it fits only where no other answer is right."""
 
 
 Source = Annotated[GeneratorSource | DatasetSource | GymSource, Field(discriminator="kind")]

@@ -1,4 +1,4 @@
-"""[advantages], [objective] and [reference]: what the loss of an optimizer step is."""
+"""[advantages], [objective] and [reference]: what makes up the loss of an optimizer step."""
 
 from __future__ import annotations
 
@@ -20,62 +20,67 @@ Aggregation = Literal["token_mean", "sequence_mean", "constant"]
 
 class AdvantagesConfig(Section):
     kind: AdvantageKind = "group"
-    """`group` GRPO, `batch` the iteration's std, `none` Dr. GRPO, `leave_one_out` RLOO."""
+    """`group` is GRPO, `batch` divides by the std of the whole iteration, `none` is Dr. GRPO,
+    `leave_one_out` is RLOO."""
     ddof: Literal[0, 1] = 1
-    """A std's squares are divided by n - ddof: 1 in TRL, verl and OpenRLHF, 0 in numpy."""
+    """A std divides its sum of squares by n - ddof: 1 in TRL, verl and OpenRLHF, 0 in numpy."""
     shuffle: bool = False
-    """A control: deal each group's advantages out to its completions at random, so that rewards
-    teach nothing; what still changes does so by chance, or by the KL."""
+    """A control: give each group's advantages to its completions in random order, so that rewards
+    teach nothing. What still changes is due to chance or to the KL."""
 
 
 class ObjectiveConfig(Section):
     policy_term: str = "clip"
     """`clip` is PPO's clipped ratio times advantage, `cispo` a capped weight on the logprob that
-    never silences a token (arXiv 2506.13585); or your own function as `module:function`, called
-    with (ratio, logprobs, advantages, config): see common/objective/README.md. Not with a preset,
-    which is a paper's objective as a whole."""
+    never silences a token (arXiv 2506.13585). Or name your own function as `module:function`; it is
+    called with (ratio, logprobs, advantages, config), see common/objective/README.md. It cannot be
+    used with a preset, which stands for a paper's whole objective."""
     ratio_level: RatioLevel = "token"
-    """Ratio of each `token`; or of the whole completion: `sequence` the geometric mean of its
-    tokens' (GSPO, arXiv 2507.18071), `sequence_sum` their product (RLOO, arXiv 2402.14740)."""
+    """`token` gives each token its own ratio. The others give a completion one ratio: `sequence`
+    the geometric mean of its tokens' ratios (GSPO, arXiv 2507.18071), `sequence_sum` their product
+    (RLOO, arXiv 2402.14740)."""
     clip_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """The ratio is clipped from below at 1 - clip_low."""
     clip_high: Annotated[float, Field(gt=0)] = 0.2
     """The ratio is clipped from above at 1 + clip_high (DAPO uses 0.28)."""
     dual_clip: Annotated[float, Field(gt=1)] | None = None
-    """Also bound the ratio where the advantage is negative (arXiv 1912.09729; usual: 3)."""
+    """Also bound the ratio from above where the advantage is negative (arXiv 1912.09729; usually
+    3)."""
     cispo_cap: Annotated[float, Field(gt=0)] = 5.0
-    """Largest weight of a token under `cispo`: an absolute ratio, not 1 + something."""
+    """Largest weight of a token under `cispo`: the ratio itself, not its distance from 1."""
     kl_kind: KlKind = "k3"
-    """Estimator of the KL of a token: k1 = -d, k2 = d^2/2, k3 = exp(d) - d - 1, d = ref - logp."""
+    """Estimator of a token's KL, with d = ref - logp: k1 = -d, k2 = d^2/2, k3 = exp(d) - d - 1."""
     kl_coef: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the KL to the reference; at 0 the reference is neither loaded nor computed."""
     kl_importance_weight: bool = False
-    """Multiply the KL by the token's ratio: its gradient is then reverse KL's
+    """Multiply the KL by the token's ratio, so that its gradient is that of the reverse KL
     (arXiv 2512.02556)."""
     sampler_correction: SamplerCorrection = "none"
-    """Weigh the policy term by w = exp(old - sampler), where the sampler's logprobs differ from
-    the trainer's: `truncate` to at most `sampler_high`, or `mask`: 0 outside of
+    """Correct for sampler and trainer giving different logprobs, by the weight w = exp(old -
+    sampler) on the policy term. `truncate` caps w at `sampler_high`; `mask` sets w to 0 outside
     [`sampler_low`, `sampler_high`]."""
     sampler_level: SamplerLevel = "token"
-    """w of each `token`, of the `sequence` (product) or its `geometric` mean."""
+    """`token` gives each token its own w; `sequence` gives a completion the product of its tokens'
+    w, `geometric` their geometric mean."""
     sampler_low: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """Least weight that `mask` lets through."""
+    """Smallest w that `mask` keeps."""
     sampler_high: Annotated[float, Field(ge=1)] = 2.0
-    """Largest weight that `mask` lets through, and the cap of `truncate`."""
+    """Largest w that `mask` keeps, and the cap of `truncate`."""
     entropy_coef: float = 0.0
     """Weight of the mean entropy, which is subtracted from the loss."""
     top_entropy_quantile: Fraction = 1.0
-    """Keep the policy term only on this share of the step's tokens, those with the highest entropy
-    under the old policy (arXiv 2506.01939 uses 0.2)."""
+    """Share of the step's tokens that have a policy term: those with the highest entropy under the
+    old policy (arXiv 2506.01939 uses 0.2)."""
     aggregation: Aggregation = "token_mean"
-    """`token_mean` over all tokens of the step (DAPO), `sequence_mean` over completions (GRPO
-    paper), `constant` by completions times max_completion_tokens (Dr. GRPO)."""
+    """`token_mean` is the mean over all tokens of the step (DAPO), `sequence_mean` the mean over
+    completions of their means (GRPO paper); `constant` divides the sum by completions times
+    max_completion_tokens (Dr. GRPO)."""
     mask_truncated: bool = False
-    """Leave completions that hit the length limit out of the loss (not out of their group)."""
+    """Leave completions that reach the length limit out of the loss, but not out of their group."""
 
     @property
     def has_own_term(self) -> bool:
-        """Whether `policy_term` names a function of the user and not a built-in one."""
+        """Whether `policy_term` names the user's own function instead of a built-in term."""
         return ":" in self.policy_term
 
     @field_validator("policy_term")
@@ -103,12 +108,12 @@ class ObjectiveConfig(Section):
 
 class ReferenceConfig(Section):
     update: Literal["fixed", "refresh", "ema"] = "fixed"
-    """What the KL pulls towards: `fixed` policy 0; `refresh` the policy itself, taken anew every
-    `refresh_every` iterations; `ema` a moving average of the policies."""
+    """The model that the KL pulls towards: `fixed` is policy 0, `refresh` a recent policy that
+    changes every `refresh_every` iterations, `ema` a moving average of the policies."""
     refresh_every: Positive = 50
-    """K of `refresh`: iteration N has policy floor((N - 1) / K) * K."""
+    """K of `refresh`: the reference of iteration N is policy floor((N - 1) / K) * K."""
     ema_alpha: Fraction = 0.05
-    """Of `ema`: after each iteration, reference = (1 - alpha) * reference + alpha * policy."""
+    """With `ema`, after each iteration, reference = (1 - alpha) * reference + alpha * policy."""
 
 
 UNWEIGHTED_K1 = (
@@ -118,7 +123,7 @@ UNWEIGHTED_K1 = (
 
 
 def config_warnings(config: ObjectiveConfig) -> list[str]:
-    """What a user should hear of an objective that is allowed and rarely meant, in sentences."""
+    """Return warnings, as sentences, about an objective that is allowed but rarely intended."""
     found = []
     if config.kl_coef and config.kl_kind == "k1" and not config.kl_importance_weight:
         found.append(UNWEIGHTED_K1)

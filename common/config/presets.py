@@ -1,8 +1,8 @@
 """Presets: the settings of a paper, as the part of a recipe that they decide.
 
-`preset = "dapo"` at the top of a recipe puts these values under its own: a key that the recipe (or
-`--set`) gives goes before. Learning rates, batch sizes and lengths belong to an experiment and not
-to an objective, so no preset has them.
+`preset = "dapo"` at the top of a recipe gives it these values, except for keys that the recipe (or
+`--set`) sets itself. Learning rates, batch sizes and lengths belong to an experiment and not to an
+objective, so no preset has them.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Any, Literal
 PresetName = Literal["grpo", "dapo", "dr_grpo", "gspo", "cispo", "rloo"]
 
 PRESETS: dict[str, dict[str, Any]] = {
-    # DeepSeekMath, arXiv 2402.03300, eq. 3 and section 4.2: one update for each rollout, so its
-    # clip range is without effect and not stated; 0.2 is PPO's (arXiv 1707.06347). DeepSeek-R1
-    # (Nature 645, 633, methods) took kl_coef 0.001, a clip range of 10 and a new reference every
-    # 400 steps.
+    # DeepSeekMath, arXiv 2402.03300, eq. 3 and section 4.2. It makes one update for each rollout,
+    # so its clip range has no effect and is not stated; 0.2 is PPO's (arXiv 1707.06347).
+    # DeepSeek-R1 (Nature 645, 633, methods) used kl_coef 0.001, a clip range of 10 and a new
+    # reference every 400 steps.
     "grpo": {
         "advantages": {"kind": "group"},
         "objective": {
@@ -27,9 +27,10 @@ PRESETS: dict[str, dict[str, Any]] = {
             "aggregation": "sequence_mean",
         },
     },
-    # arXiv 2503.14476, section 4.1. Its rewards are 1 and -1 (eq. 7), ours 1 and 0: half of its
-    # length penalty. The buffer is a fifth of the limit (4,096 of 20,480), as by default. Its best
-    # run is without overlong filtering (`mask_truncated`), say the authors in verl's docs.
+    # arXiv 2503.14476, section 4.1. Its rewards are 1 and -1 (eq. 7) and ours 1 and 0, so the
+    # length penalty is half of its own. The buffer is a fifth of the limit (4,096 of 20,480), as it
+    # is by default. According to the authors (verl's documentation), the best run was without
+    # overlong filtering (`mask_truncated`).
     "dapo": {
         "rollout": {"dynamic_sampling": True},
         "rewards": {"length": {"weight": 0.5}},
@@ -41,8 +42,8 @@ PRESETS: dict[str, dict[str, Any]] = {
             "aggregation": "token_mean",
         },
     },
-    # arXiv 2503.20783, section 3.2 and table 6: neither the std of the group nor the length of
-    # the completion divides.
+    # arXiv 2503.20783, section 3.2 and table 6: it divides neither by the std of the group nor by
+    # the length of the completion.
     "dr_grpo": {
         "advantages": {"kind": "none"},
         "objective": {
@@ -52,8 +53,8 @@ PRESETS: dict[str, dict[str, Any]] = {
             "aggregation": "constant",
         },
     },
-    # arXiv 2507.18071, section 5.1, four minibatches a rollout. It leaves the KL out of its
-    # formulas "for brevity"; 0 as in TRL's documentation.
+    # arXiv 2507.18071, section 5.1, with four minibatches per rollout. It leaves the KL out of its
+    # formulas "for brevity"; kl_coef is 0 as in TRL's documentation.
     "gspo": {
         "advantages": {"kind": "group"},
         "objective": {
@@ -64,9 +65,10 @@ PRESETS: dict[str, dict[str, Any]] = {
             "aggregation": "sequence_mean",
         },
     },
-    # MiniMax-M1, arXiv 2506.13585, section 3.1: weights capped from above only, no KL, dynamic
-    # sampling and length penalty of DAPO. It does not state its cap; 5 is the recommendation of
-    # TRL's documentation, and arXiv 2510.13786 (appendix) finds little difference between caps.
+    # MiniMax-M1, arXiv 2506.13585, section 3.1: weights are capped from above only, there is no KL,
+    # and dynamic sampling and length penalty are those of DAPO. The paper does not state its cap; 5
+    # is the recommendation of TRL's documentation, and arXiv 2510.13786 (appendix) finds little
+    # difference between caps.
     "cispo": {
         "rollout": {"dynamic_sampling": True},
         "rewards": {"length": {"weight": 0.5}},
@@ -78,11 +80,12 @@ PRESETS: dict[str, dict[str, Any]] = {
             "aggregation": "token_mean",
         },
     },
-    # arXiv 2402.14740, section 3 and appendix C (0.03 for its TL;DR task, 0.1 for HH). There the
-    # KL of the whole completion is taken off the reward; here rewards are given before any logprob
-    # exists, so it is a term of the loss: k2, whose gradient is reverse KL's, averaged over the
-    # tokens of a completion, hence weaker than a sum by its length. The paper does not clip; 0.2
-    # is TRL's, without effect while each rollout is trained in one step.
+    # arXiv 2402.14740, section 3 and appendix C (kl_coef 0.03 for its TL;DR task, 0.1 for HH).
+    # There the KL of the whole completion is subtracted from the reward. Here rewards are given
+    # before any logprob exists, so the KL is a term of the loss: k2, whose gradient is that of the
+    # reverse KL. It is averaged over the tokens of a completion, so it is weaker than a sum, by a
+    # factor of the completion's length. The paper does not clip; 0.2 is TRL's, and has no effect
+    # while each rollout is trained in one step.
     "rloo": {
         "advantages": {"kind": "leave_one_out"},
         "objective": {
@@ -98,9 +101,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def with_preset(document: Any) -> Any:
-    """A recipe's document with the values of its preset where it has none of its own.
+    """Return a recipe's document with its preset's values for all keys that it does not set.
 
-    An unknown preset is left for the recipe's own check to refuse.
+    An unknown preset is ignored here; the validation of the recipe refuses it.
     """
     if not isinstance(document, Mapping):
         return document
@@ -110,7 +113,7 @@ def with_preset(document: Any) -> Any:
 
 
 def overruled(document: Mapping[str, Any]) -> list[str]:
-    """Where a recipe's document goes before its preset, as `key = own (preset: other)`."""
+    """Return the keys in which a recipe overrules its preset, as `key = own (preset: other)`."""
     preset = document.get("preset")
     values = PRESETS.get(preset) if isinstance(preset, str) else None
     return [
@@ -131,7 +134,7 @@ def _differences(
 
 
 def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """`above`, table by table, with what only `below` has."""
+    """Return `above` with the keys that only `below` has, table by table."""
     merged = dict(above)
     for key, value in below.items():
         own = above.get(key)

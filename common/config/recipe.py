@@ -1,4 +1,4 @@
-"""The other tables of the recipe, and the whole."""
+"""The recipe as a whole, and those of its tables that have no module of their own."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class RunConfig(Section):
 
 class ModelConfig(Section):
     path: str
-    """Policy 0: a Hugging Face directory, or a hub name. Copied into the run by `prepare`."""
+    """Policy 0: a Hugging Face directory or a hub name; `prepare` copies it into the run."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Compute type of sampling and training; `auto` is float32 on CPU, bfloat16 on CUDA.
-    Master weights and the optimizer are float32 always."""
+    Master weights and the optimizer are always float32."""
 
 
 class PromptConfig(Section):
@@ -35,125 +35,130 @@ class PromptConfig(Section):
     """`chat` renders with the tokenizer's chat template, `r1_zero` with the plain-text template of
     DeepSeek-R1-Zero (arXiv 2501.12948, table 1); `auto` takes `chat` if the tokenizer has one."""
     system: str = ""
-    """System message put before the question; empty for none."""
+    """System message before the question; empty for none."""
     assistant_prefix: str = "<think>"
-    """Text that opens the assistant's turn; the completion continues it and rules judge both."""
+    """Text that opens the assistant's turn. The completion continues it; rules judge both."""
 
 
 class RolloutConfig(Section):
     prompts_per_iteration: Positive = 32
-    """Groups of one iteration; prompts come in a shuffled order, each once an epoch."""
+    """Groups per iteration. Prompts come in shuffled order, each once per epoch."""
     group_size: Annotated[int, Field(ge=2)] = 16
-    """Completions of one prompt. One alone has no group to be compared with."""
+    """Completions per prompt, at least two: a single one has nothing to be compared with."""
     groups_per_shard: Positive = 8
-    """Groups in one shard, the unit of resuming, of determinism and of division over ranks."""
+    """Groups per shard, the unit of resuming, of determinism and of division over ranks."""
     max_completion_tokens: Positive = 128
-    """Longest completion, the stop token included."""
+    """Longest completion in tokens, the stop token included."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
-    """Divides the logits, in sampling and in every logprob of training alike."""
+    """Divides the logits, both in sampling and in every logprob of training."""
     max_concurrent: Positive = 64
-    """Completions decoded at once, hence rows of the key-value cache."""
+    """Completions decoded at once, which is also the number of rows of the key-value cache."""
     on_long: Literal["error", "drop"] = "error"
     """What to do with a prompt that leaves no room for `max_completion_tokens` in the context."""
     sampling: Literal["uniform", "ledger"] = "uniform"
-    """`uniform` takes the prompts in the shuffled order; `ledger` looks at how often each was
-    solved before: always solved ones are passed over, half solved ones come again."""
+    """`uniform` takes the prompts in shuffled order. `ledger` considers how often each was solved
+    before: it skips prompts that are always solved, and repeats those that are solved in part."""
     ledger_revisit: Annotated[float, Field(ge=0, le=1)] = 0.25
-    """Share of an iteration's groups that `ledger` draws again from the prompts solved in part."""
+    """Share of an iteration's groups that `ledger` draws again from prompts solved in part."""
     ledger_recheck_epochs: Positive = 4
-    """`ledger` takes an always solved prompt in every so many epochs, in case it was forgotten."""
+    """`ledger` samples an always solved prompt in one of so many epochs, in case it was
+    forgotten."""
     dynamic_sampling: bool = False
-    """Draw further prompts until `prompts_per_iteration` groups have different rewards; the
-    others are kept on disk and left out of the batch (DAPO, arXiv 2503.14476)."""
+    """Draw further prompts until `prompts_per_iteration` groups have rewards that differ within the
+    group. The other groups stay on disk but not in the batch (DAPO, arXiv 2503.14476)."""
     max_extra_rounds: Positive = 3
-    """How often dynamic sampling may draw again; then rejected groups fill the batch."""
+    """How often dynamic sampling may draw again before rejected groups fill up the batch."""
 
 
 class LogprobsConfig(Section):
     old_logprobs_from: Literal["policy", "sampler"] = "policy"
-    """Where old_logprobs come from: `policy` computes them by the trainer's own forward; `sampler`
-    takes what was noted while sampling, for the full vocabulary, and saves that forward. The ratio
-    is then of trainer to sampler, no gap is checked and no entropy known; refused where both do
-    not compute in the same type on the same kind of device."""
+    """Where old_logprobs come from. `policy` computes them by a forward of the trainer. `sampler`
+    takes those recorded while sampling, over the full vocabulary, which saves that forward. The
+    ratio is then of trainer to sampler, no gap is checked and no entropy is known. `sampler` is
+    refused unless both compute in the same type on the same kind of device."""
     tokens_per_pack: Positive = 1024
-    """Most tokens of one pack: a shared prompt and completions behind it."""
+    """Most tokens per pack: a shared prompt followed by completions of it."""
     warn_gap_mean: Annotated[float, Field(gt=0)] = 0.02
-    """Warn when mean |old_logprobs - sampler_logprobs| of the iteration is above (nats)."""
+    """Warn if the mean of |old_logprobs - sampler_logprobs| over the iteration exceeds this, in
+    nats."""
     stop_gap_mean: Annotated[float, Field(gt=0)] = 0.05
-    """Stop when it is above, with exit code 5."""
+    """Stop with exit code 5 if that mean exceeds this."""
     warn_gap_max: Annotated[float, Field(gt=0)] = 1.0
-    """Warn when the largest gap of a single token is above (nats)."""
+    """Warn if the largest gap of a single token exceeds this, in nats."""
     stop_gap_max: Annotated[float, Field(gt=0)] | None = None
-    """Stop when it is above; one token in bfloat16 may be far off, so never when not given."""
+    """Stop if that largest gap exceeds this. Not given, it never stops: in bfloat16 a single token
+    may be far off."""
 
 
 class TrainConfig(Section):
     learning_rate: Annotated[float, Field(gt=0)] = 1e-6
-    """AdamW's, after warm-up."""
+    """Learning rate of AdamW after warm-up."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """Decay from `learning_rate` after warm-up to `min_learning_rate` at `total_iterations`."""
     min_learning_rate: Annotated[float, Field(ge=0)] = 0.0
-    """Where the decay ends."""
+    """Learning rate at the end of the decay."""
     warmup_iterations: Annotated[int, Field(ge=0)] = 0
-    """Iterations over which the learning rate rises from 0, linearly."""
+    """Iterations over which the learning rate rises linearly from 0."""
     total_iterations: Positive = 100
-    """The horizon of the schedule; going to iteration 3 and then 20 equals going to 20."""
+    """Iterations that the schedule spans, however far a run goes: going to iteration 3 and then to
+    20 equals going to 20 at once."""
     epochs: Positive = 1
     """Passes over the iteration's completions (mu in the GRPO paper)."""
     prompts_per_step: Positive | None = None
-    """Groups in one optimizer step; all of the iteration's when not given."""
+    """Groups per optimizer step; all groups of the iteration if not given."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    """Gradients are scaled down to this norm, taken over the whole model."""
+    """Largest gradient norm over the whole model; larger gradients are scaled down to it."""
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """AdamW's decay of the mean gradient."""
+    """Decay of AdamW's mean gradient."""
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
-    """AdamW's decay of the mean squared gradient."""
+    """Decay of AdamW's mean squared gradient."""
     eps: Annotated[float, Field(gt=0)] = 1e-8
-    """AdamW's floor of the denominator."""
+    """Term added to AdamW's denominator."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    """AdamW's decay of matrices; norms and biases have none."""
+    """AdamW's weight decay of matrices; norms and biases have none."""
     tokens_per_pack: Positive = 1024
-    """Most tokens of one pack, so the bound of activation memory."""
+    """Most tokens per pack, which bounds activation memory."""
     share_prompts: bool = True
     """Compute a prompt once for the completions of its group in a pack."""
     microbatches: Positive | Literal["auto"] = "auto"
-    """Microbatches of one optimizer step; `auto`: one for each pack."""
+    """Microbatches per optimizer step; `auto` is one per pack."""
     activation_checkpointing: bool = False
     """Keep only the input of each decoder layer for backward, which computes the layer again
-    (arXiv 1604.06174): a fraction of the activation memory for one more forward. Not by default,
-    since `tokens_per_pack` bounds that memory too and costs nothing."""
+    (arXiv 1604.06174). This takes a fraction of the activation memory and costs one more forward.
+    It is off by default because `tokens_per_pack` bounds that memory too and costs nothing."""
     on_no_signal: Literal["stop", "keep"] = "stop"
     """What to do when every group of an iteration has equal rewards: `stop` with exit code 4, or
-    `keep` the policy as it is and go on (all solved today need not mean all solved tomorrow)."""
+    `keep` the policy as it is and go on, as the next iteration may have groups that differ."""
     checkpoint_every_steps: Annotated[int, Field(ge=0)] = 0
-    """Commit trainer state within an iteration; 0: an interrupted iteration is replayed."""
+    """Save trainer state every so many steps within an iteration. With 0, an interrupted iteration
+    starts again from its first step."""
 
 
 class MeshConfig(Section):
     pp_degree: Positive | Literal["auto"] = "auto"
-    """Pipeline stages; `auto` is the number of processes divided by dp_degree."""
+    """Number of pipeline stages; `auto` is the number of processes divided by dp_degree."""
     dp_degree: Positive = 1
-    """Replicas of the pipeline, each with its share of the groups."""
+    """Number of replicas of the pipeline, each of which takes a share of the groups."""
     pipeline_schedule: Literal["1f1b", "gpipe"] = "1f1b"
-    """`1f1b` keeps at most one microbatch a pipeline stage in flight (arXiv 2006.09503), `gpipe`
-    all of them (arXiv 1811.06965)."""
+    """`1f1b` keeps at most one microbatch per pipeline stage in flight (arXiv 2006.09503), `gpipe`
+    all microbatches (arXiv 1811.06965)."""
     timeout_seconds: Positive = 600
-    """How long a rank waits for another before all of them end."""
+    """How long a rank waits for another before all ranks end."""
 
 
 class EvaluateConfig(Section):
     every: Annotated[int, Field(ge=0)] = 0
-    """Evaluate policy 0 and every so many iterations as part of `make iteration`; 0: never."""
+    """Let `make iteration` evaluate policy 0 and every n-th policy after it; 0 for never."""
     samples: Annotated[int, Field(ge=0)] = 0
-    """Completions sampled for each question besides the greedy one (pass@k, maj@k)."""
+    """Completions to sample per question besides the greedy one (for pass@k and maj@k)."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
-    """Of the sampled completions."""
+    """Temperature of the sampled completions."""
     top_p: Fraction = 1.0
-    """Sample from the smallest set of most likely tokens that has this mass; 1: from all."""
+    """Sample from the smallest set of most likely tokens that has this mass; 1 for all tokens."""
     top_k: Annotated[int, Field(ge=0)] = 0
-    """Sample from so many most likely tokens; 0: from all."""
+    """Sample from this many most likely tokens; 0 for all tokens."""
     max_completion_tokens: Positive | None = None
-    """The rollout's when not given."""
+    """Longest completion in tokens; that of the rollout if not given."""
 
 
 class Recipe(Section):
@@ -162,7 +167,7 @@ class Recipe(Section):
     description: str = ""
     """What the experiment is for."""
     preset: PresetName | None = None
-    """Settings of a paper (`common/config/presets.py`); what the recipe says itself goes before."""
+    """Settings of a paper (`common/config/presets.py`), which the recipe's own keys overrule."""
     run: RunConfig = RunConfig()
     model: ModelConfig
     prompt: PromptConfig = PromptConfig()
@@ -208,7 +213,7 @@ class Recipe(Section):
 
 
 def _fits_without_old_policy(objective: ObjectiveConfig) -> None:
-    """Refuse what old_logprobs taken from the sampler leave nothing for."""
+    """Check that the objective needs nothing that old_logprobs from the sampler cannot give."""
     if objective.top_entropy_quantile < 1:
         raise ValueError(
             f"objective.top_entropy_quantile = {objective.top_entropy_quantile} ranks tokens by "

@@ -1,4 +1,4 @@
-"""Recipes as TOML text: reading, overriding, and saying what is wrong with them."""
+"""Recipes as TOML text: reading them, overriding keys, and explaining what is wrong."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SOURCES: dict[str, type[BaseModel]] = {
     "dataset": DatasetSource,
     "reasoning_gym": GymSource,
 }
-"""Models of a table of [data], by its `kind`."""
+"""Model of a table of [data], by its `kind`."""
 
 FORMER_KEYS = {
     "logprobs.old_from": "it is called logprobs.old_logprobs_from now",
@@ -36,14 +36,15 @@ FORMER_KEYS = {
     "rollout.top_k": "a rollout samples from the whole distribution, so the key is gone; leave it "
     "out (evaluate.top_k is for evaluations)",
 }
-"""Keys of earlier versions, and what has become of each."""
+"""Keys of earlier versions, each with what has become of it."""
 
 
 def parse_recipe(text: str, *, origin: str, overrides: list[str] | None = None) -> Recipe:
-    """Check TOML `text` (with `section.key=value` overrides) and return it as a `Recipe`.
+    """Parse TOML `text`, with `section.key=value` overrides, into a checked `Recipe`.
 
     Raises:
-        UserError: all faults at once, each with `origin`, the key, the value and the fix.
+        UserError: the text has faults; the message lists all of them, each with `origin`, key,
+            value and fix.
     """
     try:
         document = tomllib.loads(text)
@@ -59,12 +60,17 @@ def parse_recipe(text: str, *, origin: str, overrides: list[str] | None = None) 
 
 
 def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
-    """`parse_recipe` of a file."""
+    """Parse a recipe file as `parse_recipe` does."""
     return parse_recipe(read_recipe_text(path), origin=str(path), overrides=overrides)
 
 
 def read_recipe_text(path: Path) -> str:
-    """The text of a recipe file; `UserError` naming the recipes beside it when there is none."""
+    """Return the text of a recipe file.
+
+    Raises:
+        UserError: the file does not exist (the message lists the recipes in its folder), or it
+            cannot be read as UTF-8.
+    """
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -78,14 +84,14 @@ def read_recipe_text(path: Path) -> str:
 
 
 def preset_remark(text: str) -> str:
-    """What of its preset a recipe (as TOML text) overrules, in a sentence; empty if nothing."""
+    """Return a line on what a recipe (TOML text) overrules of its preset; empty if nothing."""
     document = tomllib.loads(text)
     keys = overruled(document)
     return f"preset {document['preset']}: the recipe's own {', '.join(keys)}" if keys else ""
 
 
 def override_text(text: str, overrides: list[str]) -> str:
-    """Recipe text with overrides written into it, comments and order kept."""
+    """Return recipe text with overrides written into it; comments and order are kept."""
     document = tomlkit.parse(text)
     for override in overrides:
         set_key(document, override)
@@ -93,7 +99,7 @@ def override_text(text: str, overrides: list[str]) -> str:
 
 
 def set_key(document: Any, override: str) -> None:
-    """Apply one `section.key=value` to a TOML document; the value is TOML, else plain text."""
+    """Set one `section.key=value` in a TOML document; a value that is no TOML is plain text."""
     dotted, separator, raw = override.partition("=")
     keys = dotted.strip().split(".")
     if not separator or not all(keys):
@@ -110,8 +116,8 @@ def set_key(document: Any, override: str) -> None:
 
 
 def _explain(fault: Any, document: dict[str, Any]) -> str:
-    """One pydantic fault as a line a user can act on."""
-    # A tagged union puts its tag into the location; it is no key of the file.
+    """Return a pydantic error as a line that the user can act on."""
+    # A tagged union puts its tag into the location, which is not a key of the file.
     path = [str(part) for part in fault["loc"]]
     kind = ""
     if len(path) > 2 and path[0] == "data" and path[2] in SOURCES:
@@ -135,7 +141,7 @@ def _explain(fault: Any, document: dict[str, Any]) -> str:
 
 
 def _fields_beside(path: list[str], kind: str) -> list[str]:
-    """Names of the fields that may stand where the last part of `path` stands."""
+    """Return the names of the fields that are allowed in place of the last part of `path`."""
     model: type[BaseModel] = Recipe
     inner = path[:-1]
     if kind:

@@ -1,4 +1,4 @@
-"""What every table of the recipe is made of, and views that hold some of its keys only."""
+"""The base class of every table of the recipe, and views with only some of a table's keys."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ Seconds = Annotated[float, Field(gt=0, le=86_400)]
 
 
 class Section(BaseModel):
-    """A table of the recipe: immutable, no unknown keys, field docstrings kept as descriptions."""
+    """A table of the recipe. It is immutable, refuses unknown keys and keeps field docstrings."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
     )
 
     def restricted_to(self, keys: Iterable[str]) -> Self:
-        """A view that holds the given keys only; reading another one raises `AttributeError`.
+        """Return a view with the given keys only; reading another one raises `AttributeError`.
 
         Args:
             keys: names of this table's keys, or dotted names below them: `rollout`, `model.dtype`.

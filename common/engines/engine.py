@@ -1,9 +1,9 @@
-"""What an engine is: prompts and seeds in, sampled tokens with their logprobs out.
+"""The interface of an engine: prompts and seeds in, sampled tokens with their logprobs out.
 
-`rollout` and `evaluate` ask for completions through `Engine` only. Whoever samples must give what
-training relies on: the ids that were sampled, the stop token included, and for each of them its
-logprob under the distribution that it was sampled from. `logprobs` then compares these with the
-trainer's own numbers, so that an engine whose numbers are off is found out before it is trained on.
+`rollout` and `evaluate` ask for completions through `Engine` only. Every engine must return what
+training relies on: the ids that were sampled, the stop token included, and for each its logprob
+under the distribution that it was sampled from. `logprobs` then compares these with the trainer's
+own numbers, so that an engine with wrong numbers is noticed before anything is trained on them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt and the seeds of its samples; None instead of a seed asks for greedy decoding."""
+    """A prompt and one seed per sample; None instead of a seed asks for greedy decoding."""
 
     prompt_ids: Sequence[int]
     seeds: Sequence[int | None]
@@ -33,12 +33,12 @@ class SamplingParams:
     """How tokens are sampled: temperature, then top-k, then top-p."""
 
     max_completion_tokens: int
-    """The stop token included."""
+    """Longest completion in tokens, the stop token included."""
     temperature: float = 1.0
     top_p: float = 1.0
-    """Smallest mass of most likely tokens to sample from; 1 leaves the distribution whole."""
+    """Sample from the fewest most likely tokens that have this mass; 1 for all tokens."""
     top_k: int = 0
-    """Most likely tokens to sample from; 0 leaves the distribution whole."""
+    """Sample from this many most likely tokens; 0 for all tokens."""
 
     @property
     def truncated(self) -> bool:
@@ -51,14 +51,14 @@ class Sample:
     """One completion."""
 
     completion_ids: list[int]
-    """The stop token included."""
+    """Sampled tokens, the stop token included."""
     sampler_logprobs: list[float]
-    """float32, nats, of the distribution sampled from; 0 throughout when greedy."""
+    """Logprobs under the distribution sampled from, float32, in nats; all 0 if greedy."""
     finish_reason: Literal["stop", "length"]
 
 
 class Engine(Protocol):
-    """Samples completions of a policy."""
+    """A sampler of completions of one policy."""
 
     def generate(
         self,
@@ -66,13 +66,13 @@ class Engine(Protocol):
         params: SamplingParams,
         on_ended: Callable[[int], object] = lambda samples: None,
     ) -> list[list[Sample]]:
-        """One `Sample` for each seed of each request, in their order.
+        """Return one `Sample` per seed of each request, in the order of requests and seeds.
 
-        The result is a function of the requests, the parameters and the policy alone: one call
-        makes one shard, which must come out the same whoever makes it.
+        The result must depend on the requests, the parameters and the policy alone: one call makes
+        one shard, which must be the same whichever process makes it.
 
         Args:
-            on_ended: told how many samples have ended since it was last told.
+            on_ended: called with the number of samples that have ended since its last call.
 
         Raises:
             UserError: a prompt is empty or leaves no room for `params.max_completion_tokens`.
@@ -84,7 +84,7 @@ class Engine(Protocol):
 def load_engine(
     policy_dir: Path, recipe: Recipe, stop_ids: Sequence[int], device: torch.device
 ) -> Engine:
-    """The engine that samples a policy on this device, its weights loaded.
+    """Return an engine that samples a policy on this device, with the weights loaded.
 
     Args:
         policy_dir: a Hugging Face directory.
@@ -98,10 +98,10 @@ def load_engine(
 
 
 def check_lengths(requests: Sequence[Request], max_completion_tokens: int, config: Any) -> None:
-    """Refuse prompts that are empty or leave no room in the context for the longest completion.
+    """Check that no prompt is empty or leaves too little context for the longest completion.
 
     Raises:
-        UserError: the first such request, with the numbers.
+        UserError: there is such a prompt; the message names the first, with the numbers.
     """
     for index, request in enumerate(requests):
         length = len(request.prompt_ids)
@@ -112,9 +112,9 @@ def check_lengths(requests: Sequence[Request], max_completion_tokens: int, confi
 
 
 def beyond_context(prompt_tokens: int, max_completion_tokens: int, config: Any) -> str | None:
-    """What is wrong with a prompt that leaves no room for the longest completion, else None.
+    """Return why a prompt leaves no room for the longest completion, or None if it leaves room.
 
-    Also None where the text configuration does not say how many positions the model was made for.
+    Also return None if the text configuration does not say how many positions the model has.
     """
     context = getattr(config, "max_position_embeddings", None)
     if context is None or prompt_tokens + max_completion_tokens <= context:

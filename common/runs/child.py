@@ -1,9 +1,10 @@
 """Child runs: ordinary runs that begin with the frozen iteration of another, to be compared.
 
-A child of iteration N has what N starts from: prompts, models and trainer states before it, the
-iterations before it, and its rollout; not what N makes of them. Weights are hard links, copies
-where links are impossible. All else is copied: a program that opens a Parquet file for writing, as
-polars does, would reach through a link into the parent. `child_of.json` names the parent.
+A child of iteration N has what N starts from (prompts, earlier iterations, and their models and
+trainer states) and the rollout of N, but not what N makes of it. Weights are hard links, or copies
+where links are impossible. All other files are copied: a program that opens a Parquet file for
+writing, as polars does, would write through a link into the parent. `child_of.json` names the
+parent.
 """
 
 from __future__ import annotations
@@ -35,20 +36,21 @@ _LINKED = ".safetensors"
 
 @dataclass(frozen=True)
 class Frozen:
-    """An iteration of a run up to its rollout: what its children have in common."""
+    """An iteration of a run up to its rollout, which is what its children have in common."""
 
     run: Run
     iteration: int
 
     def check(self) -> None:
-        """Refuse an iteration whose rollout is missing or stale, with a `UserError`."""
+        """Raise `UserError` if the iteration's rollout is missing or stale."""
         require_fresh(self.run, self.run.rollout(self.iteration))
 
     def require_kept(self, recipe: Recipe) -> None:
-        """Refuse a recipe whose models or trainer state, as the iteration begins, are gone.
+        """Check that the models and the trainer state that the iteration starts from are kept.
 
         Raises:
-            UserError: the first that was pruned, and the iterations whose are all there.
+            UserError: one was pruned; the message names the first, and the iterations that have
+                all that they start from.
         """
         pruned = self._pruned(self.iteration, recipe)
         if not pruned:
@@ -62,10 +64,10 @@ class Frozen:
         )
 
     def child(self, name: str) -> Run:
-        """The child of that name: `demo.3.dapo`. It need not exist yet.
+        """Return the child of that name, such as `demo.3.dapo`; it need not exist yet.
 
         Raises:
-            UserError: the name of the child is no name of a run, or too long for one.
+            UserError: the child's name is not allowed for a run, or makes the run's name too long.
         """
         full = f"{self.run.name}.{self.iteration}.{name}"
         try:
@@ -77,13 +79,13 @@ class Frozen:
             ) from None
 
     def outputs(self) -> list[Output]:
-        """Everything that the iteration starts from and its rollout, as far as it is complete."""
+        """Return the complete outputs from before the iteration, and its rollout if complete."""
         rollout = self.run.rollout(self.iteration)
         found = _complete(self.run)
         return [o for o in found if o.iteration < self.iteration or o == rollout]
 
     def make(self, child: Run, recipe_text: str) -> None:
-        """Make a child run: all or nothing."""
+        """Make a child run atomically: it exists only once it is complete."""
         making = child.making
         shutil.rmtree(making.root, ignore_errors=True)
         for output in self.outputs():
@@ -94,36 +96,36 @@ class Frozen:
         sync_directory(child.root.parent)
 
     def difference(self, child: Run, recipe: Recipe) -> str:
-        """Why a run that exists is not the child that `make` would make; empty when it is."""
+        """Return why an existing run is not the child that `make` would make; empty if it is."""
         if not child.recipe.is_file():
             return "it has no recipe.toml"
         if not self.made(child):
             return f"no {child.child_of.name} in it says so"
         for output in self.outputs():
             mine = child.output(output.name)
-            if output.stage in SIDE_STAGES:  # the parent may have run it later
+            if output.stage in SIDE_STAGES:  # the parent may have run it after the child was made
                 continue
             if not has_manifest(mine):
                 return f"it has no {output.name}"
             if read_manifest(mine).content_hash != read_manifest(output).content_hash:
                 return f"its {output.name} is another"
         there, wanted = recipe_in_force(child).model_dump(), recipe.model_dump()
-        # Both ways: a table such as rewards.functions may have names that the other has not.
+        # Both ways: a table such as rewards.functions may have names that the other lacks.
         keys = list(dict.fromkeys(differing_keys(there, wanted) + differing_keys(wanted, there)))
         return f"its recipe.toml differs in {', '.join(keys)}" if keys else ""
 
     def made(self, child: Run) -> bool:
-        """Whether `make` made a run that exists, which its name alone does not prove."""
+        """Return whether an existing run was made by `make`, which its name does not prove."""
         try:
             return bool(json.loads(child.child_of.read_text(encoding="utf-8")) == self._mark())
         except (OSError, ValueError):
             return False
 
     def require_removable(self, child: Run) -> None:
-        """Refuse to have a run removed that holds more than `make` and the iteration would give.
+        """Check that removing a run loses nothing but this iteration of a child.
 
         Raises:
-            UserError: it was not made from this iteration, or it went on to later ones.
+            UserError: the run was not made from this iteration, or it went on to later ones.
         """
         advice = "Remove the folder yourself, or give the variant another name"
         if not self.made(child):
@@ -152,18 +154,18 @@ def adopt(
     donors: Iterable[Run],
     made_by: Mapping[str, str] | None = None,
 ) -> Run | None:
-    """Give the child an output of a run beside it that is what the child's stage would make.
+    """Give the child an output from another run if the child's own stage would make the same.
 
     Args:
-        output: of the child; scores or logprobs of the frozen iteration.
-        donors: runs with the same rollout, asked in this order.
-        made_by: versions of what decides the content beside inputs and recipe.
+        output: the child's output: scores or logprobs of the frozen iteration.
+        donors: runs with the same rollout, tried in this order.
+        made_by: versions of whatever decides the content besides inputs and recipe.
 
     Returns:
-        The run it was taken from; None if there is none and the stage has to be run.
+        The run that it was taken from; None if no run has it, so that the stage must be run.
 
     Raises:
-        UserError: the child has the output already, and it is not the one it would be given.
+        UserError: the child already has this output with other content.
     """
     for donor in donors:
         source = donor.output(output.name)
@@ -185,11 +187,10 @@ def adopt(
 def _would_be_alike(
     child: Run, source: Output, donor: Run, recipe: Recipe, made_by: Mapping[str, str] | None
 ) -> bool:
-    """Whether the child's stage would make this very output of another run.
+    """Return whether the child's stage would make exactly this output of another run.
 
-    Inputs, the recipe's keys that made it, seed and versions must be the same; and the donor's
-    recipe in force in all that decides or stops the stage, since keys may be younger than the
-    manifest.
+    Inputs, recorded recipe keys, seed and versions must be the same. So must every key that decides
+    or stops the stage in both recipes in force: the manifest may be older than some of these keys.
     """
     manifest, settings = read_manifest(source), recipe.model_dump(mode="json")
     stage = BY_NAME[source.stage]
@@ -206,7 +207,7 @@ def _would_be_alike(
 
 
 def _complete(run: Run) -> list[Output]:
-    """The complete outputs of a run; what is being made has a dot in its name."""
+    """Return the complete outputs of a run; one that is being made has a dot in its name."""
     folders = (path.parent.relative_to(run.root) for path in run.root.rglob("manifest.json"))
     return [run.output(name) for name in sorted(f.as_posix() for f in folders) if "." not in name]
 

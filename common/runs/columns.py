@@ -1,4 +1,4 @@
-"""Columns of shards: joined by key, lists of one value per token as flat arrays, polars frames."""
+"""Columns of shards: joins by key, per-token lists as flat arrays, and polars frames."""
 
 from __future__ import annotations
 
@@ -16,10 +16,13 @@ if TYPE_CHECKING:
 
 
 def join(left: pa.Table, right: pa.Table, *, key: str, names: tuple[str, str]) -> pa.Table:
-    """`left` with the new columns of `right`, which must have the same keys in the same order.
+    """Return `left` with the new columns of `right`, which must have equal keys in equal order.
+
+    Args:
+        names: what to call `left` and `right` in messages.
 
     Raises:
-        UserError: a key is missing, superfluous or in another place; `names` says whose.
+        UserError: a key of `right` is missing, superfluous or in another place.
     """
     mine, theirs = left.column(key).to_pylist(), right.column(key).to_pylist()
     if mine != theirs:
@@ -37,24 +40,24 @@ def join(left: pa.Table, right: pa.Table, *, key: str, names: tuple[str, str]) -
 
 
 def list_lengths(table: pa.Table, name: str) -> np.ndarray:
-    """How many values each row of a list column has, int [rows]."""
+    """Return how many values each row of a list column has, int [rows]."""
     return pc.list_value_length(table[name]).to_numpy()
 
 
 def flat_values(table: pa.Table, name: str) -> np.ndarray:
-    """The values of all rows of a list column without nulls, one row after another."""
+    """Return all values of a list column without nulls as one array, row after row."""
     return table[name].combine_chunks().flatten().to_numpy()
 
 
 def list_column(flat: pa.Array, lengths: np.ndarray) -> pa.ListArray:
-    """`flat_values`' inverse: rows of `lengths` values each."""
+    """Return a list column whose rows have `lengths` values each; undoes `flat_values`."""
     return pa.ListArray.from_arrays(pa.array(np.cumsum([0, *lengths]), pa.int32()), flat)
 
 
 def without_rejected(table: pa.Table) -> pa.Table:
-    """`table` with empty lists for what rows with `kept` = false have by token.
+    """Return `table` with empty per-token lists in rows with `kept` = false; nulls stay null.
 
-    Nobody trains on those tokens, so nothing is computed of them. Nulls stay null.
+    Nothing trains on those tokens, so nothing is computed for them.
     """
     if pc.all(table["kept"]).as_py():
         return table
@@ -67,10 +70,10 @@ def without_rejected(table: pa.Table) -> pa.Table:
 
 
 def check_lengths(table: pa.Table, name: str, rollout: pa.Table) -> None:
-    """Refuse a list column that has not one value for each completion token of `rollout`.
+    """Check that a list column has one value for each completion token of `rollout`.
 
     Raises:
-        UserError: names the first such row, whose key is that of `rollout`.
+        UserError: a row has more or fewer; the message names the first by its key in `rollout`.
     """
     expected, found = list_lengths(rollout, "completion_ids"), list_lengths(table, name)
     if not np.array_equal(found, expected):
@@ -82,7 +85,7 @@ def check_lengths(table: pa.Table, name: str, rollout: pa.Table) -> None:
 
 
 def polars_frame(table: pa.Table) -> pl.DataFrame:
-    """An Arrow table as a polars frame."""
+    """Return an Arrow table as a polars frame."""
     import polars as pl
 
     frame = pl.from_arrow(table)

@@ -1,4 +1,4 @@
-"""Taking over shards that were edited by hand, as polars writes them."""
+"""Accepting shards that were edited by hand, as polars writes them."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from common.runs.shards import encode_parquet, keys_hash
 
 
 def accept_edits(output: Output, schema: pa.Schema) -> list[str]:
-    """Make edited shards of a complete output part of it; returns their names.
+    """Accept the edited shards of a complete output as its content, and return their names.
 
     Keys (the schema's first column) and their order must be untouched. Columns are cast to the
     schema (polars writes large lists and drops metadata) and written again by the project's own
-    writer; the manifest says `edited` and gets the new content hash, so that whatever was made
+    writer. The manifest is marked `edited` and gets the new content hash, so that whatever was made
     from the output becomes stale.
 
     Raises:
-        UserError: keys were changed, a column is missing, or a value does not fit its type.
+        UserError: keys were changed, a column is missing or superfluous, a value does not fit its
+            column, or a file is missing or damaged.
     """
     manifest = read_manifest(output)
     for record in manifest.files:
@@ -56,11 +57,11 @@ def accept_edits(output: Output, schema: pa.Schema) -> list[str]:
 
 
 def _checked(output: Output, record: FileRecord, schema: pa.Schema) -> pa.Table:
-    """An edited shard cast to the schema, its keys as they were."""
+    """Return an edited shard cast to the schema; raise `UserError` if its keys have changed."""
     path = output.path / record.name
     try:
-        # A shard of ours that was damaged has page checksums that no longer hold; one that was
-        # edited has been written by another program, without them.
+        # A damaged shard of ours no longer matches its page checksums. An edited one was written
+        # by another program, which adds none.
         table = pq.read_table(path, page_checksum_verification=True)
     except (pa.ArrowException, OSError) as error:
         raise UserError(

@@ -1,7 +1,7 @@
-"""What is to be made: which stages are missing, stale or fresh, by content and never by time.
+"""Which outputs are missing, stale or fresh, by content and never by time, and what is to be made.
 
-An output is stale when the content hash of one of its inputs is no longer what its manifest
-recorded. A changed recipe is not staleness: it holds for what is still to be made.
+An output is stale when the content hash of one of its inputs is no longer the one that its manifest
+records. A changed recipe does not make it stale: it holds for what is still to be made.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ State = Literal["missing", "partial", "stale", "fresh"]
 
 @dataclass(frozen=True)
 class Status:
-    """State of one output and, unless it is fresh, why."""
+    """State of one output and, unless it is fresh, the reason."""
 
     state: State
     reason: str = ""
@@ -33,7 +33,7 @@ class PlannedStage:
 
     stage: Stage
     number: int
-    """Of the iteration, or the policy that is evaluated."""
+    """Number of the iteration, or of the policy that is evaluated."""
     reason: str
 
     def __str__(self) -> str:
@@ -41,9 +41,10 @@ class PlannedStage:
 
 
 def recover(run: Run, output: Output) -> None:
-    """Finish renames that a kill interrupted after the manifest was written.
+    """Finish the renames that a kill interrupted after the manifest was written.
 
-    Several outputs are committed as one; the manifest of the stage's own decides for all of them.
+    A stage's output and its companions are committed as one: once the manifest of the stage's own
+    output is written, all of them count as complete.
     """
     if (output.partial / "manifest.json").is_file():
         for name in reversed(list(BY_NAME[output.stage].companions)):
@@ -52,7 +53,7 @@ def recover(run: Run, output: Output) -> None:
 
 
 def inputs_of(run: Run, stage: StageName, number: int, recipe: Recipe) -> list[str]:
-    """Names of what a stage is made from under a recipe, as manifests list them."""
+    """Return the names of a stage's inputs under a recipe, as manifests list them."""
     found: list[str] = []
     for source in BY_NAME[stage].inputs:
         at = number - source.back
@@ -64,7 +65,7 @@ def inputs_of(run: Run, stage: StageName, number: int, recipe: Recipe) -> list[s
 
 
 _FROM_THE_START = ("prepare", "policies")
-"""Outputs that are there before the first iteration."""
+"""Outputs that exist before the first iteration."""
 
 
 def _input(run: Run, name: str, number: int, recipe: Recipe) -> Output:
@@ -79,8 +80,11 @@ def _input(run: Run, name: str, number: int, recipe: Recipe) -> Output:
 
 
 def input_hash(run: Run, name: str) -> str:
-    """What `name` is now: an output's content hash; with `output:what` the hash of that part of it
-    (`prompts:train`), or that fact of its manifest.
+    """Return the state of an input now, as a string to compare with what a manifest recorded.
+
+    Args:
+        name: an output, for its content hash; or `output:what`, for the hash of that part of it
+            (`prompts:train`) or for that fact of its manifest.
 
     Raises:
         UserError: the output does not exist; the message has the command that makes it.
@@ -93,12 +97,12 @@ def input_hash(run: Run, name: str) -> str:
 
 
 def input_hashes(run: Run, names: list[str]) -> dict[str, str]:
-    """`input_hash` of several, for a manifest."""
+    """Return the `input_hash` of each name, for a manifest."""
     return {name: input_hash(run, name) for name in names}
 
 
 def status_of(run: Run, output: Output) -> Status:
-    """State of an output against its inputs as they are now.
+    """Return the state of an output, compared with its inputs as they are now.
 
     Raises:
         UserError: its files are not what its manifest says (edited or damaged).
@@ -120,10 +124,10 @@ def status_of(run: Run, output: Output) -> Status:
 
 
 def require_fresh(run: Run, output: Output) -> None:
-    """Refuse an output that is not complete and fresh, or was made from one that is not.
+    """Check that an output, and everything that it was made from, is complete and fresh.
 
     Raises:
-        UserError: the first one to make again, with the command.
+        UserError: one is not; the message names the first to make again, with the command.
     """
     order = list(BY_NAME)
     needed = sorted(_made_from(run, output), key=lambda o: (o.iteration, order.index(o.stage)))
@@ -136,7 +140,7 @@ def require_fresh(run: Run, output: Output) -> None:
 
 
 def _made_from(run: Run, output: Output) -> list[Output]:
-    """An output and all that it was made from, directly or through others."""
+    """Return an output and everything that it was made from, directly or through others."""
     found = {output.name: output}
     waiting = [output]
     while waiting:
@@ -150,7 +154,7 @@ def _made_from(run: Run, output: Output) -> list[Output]:
 
 
 def _companions_are_whole(run: Run, manifest: Manifest) -> Status:
-    """Fresh only if policy, reference and trainer state are those committed with the output."""
+    """Return fresh if policy, reference and trainer state are those committed with the output."""
     companions = BY_NAME[manifest.stage].companions
     for name, recorded in manifest.facts.items():
         if name.partition("/")[0] not in companions:
@@ -168,11 +172,11 @@ def _companions_are_whole(run: Run, manifest: Manifest) -> Status:
 def plan(
     run: Run, recipe: Recipe, *, to: int, remake_from: int | None = None, prepare: bool = False
 ) -> list[PlannedStage]:
-    """The stages to run, in order, so that the run is complete up to iteration `to`.
+    """Return the stages to run, in order, so that the run is complete up to iteration `to`.
 
     Args:
-        remake_from: make every stage of this iteration and later ones again.
-        prepare: run `prepare` though it is fresh (it writes a changed recipe into the run).
+        remake_from: make every stage of this iteration and of later ones again.
+        prepare: run `prepare` even if it is fresh (it writes a changed recipe into the run).
 
     Raises:
         UserError: a file is damaged, something that is needed was pruned, or `remake_from` is
@@ -210,7 +214,7 @@ class _Planner:
             self.steps.append(PlannedStage(stage, number, reason or "the recipe was given"))
 
     def _gone(self, policy: int) -> bool:
-        """Whether a policy was pruned and is not made again: it can be evaluated no more."""
+        """Return whether a policy was pruned and is not made again, so cannot be evaluated."""
         output = self._run.policy(policy)
         remade = output.name in self._remade
         return not remade and has_manifest(output) and read_manifest(output).pruned
@@ -232,7 +236,7 @@ class _Planner:
 def _refuse_pruned(
     run: Run, steps: list[PlannedStage], remake_from: int | None, recipe: Recipe
 ) -> None:
-    """Refuse a plan that begins where weights or trainer state were pruned, before it begins."""
+    """Raise `UserError` if the plan needs weights or trainer state that were pruned."""
     first = min((s.number for s in steps if s.stage.per == "iteration"), default=0)
     if not first:
         return
@@ -254,17 +258,17 @@ def _refuse_pruned(
 
 
 def needed(run: Run, iteration: int, recipe: Recipe) -> list[Output]:
-    """The models and the trainer state that `iteration` starts from."""
+    """Return the models and the trainer state that `iteration` starts from."""
     reference = reference_of(run, iteration, recipe)
     starts = [run.policy(iteration - 1), run.trainer(iteration - 1)]
     return starts if reference is None else [*starts, reference]
 
 
 def is_pruned(output: Output) -> bool:
-    """Whether an output's files were deleted to bound the disk."""
+    """Return whether an output's files were deleted to save disk space."""
     return has_manifest(output) and read_manifest(output).pruned
 
 
 def _pruned_before(run: Run, iteration: int, recipe: Recipe) -> bool:
-    """Whether something that `iteration` starts from is pruned or missing."""
+    """Return whether something that `iteration` starts from is pruned or missing."""
     return any(not has_manifest(o) or is_pruned(o) for o in needed(run, iteration, recipe))

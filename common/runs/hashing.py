@@ -1,4 +1,4 @@
-"""Two hashes: `sha256` of a file (integrity) and `content_hash` of what it says (freshness).
+"""Two hashes: `sha256` of a file's bytes (integrity) and `content_hash` of its data (freshness).
 
 The content hash covers columns or tensors by name, type, shape and bytes, so it is the same
 however the rows are cut into shards or the tensors into files.
@@ -19,19 +19,20 @@ import pyarrow.compute as pc
 
 from common.errors import UserError
 
-# A policy's folder: weights, configuration, licences, a card; every other description counts as
-# tokenizer, whose files have no common names.
+# A policy's folder has weights, configuration, licences and a card. Every other description counts
+# as part of the tokenizer, whose files have no common names.
 CONFIG_FILES = ("config.json", "generation_config.json")
 CARD = "README.md"
 _LICENCES = ("LICEN[SC]E*", "NOTICE*", "USE_POLICY*")
 DESCRIPTIONS = ("*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja", CARD, *_LICENCES)
-# A run's own, names of weights in files, what would change the weights when loaded.
+# A run's own manifest, indices of weight files, an adapter's configuration (which would change the
+# weights when loaded), and hidden files.
 _NO_DESCRIPTIONS = ("manifest.json", "*.index.json", "adapter_config.json", ".*")
 
 # Libraries stamp these into JSON files; they say nothing about the model.
 _STAMPS = {"transformers_version", "_name_or_path", "name_or_path", "tokenizer_file"}
 
-# Measured, not determined by the inputs; left out of content hashes.
+# These columns are measured, not determined by the inputs, so content hashes leave them out.
 MEASURED_COLUMNS = frozenset({"tokens_per_second", "peak_memory_bytes", "step_seconds"})
 
 _BLOCK = 1 << 20
@@ -47,15 +48,15 @@ def sha256_of_file(path: Path) -> str:
 
 
 def hash_of_parts(parts: Iterable[str]) -> str:
-    """Hash of a sequence of strings; their boundaries count."""
+    """Return the hash of a sequence of strings, in which their boundaries count."""
     return sha256_of_bytes(json.dumps(list(parts), ensure_ascii=True).encode())
 
 
 class TableHasher:
     """Content hash of a table that arrives in pieces.
 
-    Every leaf of every column has three running digests (validity, lengths, values), each over
-    the concatenation of all pieces: where the pieces were cut leaves no trace.
+    Every leaf of every column has up to three running digests (validity, lengths, values), each
+    over the concatenation of all pieces, so the hash does not depend on how the table was cut.
     """
 
     def __init__(self, schema: pa.Schema, *, without: Collection[str] = ()) -> None:
@@ -98,14 +99,14 @@ class TableHasher:
 
 
 class PartHashes:
-    """Content hashes of an output and of its parts: the shards whose names begin alike."""
+    """Content hashes of an output and its parts, which are shards with the same name up to `-`."""
 
     def __init__(self, schema: pa.Schema) -> None:
         self._schema = schema
         self._hashers: dict[str, TableHasher] = {}
 
     def update(self, name: str, table: pa.Table) -> None:
-        """Add the next shard, by its file name."""
+        """Add the next shard; its file name says to which part it belongs."""
         part = name.partition("-")[0]
         fresh = TableHasher(self._schema, without=MEASURED_COLUMNS)
         self._hashers.setdefault(part, fresh).update(table)
@@ -136,12 +137,12 @@ def table_content_hash(table: pa.Table, *, without: Collection[str] = ()) -> str
 
 
 def tensors_content_hash(files: Iterable[Path]) -> str:
-    """Content hash of the tensors in safetensors files, whatever file each lies in.
+    """Return the content hash of the tensors in safetensors files, in whichever file each lies.
 
-    Reads headers and raw bytes by the format's own layout, so no tensor library is loaded.
+    Headers and raw bytes are read as the format lays them out, so no tensor library is loaded.
 
     Raises:
-        UserError: a file is no safetensors file, or is shorter than its header says.
+        UserError: a file is not a safetensors file, or is shorter than its header says.
     """
     lines: list[str] = []
     for path in files:
@@ -180,10 +181,10 @@ def _digest_of_next(file: Any, size: int, path: Path) -> str:
 
 
 def description_files(folder: Path) -> list[str]:
-    """Names of what is no weights in a Hugging Face directory, sorted.
+    """Return the sorted names of the files beside the weights in a Hugging Face directory.
 
-    All are installed with a model. All but the `CARD`, which describes the weights that came with
-    it, go along from policy to policy.
+    All are installed with a model. All are copied from policy to policy but the `CARD`, since it
+    describes the weights that it came with.
     """
     return sorted(
         path.name
@@ -194,7 +195,7 @@ def description_files(folder: Path) -> list[str]:
 
 
 def tokenizer_files(folder: Path) -> list[str]:
-    """Names of the tokenizer's files: the descriptions that are nothing else, sorted."""
+    """Return the sorted names of the tokenizer's files: descriptions that are nothing else."""
     others = (*CONFIG_FILES, CARD, *_LICENCES)
     return [name for name in description_files(folder) if not _is_any(name, others)]
 
@@ -204,12 +205,12 @@ def _is_any(name: str, patterns: Iterable[str]) -> bool:
 
 
 def model_hashes(folder: Path) -> dict[str, str]:
-    """Hashes of a Hugging Face directory: `tensors`, `tokenizer`, `config` and, over all, `model`.
+    """Return hashes of a Hugging Face directory: `tensors`, `tokenizer`, `config`, and `model`.
 
-    Card and licences are in none of them.
+    The last is over the other three. Card and licences are in none of them.
 
     Raises:
-        UserError: the folder has no safetensors or no config.
+        UserError: the folder has no safetensors file or no config.json, or a damaged one.
     """
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
@@ -230,10 +231,10 @@ def _hash_of_files(folder: Path, names: Iterable[str]) -> str:
 
 
 def _without_stamps(path: Path) -> str:
-    """JSON in one form; the sha256 of any other file."""
+    """Return a JSON file in canonical form without stamps; of any other file, the sha256."""
     try:
         content = json.loads(path.read_bytes()) if path.suffix == ".json" else None
-    except ValueError:  # of no file that a model needs: loading it has been tried before
+    except ValueError:  # a file that no model needs: loading the model has been tried before
         content = None
     if content is None:
         return sha256_of_file(path)

@@ -1,4 +1,4 @@
-"""Where everything of a run lies on disk. No other module builds a path into a run.
+"""Where the files of a run are on disk. No other module builds a path into a run.
 
     data/runs/<run>/
       recipe.toml  child_of.json  prompts/  policies/0000 …  references/0001 …  trainer/0001 …
@@ -29,15 +29,15 @@ RUN_NAME_RULE = (
 
 @dataclass(frozen=True)
 class Output:
-    """What one stage makes: a directory that exists only when it is complete.
+    """Output of one stage: a directory that exists only when it is complete.
 
-    It is made in `partial` beside it and renamed once its manifest is written.
+    It is made as `partial`, next to its place, and renamed once its manifest is written.
     """
 
     run: Path
     """Root of the run."""
     name: str
-    """Path within the run, also the name under which manifests list it as an input."""
+    """Path within the run, which is also the name by which manifests list it as an input."""
     stage: StageName
     iteration: int
 
@@ -51,7 +51,7 @@ class Output:
 
     @property
     def replaced(self) -> Path:
-        """Where a former output stands for the moment between two renames."""
+        """Return where a former output is kept for the moment between two renames."""
         return self.path.with_name(self.path.name + ".old")
 
     @property
@@ -60,7 +60,7 @@ class Output:
 
     @property
     def command(self) -> str:
-        """The command line that makes this output again."""
+        """Return the command line that makes this output again."""
         number = f" --iteration {self.iteration}" if BY_NAME[self.stage].has_number else ""
         return f"python -m stages.{self.stage} --run {self.run.name}{number} --overwrite"
 
@@ -73,7 +73,7 @@ class Run:
 
     @classmethod
     def named(cls, name: str, runs_directory: Path | None = None) -> Run:
-        """The run called `name`; it need not exist yet.
+        """Return the run called `name`; it need not exist yet.
 
         Raises:
             UserError: the name could escape the runs directory or confuse a shell.
@@ -96,22 +96,22 @@ class Run:
 
     @property
     def child_of(self) -> Path:
-        """Of a child run: the run and iteration that it was made from (`runs.child`)."""
+        """Return the file that says from which run and iteration a child was made; see `child`."""
         return self.root / "child_of.json"
 
     @property
     def making(self) -> Run:
-        """Where a child run is made until it is whole; no name that a run can have."""
+        """Return where a child run is made until it is complete; no run can have this name."""
         return Run(self.root.with_name(f".{self.name}.making"))
 
     def of(self, stage: StageName, number: int = 0) -> Output:
-        """The output whose manifest says that a stage is complete.
+        """Return the output whose manifest says that a stage is complete.
 
         Args:
             number: the iteration, or the policy that is evaluated.
 
         Raises:
-            UserError: an iteration below 1.
+            UserError: the number is that of an iteration, and below 1.
         """
         if BY_NAME[stage].per == "iteration" and number < 1:
             raise UserError(f"--iteration {number}: iterations are counted from 1")
@@ -131,18 +131,18 @@ class Run:
         return self.of("logprobs", iteration)
 
     def train(self, iteration: int) -> Output:
-        """The metrics of an iteration's training, whose manifest completes it."""
+        """Return the metrics of an iteration's training, whose manifest completes the iteration."""
         return self.of("train", iteration)
 
     def tokens(self, iteration: int) -> Output:
-        """Per-token records of an iteration, where `stages.tokens` was asked for them."""
+        """Return an iteration's per-token records, which `stages.tokens` makes on request."""
         return self.of("tokens", iteration)
 
     def evaluation(self, policy: int) -> Output:
         return self.of("evaluate", policy)
 
     def companion(self, name: str, number: int) -> Output:
-        """An output that is committed with a stage's own, such as `trainer`."""
+        """Return an output that is committed together with a stage's own, such as `trainer`."""
         stage: StageName = "train" if number else "prepare"
         return Output(self.root, BY_NAME["train"].companions[name].format(number), stage, number)
 
@@ -150,15 +150,19 @@ class Run:
         return self.companion("policies", number)
 
     def reference(self, number: int) -> Output:
-        """Moving average of the policies up to `number`; only with `reference.update = "ema"`."""
+        """Return the average of policies up to `number`; only with `reference.update = "ema"`."""
         return self.companion("references", number)
 
     def trainer(self, number: int) -> Output:
-        """Optimizer, master weights and schedule after iteration `number`."""
+        """Return the trainer state (optimizer, masters, schedule) after iteration `number`."""
         return self.companion("trainer", number)
 
     def output(self, name: str) -> Output:
-        """The output that manifests call `name`: `policies/0002`, `iterations/0003/rollout`."""
+        """Return the output that manifests call `name`, such as `iterations/0003/rollout`.
+
+        Raises:
+            UserError: no stage makes an output of that name.
+        """
         number = next((int(part) for part in name.split("/") if part.isdecimal()), 0)
         for stage in STAGES:
             if stage.path.format(number) == name:
@@ -169,15 +173,15 @@ class Run:
         raise UserError(f"{self.root / name}: no stage makes such an output")
 
     def last_policy(self) -> int:
-        """Number of the newest complete policy, -1 before `prepare`."""
+        """Return the number of the newest complete policy; -1 before `prepare`."""
         return max((int(p.parent.name) for p in self._manifests("policies")), default=-1)
 
     def evaluations(self) -> list[int]:
-        """Numbers of the policies that have been evaluated, ascending."""
+        """Return the numbers of the policies that have been evaluated, ascending."""
         return sorted(int(p.parent.name) for p in self._manifests("evaluations"))
 
     def iterations(self) -> list[int]:
-        """Numbers of the iterations that have anything on disk, ascending."""
+        """Return the numbers of the iterations that have anything on disk, ascending."""
         folders = (self.root / "iterations").glob("[0-9]*")
         return sorted(int(folder.name) for folder in folders if folder.name.isdecimal())
 
@@ -190,7 +194,7 @@ class Run:
 
 
 def default_runs_directory() -> Path:
-    """`$STAGED_GRPO_RUNS` if set, else `data/runs` of this repository."""
+    """Return `$STAGED_GRPO_RUNS` if it is set, else `data/runs` of this repository."""
     return Path(os.environ.get("STAGED_GRPO_RUNS") or REPOSITORY / "data" / "runs").absolute()
 
 

@@ -1,7 +1,7 @@
-"""The manifest of an output: what it consists of, and what it was made from.
+"""The manifest of an output: which files it consists of, and what it was made from.
 
-It is the last file written; then the output gets its final name. What a manifest lists is verified
-whenever it is read.
+It is the last file written; then the output gets its final name. The files that a manifest lists
+are verified whenever they are read.
 """
 
 from __future__ import annotations
@@ -40,19 +40,19 @@ class FileRecord(BaseModel):
     sha256: str
     rows: int | None = None
     keys: str | None = None
-    """Of a shard: content hash of its first column, which a hand edit must leave as it is."""
+    """For a shard, the content hash of its first column, which a hand edit must not change."""
     mtime_ns: int
     ctime_ns: int
     inode: int
 
     @classmethod
     def of(cls, path: Path, *, rows: int | None = None, keys: str | None = None) -> FileRecord:
-        """Record of a file on disk, hashed now."""
+        """Return the record of a file on disk, hashed now."""
         stat = _stat(path)
         return cls(name=path.name, sha256=sha256_of_file(path), rows=rows, keys=keys, **stat)
 
     def seen(self, path: Path) -> FileRecord:
-        """This record with the file's stat as it is now."""
+        """Return this record with the file's stat as it is now."""
         return self.model_copy(update=_stat(path))
 
 
@@ -75,21 +75,22 @@ class Manifest(BaseModel):
     stage: str
     iteration: int
     inputs: dict[str, str]
-    """Content hash of each input by its name in the run; `name:fact` is a fact of its manifest."""
+    """Content hash of each input by its name in the run. Under `name:what` it is instead the hash
+    of that part of the input, or that fact of its manifest."""
     recipe: dict[str, Any]
-    """The sections of the recipe that made it."""
+    """The keys of the recipe that decided the content, with their values."""
     seed: int
     files: list[FileRecord]
     rows: int
     content_hash: str
     parts: dict[str, str] = {}
-    """Content hashes of the shards whose names begin alike, as `train-` and `eval-` of prompts."""
+    """Content hash of each group of shards whose names begin alike, such as `train-` in prompts."""
     facts: dict[str, Any] = {}
-    """Results that later stages or people read, a function of inputs, recipe and seed."""
+    """Results for later stages or for people; they depend on inputs, recipe and seed alone."""
     edited: bool = False
     """Whether files were edited by hand and accepted."""
     pruned: bool = False
-    """Whether the files were deleted to bound the disk; hashes stay."""
+    """Whether the files were deleted to save disk space; their hashes stay."""
     recorded: dict[str, Any] = {}
     """Wall time, memory, host and versions: never hashed, never compared."""
 
@@ -99,10 +100,11 @@ class Manifest(BaseModel):
 
 
 def read_manifest(output: Output) -> Manifest:
-    """The manifest of a complete output.
+    """Return the manifest of a complete output.
 
     Raises:
-        UserError: there is none, it is damaged, or a newer version of the project wrote it.
+        UserError: there is none, it is damaged, its schema has another version, or it was written
+            by another stage or for another iteration.
     """
     path = output.manifest
     try:
@@ -141,10 +143,10 @@ def has_manifest(output: Output) -> bool:
 
 
 def verify_files(output: Output, manifest: Manifest) -> None:
-    """Hash every file whose stat changed since the manifest was written.
+    """Check the hash of every file whose stat has changed since the manifest was written.
 
-    Files that were linked or copied are the same under another stat; the manifest then takes that
-    one, so that they are hashed once and not at every look.
+    Linked or copied files have the same content with another stat. The manifest then takes the new
+    stat, so that they are hashed once and not every time. Pruned files are not checked.
 
     Raises:
         UserError: a file is missing or its content is not what the manifest says.
@@ -156,7 +158,7 @@ def verify_files(output: Output, manifest: Manifest) -> None:
         path = output.path / record.name
         if not path.is_file():
             raise UserError(f"{path} is missing; make it again: {output.command}")
-        seen.append(record.seen(path))  # before it is hashed: a later change is seen again
+        seen.append(record.seen(path))  # taken before hashing, so that a later change is noticed
         if seen[-1] != record:
             check_sha256(output, record, sha256_of_file(path))
     if seen != manifest.files:
@@ -165,7 +167,7 @@ def verify_files(output: Output, manifest: Manifest) -> None:
 
 
 def check_sha256(output: Output, record: FileRecord, found: str) -> None:
-    """Raise `UserError` naming the file and both hashes unless `found` is the recorded one."""
+    """Raise `UserError`, naming the file and both hashes, unless `found` is the recorded hash."""
     if found == record.sha256:
         return
     remedies = f"  Damaged?           {output.command}"
@@ -179,7 +181,7 @@ def check_sha256(output: Output, record: FileRecord, found: str) -> None:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a whole file or nothing: temporary file, fsync, rename, fsync of the directory.
+    """Write a whole file or nothing, by a temporary file, fsync, rename and directory fsync.
 
     Raises:
         UserError: the disk is full.
@@ -204,7 +206,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def sync_directory(folder: Path) -> None:
-    """Make renames inside `folder` durable."""
+    """Make the renames inside `folder` durable by fsync."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -218,7 +220,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def recorded_now(started: float, packages: Iterable[str] = ()) -> dict[str, Any]:
-    """What is noted about the making of an output: wall seconds, peak memory, host, versions.
+    """Return what to record about making an output: wall seconds, peak memory, host, versions.
 
     Args:
         started: `time.monotonic()` at the beginning.
@@ -235,20 +237,20 @@ def recorded_now(started: float, packages: Iterable[str] = ()) -> dict[str, Any]
 
 
 def peak_memory_bytes() -> int:
-    """The most memory that this process has held."""
+    """Return the largest amount of memory that this process has held, in bytes."""
     # Linux counts in KiB, macOS in bytes.
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 PLAN = "plan.json"
-"""In a partial output: what it is to be made of."""
+"""File of a partial output that says what the output will be made of."""
 
 
 def publish(output: Output) -> None:
-    """Give a partial output that has its manifest the final name, replacing a former one.
+    """Give a partial output that has its manifest the final name, in place of a former output.
 
-    Safe to repeat: a kill between the renames leaves a state that the next call completes.
+    The call is safe to repeat: after a kill between the renames, the next call completes them.
     """
     if (output.partial / "manifest.json").is_file():
         for scrap in (*output.partial.glob("*.done.json"), output.partial / PLAN):

@@ -1,7 +1,7 @@
 """`metrics.jsonl`: every optimizer step of a run as a line, for plotting with any tool.
 
-Derived from the iterations' files and rebuilt from them; nothing reads it as truth. JSON has no
-NaN and no infinity, which a skipped step leaves: both are null here.
+It is rebuilt from the files of the iterations, which are the truth. A skipped step may have NaN or
+infinite values; JSON has neither, so both are written as null.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from common.runs.schemas import TRAIN
 from common.runs.shards import read_output
 
 StepRow = dict[str, Any]
-"""One optimizer step as a row of `schemas.TRAIN`; also `computed`: was any token in the loss?"""
+"""One optimizer step as a row of `schemas.TRAIN`, with `computed`: was any token in the loss?"""
 
 
 def training_steps(run: Run) -> pa.Table:
-    """The metrics of all optimizer steps of all complete iterations (schema `TRAIN`)."""
+    """Return the metrics of all optimizer steps of all complete iterations (schema `TRAIN`)."""
     outputs = [run.train(number) for number in range(1, run.last_policy() + 1)]
     tables = [read_output(output) for output in outputs if has_manifest(output)]
     return pa.concat_tables(tables).select(TRAIN.names) if tables else TRAIN.empty_table()
@@ -37,7 +37,7 @@ def rebuild_metrics(run: Run) -> None:
 
 
 def finite_row(row: dict[str, Any]) -> dict[str, Any]:
-    """`row` with None for numbers that are not finite."""
+    """Return `row` with None for numbers that are not finite."""
     return {
         name: None if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in row.items()

@@ -1,7 +1,7 @@
-"""Outputs that are folders of any files: policies, references and trainer states.
+"""Outputs that are folders of arbitrary files: policies, references and trainer states.
 
-How they are committed and opened, which one is an iteration's reference, and how old ones are
-pruned to bound the disk.
+This module commits and opens them, finds the reference of an iteration, and prunes old ones to save
+disk space.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ def commit_folder(
     started: float | None = None,
     publish_output: bool = True,
 ) -> Manifest:
-    """Write the manifest over all files in `output.partial` and give it its final name.
+    """Write a manifest of all files in `output.partial` and give the folder its final name.
 
     Args:
-        content_hash: of what the files say; `hashing.model_hashes` for a policy.
-        publish_output: leave the rename to the caller, who commits several outputs as one.
+        content_hash: hash of what the files say; `hashing.model_hashes` gives it for a policy.
+        publish_output: False leaves the rename to a caller who commits several outputs as one.
     """
     paths = sorted(p for p in output.partial.iterdir() if p.is_file() and p.name[0] != ".")
     manifest = Manifest(
@@ -72,7 +72,7 @@ def commit_policy(
     facts: dict[str, Any] | None = None,
     publish_output: bool = True,
 ) -> Manifest:
-    """`commit_folder` of a Hugging Face directory, hashed by tensors, tokenizer and config."""
+    """Commit a Hugging Face directory as `commit_folder` does, with the hash of its model."""
     hashes = model_hashes(output.partial)
     return commit_folder(
         output,
@@ -86,7 +86,7 @@ def commit_policy(
 
 
 def open_policy(run: Run, number: int) -> Path:
-    """The directory of a policy, every file of it verified.
+    """Return the directory of a policy after verifying every file of it by sha256.
 
     Raises:
         UserError: it is missing, pruned, or a file is not what its manifest says.
@@ -95,7 +95,7 @@ def open_policy(run: Run, number: int) -> Path:
 
 
 def open_folder(output: Output) -> Path:
-    """The directory of a policy or trainer state, every file of it verified by sha256.
+    """Return the directory of a policy or trainer state after verifying every file by sha256.
 
     Raises:
         UserError: it is missing, pruned, or a file is not what its manifest says.
@@ -115,10 +115,11 @@ def open_folder(output: Output) -> Path:
 
 
 def reference_of(run: Run, iteration: int, recipe: Recipe) -> Output | None:
-    """What iteration N's KL pulls towards; None when `objective.kl_coef` is 0.
+    """Return the model that iteration N's KL pulls towards; None when `objective.kl_coef` is 0.
 
-    `fixed`: policy 0. `refresh`: policy floor((N - 1) / K) * K. `ema`: the average that training
-    N - 1 wrote beside its policy; policy 0 where it wrote none, so at the beginning.
+    `fixed` is policy 0. `refresh` is policy floor((N - 1) / K) * K, K being `refresh_every`. `ema`
+    is the average that training N - 1 wrote with its policy, or policy 0 where it wrote none, as
+    before iteration 1.
     """
     if not recipe.objective.kl_coef:
         return None
@@ -127,7 +128,8 @@ def reference_of(run: Run, iteration: int, recipe: Recipe) -> Output | None:
         return run.policy((iteration - 1) // every * every)
     if recipe.reference.update == "ema" and iteration > 1:
         train, average = run.train(iteration - 1), run.reference(iteration - 1)
-        # One left over from a training that has been made again without it is not listed there.
+        # An average may be left over from a former training, which was repeated without one; then
+        # the manifest does not list it.
         if has_manifest(train) and average.name in read_manifest(train).facts:
             return average
     return run.policy(0)
@@ -141,14 +143,17 @@ def prune(
     keep_trainer: int | Literal["all"],
     in_use: Collection[str] = (),
 ) -> None:
-    """Delete weights and trainer states but the last so many up to `newest`; policy 0 stays.
+    """Delete weights and trainer states up to `newest`, but keep the newest ones and policy 0.
 
-    Moving averages go with their policies. What `in_use` names stays: the reference to come.
+    Moving averages go with their policies. The manifest is marked `pruned` before the first file is
+    deleted, so a kill in between leaves no manifest that lists a missing file as present. Its
+    hashes stay, so that finished iterations remain fresh.
 
-    Those beyond `newest` are of a training that is being made again and are left alone.
-
-    The manifest says `pruned` before the first file goes, so a kill in between loses nothing
-    that was promised; its hashes stay, so that finished iterations remain fresh.
+    Args:
+        newest: later policies and states belong to a training that is being repeated, and stay.
+        keep_policies: how many of the newest policies keep their weights.
+        keep_trainer: how many of the newest trainer states are kept.
+        in_use: names of outputs that stay in any case, such as the next iteration's reference.
     """
     old: list[Output] = []
     for number in range(1, newest + 1):

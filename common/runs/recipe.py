@@ -18,11 +18,11 @@ from common.runs.stages import BY_NAME
 def recipe_in_force(
     run: Run, recipe: Path | None = None, overrides: list[str] | None = None, *, write: bool = False
 ) -> Recipe:
-    """The recipe that holds for what is still to be made in `run`.
+    """Return the recipe that holds for what is still to be made in `run`.
 
     Args:
-        recipe: replaces the run's recipe; a new run without one takes the default recipe.
-        overrides: `section.key=value`, put into the run's recipe.
+        recipe: file that replaces the run's recipe; a new run without one has the default recipe.
+        overrides: `section.key=value` each, put into the recipe.
         write: store the result in the run.
 
     Raises:
@@ -42,7 +42,7 @@ def recipe_in_force(
 
 
 def differences(recorded: Any, now: Any, key: str = "") -> list[tuple[str, Any, Any]]:
-    """Dotted keys of `recorded` whose values are not those of `now`, with both values."""
+    """Return the dotted keys of `recorded` whose values in `now` differ, with both values."""
     if not (isinstance(recorded, dict) and isinstance(now, dict)):
         return [] if recorded == now else [(key, recorded, now)]
     return [
@@ -55,14 +55,15 @@ def differences(recorded: Any, now: Any, key: str = "") -> list[tuple[str, Any, 
 
 
 def differing_keys(recorded: Any, now: Any) -> list[str]:
-    """The keys of `differences`."""
+    """Return only the keys of `differences`."""
     return [key for key, _, _ in differences(recorded, now)]
 
 
 def changed_since_begun(run: Run, recipe: Recipe) -> list[str]:
-    """Keys of model and data, with both values, that are not what a prepared run began with.
+    """Return the keys of model and data that differ from those a prepared run began with.
 
-    A key that was not there yet when it began has its default.
+    Each comes as text with both values. A source's key that did not exist when the run began counts
+    with its default.
     """
     began, now = read_manifest(run.prompts).recipe, BY_NAME["prepare"].recorded(recipe)
     began = began | {"data": {task: _as_today(source) for task, source in began["data"].items()}}
@@ -88,7 +89,7 @@ def _same_model_and_data(run: Run, recipe: Recipe, source: Path) -> None:
 
 
 def recipe_around(path: Path) -> Path | None:
-    """The recipe in force of the run that `path` lies in; None outside of runs."""
+    """Return the file of the recipe in force of the run that contains `path`; None outside runs."""
     for folder in path.resolve().parents:
         if (folder / "recipe.toml").is_file() and (folder / "iterations").is_dir():
             return folder / "recipe.toml"

@@ -1,7 +1,7 @@
-"""The columns of every stage's shards: one explicit pyarrow schema a stage, a comment a column.
+"""The columns of every stage's shards: one pyarrow schema per stage, one comment per column.
 
-A later stage's shard has the name and the row order of rollout's and carries the key
-`rollout_id` with its own new columns only, so that no stage rewrites what another has written.
+A later stage's shard has the name and the row order of the rollout's. It holds the key `rollout_id`
+and the stage's own new columns only, so that no stage rewrites what another has written.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ ROLLOUT = pa.schema(
     ]
 )
 
-# Lists are empty where `kept` is false: nobody trains on those tokens.
+# Lists are empty where `kept` is false: nothing trains on those tokens.
 LOGPROBS = pa.schema(
     [
         _column(KEY, pa.string(), "as in rollout"),
@@ -86,7 +86,7 @@ LOGPROBS = pa.schema(
     ]
 )
 
-# What policy N, trained on these tokens, says of them; lists are empty where `kept` is false.
+# Values of policy N, which was trained on these tokens; lists are empty where `kept` is false.
 TOKEN_RECORDS = pa.schema(
     [
         _column(KEY, pa.string(), "as in rollout"),
@@ -159,11 +159,7 @@ TRAIN = pa.schema(
 
 
 def score_schema(aux_rewards: Iterable[str]) -> pa.Schema:
-    """Return the columns of `score`, with one for each of the recipe's auxiliary rewards.
-
-    Args:
-        aux_rewards: their names.
-    """
+    """Return the columns of `score`, with one for each auxiliary reward of this name."""
     return pa.schema(
         [
             _column(KEY, pa.string(), "as in rollout"),

@@ -1,8 +1,8 @@
 """Writing an output shard by shard, and reading it back verified.
 
-A shard is written whole (temporary file, fsync, rename) with a small `.done.json` beside it; the
-manifest comes last and makes the output complete; then the directory takes its final name. What
-was killed on the way goes on from the shards that are verified.
+A shard is written whole (temporary file, fsync, rename) with a small `.done.json` beside it. The
+manifest comes last and makes the output complete; then the directory gets its final name. After a
+kill, the work continues from the shards that pass verification.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from common.runs.schemas import SCHEMA_VERSION
 
 
 class OutputWriter:
-    """Makes one output in its `.partial` directory; `commit` makes it complete."""
+    """Writer of one output in its `.partial` directory; `commit` makes the output complete."""
 
     def __init__(
         self,
@@ -52,14 +52,14 @@ class OutputWriter:
         """Describe the output; nothing is written before `open`.
 
         Args:
-            inputs: content hashes of what it is made from, by name.
-            recipe: the recipe's sections that decide the content.
-            names: the shards of the output, in order; `extend` may add to them.
-            schema: of each shard.
-            made_by: versions of what decides the content beside the inputs. A partial output made
-                by others is begun anew; a complete one is not stale for it.
-            extended_by: sections that decide, with `made_by`, only what is noted and how the output
-                is extended. Where these changed, a partial output keeps its planned shards.
+            inputs: content hash of each input, by name.
+            recipe: the recipe's keys that decide the content.
+            names: names of the output's shards, in order; `extend` may add to them.
+            schema: schema of every shard.
+            made_by: versions of whatever decides the content besides the inputs. A partial output
+                made by other versions is begun anew; a complete one does not become stale.
+            extended_by: keys that, with `made_by`, decide only what is noted and how the output is
+                extended. When only these have changed, a partial output keeps its planned shards.
         """
         self.output = output
         self.names = names
@@ -73,7 +73,7 @@ class OutputWriter:
         self._started = time.monotonic()
 
     def open(self) -> OutputWriter:
-        """Take up the partial directory: keep it if made from the same inputs, else begin anew."""
+        """Continue the partial directory if it was made from the same inputs, else begin anew."""
         folder, path = self.output.partial, self.output.partial / PLAN
         extension = self._extended_by or {}
         plan = {
@@ -98,39 +98,39 @@ class OutputWriter:
         return self
 
     def _keep_planned(self) -> None:
-        """Remove notes and further shards from the partial directory."""
+        """Remove everything but the planned shards from the partial directory."""
         for path in self.output.partial.iterdir():
             if path.name.removesuffix(".done.json") not in (*self._planned, PLAN):
                 path.unlink()
 
     def extend(self, names: list[str]) -> None:
-        """Add shards that follow from those that are there, and so were not planned.
+        """Add shards that were not planned, because they depend on earlier ones.
 
-        A resumed output keeps them as it keeps others, once it is extended by the same names.
+        A resumed output keeps them like any others, once it is extended by the same names.
         """
         self.names = [*self.names, *names]
 
     def note(self, name: str, found: Any) -> None:
         """Keep a finding about finished shards, as JSON, until the output is complete.
 
-        What was found once holds for whoever goes on, also where finding it anew might not give the
-        same (a time limit, say). None forgets it.
+        A resumed stage reads it instead of finding it again, which might give another result
+        (because of a time limit, say). None deletes the finding.
         """
         write_atomically(self._note(name), json.dumps(found).encode())
 
     def noted(self, name: str) -> Any:
-        """What was noted under `name` in this making of the output, or None."""
+        """Return what was noted under `name` while making this output, or None."""
         try:
             return json.loads(self._note(name).read_bytes())
         except (FileNotFoundError, ValueError):
             return None
 
     def pending(self) -> list[str]:
-        """Names of the shards that are not there, or not as their `.done.json` says."""
+        """Return the names of shards that are missing or differ from their `.done.json`."""
         return [name for name in self.names if self._done(name) is None]
 
     def write(self, name: str, table: pa.Table) -> None:
-        """Write one shard; columns are put in the schema's order and cast to its types."""
+        """Write one shard, with columns in the schema's order and cast to its types."""
         assert name in self.names, f"{name} is no shard of {self.output.name}"
         table = table.select(self._schema.names).cast(self._schema)
         data = self._encode(name, table)
@@ -145,13 +145,13 @@ class OutputWriter:
         write_atomically(folder / f"{name}.done.json", json.dumps(done).encode())
 
     def read(self, name: str) -> pa.Table:
-        """A shard that is written, verified, of an output that is not yet complete."""
+        """Return a written shard of this unfinished output, verified."""
         record = self._done(name)
         assert record is not None, f"{name} of {self.output.name} was never written"
         return _read_verified(self.output, record, self.output.partial)
 
     def read_all(self, columns: list[str]) -> pa.Table:
-        """Columns of all shards, once none is pending."""
+        """Return columns of all shards; none may be pending."""
         return pa.concat_tables(self.read(name).select(columns) for name in self.names)
 
     def commit(
@@ -166,9 +166,9 @@ class OutputWriter:
 
         Args:
             facts: results that are a function of the inputs.
-            recorded: measurements to note beside wall time and memory.
+            recorded: measurements to record besides wall time and memory.
             packages: distributions whose versions matter to the result.
-            publish_output: leave the rename to the caller, who commits several outputs as one.
+            publish_output: False leaves the rename to a caller who commits several outputs as one.
         """
         hashes = PartHashes(self._schema)
         records = []
@@ -216,48 +216,48 @@ class OutputWriter:
 
 
 def keys_hash(table: pa.Table) -> str:
-    """Content hash of a shard's first column, its key."""
+    """Return the content hash of a shard's first column, its key."""
     return table_content_hash(table.select([0]))
 
 
 def encode_parquet(table: pa.Table) -> bytes:
-    """A table as the bytes of a Parquet file with page checksums."""
+    """Return a table as the bytes of a Parquet file with page checksums."""
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
     return sink.getvalue().to_pybytes()
 
 
 def read_shard(output: Output, record: FileRecord) -> pa.Table:
-    """One verified shard of a complete output.
+    """Return one verified shard of a complete output.
 
     Raises:
-        UserError: the file is missing or is not the one its manifest lists.
+        UserError: the file is missing or is not the one that the manifest lists.
     """
     return _read_verified(output, record, output.path)
 
 
 def read_named_shard(output: Output, name: str, columns: Sequence[str]) -> pa.Table:
-    """Columns of one verified shard of a complete output, by the name of its file."""
+    """Return columns of one verified shard of a complete output, by the name of its file."""
     (record,) = (record for record in read_manifest(output).shards if record.name == name)
     return read_shard(output, record).select(columns)
 
 
 def read_shards(output: Output, columns: list[str] | None = None) -> Iterator[pa.Table]:
-    """Verified shards of a complete output, in order, with the columns asked for."""
+    """Yield the verified shards of a complete output, in order, with `columns` or all of them."""
     for record in read_manifest(output).shards:
         table = read_shard(output, record)
         yield table.select(columns) if columns else table
 
 
 def read_output(output: Output, columns: list[str] | None = None) -> pa.Table:
-    """All verified rows of a complete output."""
+    """Return all verified rows of a complete output."""
     return pa.concat_tables(read_shards(output, columns))
 
 
 def read_partial(output: Output) -> tuple[dict[str, str], Iterator[pa.Table]] | None:
-    """Inputs and verified shards of an output that stopped before its commit.
+    """Return the inputs and the verified shards of an output that stopped before its commit.
 
-    None if there is none or a shard of it is missing.
+    Return None if there is no such output, or if one of its shards is missing or damaged.
     """
     plan = _read_plan(output)
     if plan is None:
@@ -268,7 +268,7 @@ def read_partial(output: Output) -> tuple[dict[str, str], Iterator[pa.Table]] | 
 
 
 def _read_plan(output: Output) -> dict[str, Any] | None:
-    """What a partial output was begun to be; None if there is none or it is damaged."""
+    """Return the plan of a partial output; None if there is none or it is damaged."""
     try:
         return json.loads((output.partial / PLAN).read_bytes())
     except (FileNotFoundError, ValueError):
@@ -276,7 +276,7 @@ def _read_plan(output: Output) -> dict[str, Any] | None:
 
 
 def _finished(folder: Path, name: str) -> FileRecord | None:
-    """Record of a finished shard whose bytes are those that were written, else None."""
+    """Return the record of a finished shard if its bytes are those that were written, else None."""
     try:
         done = json.loads((folder / f"{name}.done.json").read_bytes())
         record = FileRecord.of(folder / name, rows=done["rows"], keys=done["keys"])
@@ -296,10 +296,10 @@ def _read_verified(output: Output, record: FileRecord, folder: Path) -> pa.Table
 
 
 def read_split(run: Run, split: str) -> pa.Table:
-    """The verified prompts of a split, `train` or `eval`, in order.
+    """Return the verified prompts of a split, `train` or `eval`, in order.
 
     Raises:
-        UserError: there are none.
+        UserError: the split has no prompts.
     """
     records = [r for r in read_manifest(run.prompts).shards if r.name.startswith(f"{split}-")]
     tables = [read_shard(run.prompts, record) for record in records]

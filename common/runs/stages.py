@@ -1,8 +1,8 @@
-"""Every stage, declared once: what it is made per, what it reads and writes, which keys decide it.
+"""Every stage, declared once: how often it runs, what it reads and writes, which keys decide it.
 
 Paths, the planner, manifests, child runs, status tables and the commands that start stages all read
-this table. A stage sees a view of the recipe that holds the keys declared here and no others, so
-that none that decides its content can be forgotten in its manifest.
+this table. A stage sees a view of the recipe that holds only the keys declared here. A key that is
+not declared cannot be read, so none can decide the content and be missing from the manifest.
 """
 
 from __future__ import annotations
@@ -29,18 +29,19 @@ class Input:
     """An output that a stage is made from."""
 
     output: str
-    """What it is: a stage's own output by the name of the stage, one of `Stage.companions` by its
-    own name, or `reference`, the model that the iteration's KL pulls towards."""
+    """Name of the output: that of a stage for the stage's own output, a name in
+    `Stage.companions`, or `reference` for the model that the iteration's KL pulls towards."""
     back: int = 0
-    """From so many iterations before; there is none before iteration 1."""
+    """How many iterations earlier it was made. An input from before iteration 1 is left out, unless
+    it is the output of `prepare` or policy 0."""
     part: str = ""
-    """The shards whose names begin so, or a fact of the manifest; empty: all of it."""
+    """Shards whose names begin like this, or a fact of the manifest; empty for the whole output."""
     when: When = always
 
 
 @dataclass(frozen=True)
 class Keys:
-    """Keys of the recipe, whole tables or dotted."""
+    """Keys of the recipe: names of whole tables, or dotted names of keys in them."""
 
     names: tuple[str, ...]
     when: When = always
@@ -52,52 +53,53 @@ class Stage:
 
     name: StageName
     per: Literal["run", "iteration", "policy"]
-    """What there is one output for."""
+    """The stage has one output per run, per iteration, or per evaluated policy."""
     path: str
-    """Of its output within the run; `{:04d}` stands for the number of iteration or policy."""
+    """Path of its output within the run, with `{:04d}` for the number of iteration or policy."""
     inputs: tuple[Input, ...]
     schema: Callable[[Mapping[str, Any]], pa.Schema]
-    """Of its shards, from the recipe's keys that its manifest records."""
+    """Returns the schema of its shards, given the recipe's keys that its manifest records."""
     decides: tuple[Keys, ...]
-    """What decides the content of its output; recorded in its manifest."""
+    """Keys that decide the content of its output; its manifest records them."""
     stops: tuple[str, ...] = ()
-    """What decides whether it stops, not what it makes."""
+    """Keys that decide whether the stage stops with an error, but not what it makes."""
     uses: tuple[Keys, ...] = ()
-    """What else it reads: how it is made, what is tidied up; never what is in the output."""
+    """Other keys that it reads, for how it computes or what it prunes. They do not decide what is
+    in the output, except for the seed, which the manifest records in a field of its own."""
     processes: Literal["one", "shards", "mesh"] = "one"
-    """`one` process; any number of them, which divide the `shards`; or those of the recipe's
-    `mesh`, which divide the model. All but `one` run a model."""
+    """`one` process; any number of processes, which divide the `shards` among them; or the
+    processes of the recipe's `mesh`, which divide the model. All but `one` run a model."""
     companions: Mapping[str, str] = field(default_factory=dict)
-    """Outputs that are committed together with its own: name and path."""
+    """Names and paths of the outputs that are committed together with its own."""
     planned: Callable[[Recipe, int], bool] = lambda recipe, number: True
-    """Whether `make iteration` makes it, for an iteration or policy of that number."""
+    """Whether `make iteration` runs the stage for the iteration or policy of that number."""
     editable: bool = True
-    """Whether shards that were edited by hand may be accepted."""
+    """Whether shards that were edited by hand can be accepted."""
 
     @property
     def has_number(self) -> bool:
         return self.per != "run"
 
     def keys(self, recipe: Recipe) -> list[str]:
-        """All keys that it may read under a recipe."""
+        """Return all keys that the stage may read under a recipe."""
         used = [name for keys in self.uses if keys.when(recipe) for name in keys.names]
         return [*self.deciding(recipe), *self.stops, *used]
 
     def deciding(self, recipe: Recipe) -> list[str]:
-        """The keys that decide its content under a recipe."""
+        """Return the keys that decide the content of its output under a recipe."""
         return [name for keys in self.decides if keys.when(recipe) for name in keys.names]
 
     def view(self, recipe: Recipe) -> Recipe:
-        """The recipe as the stage sees it."""
+        """Return the recipe as the stage sees it, with only the keys that it may read."""
         return recipe.restricted_to(self.keys(recipe))
 
     def recorded(self, recipe: Recipe) -> dict[str, Any]:
-        """What its manifest says of the recipe."""
+        """Return the part of the recipe that the stage's manifest records."""
         return recipe.restricted_to(self.deciding(recipe)).model_dump(mode="json")
 
 
 def _below(table: str, section: type[Section], *, without: Iterable[str]) -> tuple[str, ...]:
-    """Dotted names of all keys of a table but some."""
+    """Return the dotted names of all keys of a table but those in `without`."""
     return tuple(f"{table}.{name}" for name in section.model_fields if name not in without)
 
 
@@ -106,13 +108,13 @@ def _has_kl(recipe: Recipe) -> bool:
 
 
 def keeps_average(recipe: Recipe) -> bool:
-    """Whether `train` writes a moving average of the policies."""
+    """Return whether `train` writes a moving average of the policies."""
     return _has_kl(recipe) and recipe.reference.update == "ema"
 
 
 _REWARDS = _below("rewards", RewardsConfig, without=["workers"])
 _VERIFY = ("rewards.math", "rewards.code", "rewards.similarity", "rewards.reasoning_gym")
-"""Tables of [rewards] that verify types depend on."""
+"""Tables of [rewards] that the rules of verify types depend on."""
 _ANY_PROCESSES = ("mesh.timeout_seconds",)
 
 STAGES: tuple[Stage, ...] = (
@@ -239,7 +241,7 @@ STAGES: tuple[Stage, ...] = (
         ),
     ),
 )
-"""In the order in which they are made; after each iteration its policy may be evaluated."""
+"""The stages in the order in which they run; after each iteration its policy may be evaluated."""
 
 BY_NAME: dict[str, Stage] = {stage.name: stage for stage in STAGES}
 
@@ -247,7 +249,7 @@ _INPUTS = {found.output for stage in STAGES for found in stage.inputs}
 SIDE_STAGES = frozenset(
     stage.name for stage in STAGES if not {stage.name, *stage.companions} & _INPUTS
 )
-"""Stages that no other one is made from: a run is the same with and without them."""
+"""Stages whose outputs no other stage reads: the rest of a run is the same without them."""
 
 OF_AN_ITERATION = tuple(
     stage for stage in STAGES if stage.per == "iteration" and stage.name not in SIDE_STAGES

@@ -1,4 +1,4 @@
 """Questions with checkable answers: generated, drawn from reasoning-gym, or read from data sets.
 
-`registry` finds the generators by name, and `sources` reads what a recipe's [data] names.
+`registry` finds the generators by name, and `sources` reads the sources in a recipe's [data].
 """

@@ -30,10 +30,10 @@ class CountingDifficulty(Difficulty):
     """The length of the word sets the difficulty."""
 
     min_length: int = Field(default=5, ge=2, le=64)
-    """Letters of the shortest word."""
+    """Number of letters of the shortest word."""
 
     max_length: int = Field(default=8, ge=2, le=64)
-    """Letters of the longest word; each length comes equally often."""
+    """Number of letters of the longest word; each length comes equally often."""
 
     @model_validator(mode="after")
     def _ordered(self) -> "CountingDifficulty":
@@ -43,10 +43,10 @@ class CountingDifficulty(Difficulty):
 
 
 def generate(count: int, *, split: Split, seed: int, **difficulty: Any) -> list[Question]:
-    """Draw `count` distinct questions; a letter in a word is in one split under every wording.
+    """Draw `count` distinct questions; all wordings about a letter in a word are in one split.
 
     Raises:
-        UserError: the difficulty is unknown, or there are not so many questions.
+        UserError: a difficulty key or value is not allowed, or there are too few questions.
     """
     settings = read_difficulty(CountingDifficulty, "counting", difficulty)
     spaces = [_space(length) for length in range(settings.min_length, settings.max_length + 1)]

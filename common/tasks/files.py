@@ -1,6 +1,6 @@
 """Data sets in files: JSON Lines, JSON, Parquet and CSV, one file or a folder of them.
 
-Every fault of a file is told with its line and column, or with row and byte.
+Faults in a file are reported with their place: line and column, or row, or byte.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from common.errors import UserError
 from common.tasks.records import Faults, Record
 
 NOT_ROWS = ("manifest.json", "dataset_info.json", "dataset_infos.json")
-"""JSON files of a folder that describe its data and hold no rows."""
+"""JSON files in a folder that describe its data and hold no rows."""
 
 _BOM = b"\xef\xbb\xbf"
 
@@ -27,11 +27,11 @@ _BOM = b"\xef\xbb\xbf"
 def files_of(path: Path, split: str) -> list[Path]:
     """Return the file at `path`, or the files in that folder that belong to `split`.
 
-    In a folder, files whose names begin with the split's name are that split; all files of a folder
-    without such names are its `train` split.
+    In a folder, a split is the files whose names begin with the split's name. If no name begins
+    with `train`, all files are the `train` split.
 
     Raises:
-        UserError: the folder has no files of this split.
+        UserError: the folder has no files with data, or none of this split.
     """
     if not path.is_dir():
         return [path]
@@ -53,7 +53,7 @@ def read_files(files: Iterable[Path], faults: Faults) -> list[Record]:
     """Return all rows of the files; faulty rows are left out and added to `faults`.
 
     Raises:
-        UserError: the suffix of a file is not a known one, or it cannot be read.
+        UserError: a file has an unknown suffix or cannot be read.
     """
     records: list[Record] = []
     for file in files:
@@ -65,10 +65,10 @@ def read_files(files: Iterable[Path], faults: Faults) -> list[Record]:
 
 
 def read_file(path: Path, faults: Faults) -> Iterator[Record]:
-    """Yield the rows of one file, which is read as its suffix says.
+    """Return an iterator over the rows of one file, which is read as its suffix says.
 
     Raises:
-        UserError: the suffix is not a known one, or the file cannot be read.
+        UserError: the suffix is unknown, or the file cannot be read.
     """
     reader = READERS.get(path.suffix.lower())
     if reader is None:
@@ -88,7 +88,7 @@ def _read_json_lines(path: Path, data: bytes, faults: Faults) -> Iterator[Record
 
 
 def _read_json(path: Path, data: bytes, faults: Faults) -> Iterator[Record]:
-    """Read a list of objects; JSON Lines under the name of a JSON file are read as such."""
+    """Yield the objects of a JSON list, or those of JSON Lines in a file called `.json`."""
     data = data.removeprefix(_BOM)
     if not data.lstrip().startswith(b"["):
         yield from _read_json_lines(path, data, faults)
@@ -98,7 +98,7 @@ def _read_json(path: Path, data: bytes, faults: Faults) -> Iterator[Record]:
 
 
 def _parse_json(path: Path, data: bytes, faults: Faults, first_line: int = 1) -> Any:
-    """Return the value, or None after adding to `faults` where it is not JSON."""
+    """Return the JSON value, or add a fault and return None if it is not JSON."""
     text = _decode(path, data, faults, first_line)
     if text is None:
         return None
@@ -175,7 +175,7 @@ def _values(path: Path, name: str, column: pa.ChunkedArray, faults: Faults) -> l
 
 
 def _decode(path: Path, data: bytes, faults: Faults, first_line: int = 1) -> str | None:
-    """Return `data` as text, or None after adding to `faults` where it is not UTF-8."""
+    """Return `data` as text, or add a fault and return None if it is not UTF-8."""
     try:
         return data.decode()
     except UnicodeDecodeError as error:

@@ -1,6 +1,6 @@
-"""Data sets of the `datasets` library: by hub name, or folders of `Dataset.save_to_disk`.
+"""Data sets read by the `datasets` library, from the hub or a folder of `Dataset.save_to_disk`.
 
-The library takes seconds to import, so it is imported when a data set asks for it.
+The library takes seconds to import, so it is imported only when a data set needs it.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 
 
 def is_hub_name(name: str) -> bool:
-    """Return whether `name` could be a repository of the Hugging Face hub: `openai/gsm8k`."""
+    """Return whether `name` could be a repository on the Hugging Face hub, as `openai/gsm8k` is."""
     return _HUB_NAME.fullmatch(name) is not None
 
 
 def first_line(error: Exception) -> str:
-    """Return an error in one line; those of some libraries run over pages."""
+    """Return an error's type and first line; some libraries' messages fill pages."""
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 
@@ -35,10 +35,10 @@ def is_saved_to_disk(path: Path) -> bool:
 
 
 def read_saved(path: Path, split: str) -> list[Record]:
-    """Return all rows of a saved data set, of its `split` if it has several.
+    """Return all rows of a saved data set, or those of `split` if it has several splits.
 
     Raises:
-        UserError: it cannot be loaded, or has no such split.
+        UserError: the data set cannot be loaded, or has no such split.
     """
     from datasets import DatasetDict, load_from_disk
 
@@ -56,7 +56,7 @@ def read_saved(path: Path, split: str) -> list[Record]:
 
 
 def read_hub(name: str, configuration: str, split: str) -> list[Record]:
-    """Return all rows of one split of a data set on the Hugging Face hub, or of its local cache.
+    """Return all rows of one split of a data set on the Hugging Face hub or in its local cache.
 
     Raises:
         UserError: there is no such data set, configuration or split, or the hub cannot be reached.
@@ -67,7 +67,7 @@ def read_hub(name: str, configuration: str, split: str) -> list[Record]:
         disable_progress_bars()
     try:
         loaded = load_dataset(name, configuration or None, split=split)
-    except Exception as error:  # of a dozen types: of the library, its HTTP client, the file system
+    except Exception as error:  # a dozen types, from library, HTTP client and file system
         raise UserError(
             f"{name} (split {split!r}): not a local path, and the hub gives: {first_line(error)}"
         ) from None

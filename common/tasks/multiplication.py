@@ -26,17 +26,17 @@ class MultiplicationDifficulty(Difficulty):
     """The digits of the two factors set the difficulty."""
 
     first_digits: int = Field(default=2, ge=1, le=12)
-    """Digits of one factor."""
+    """Number of digits of one factor."""
 
     second_digits: int = Field(default=1, ge=1, le=12)
-    """Digits of the other factor. Either factor may stand first in the question."""
+    """Number of digits of the other factor. Either factor may come first in the question."""
 
 
 def generate(count: int, *, split: Split, seed: int, **difficulty: Any) -> list[Question]:
     """Draw `count` distinct questions; 7 × 34 and 34 × 7 are always in the same split.
 
     Raises:
-        UserError: the difficulty is unknown, or there are not so many questions.
+        UserError: a difficulty key or value is not allowed, or there are too few questions.
     """
     settings = read_difficulty(MultiplicationDifficulty, "multiplication", difficulty)
     return draw([_space(settings)], count, split, seed, "multiplication")
@@ -66,5 +66,5 @@ def _space(settings: MultiplicationDifficulty) -> Space:
 
 
 def _numbers(digits: int) -> range:
-    """Return all numbers of so many digits but 0 and 1, which as factors ask nothing."""
+    """Return all numbers with so many digits but 0 and 1, which are trivial as factors."""
     return range(max(2, 10 ** (digits - 1)), 10**digits)

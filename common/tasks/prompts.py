@@ -1,4 +1,4 @@
-"""A prompt: one row of a data set, checked, in the columns of `prompts/`."""
+"""Prompts: rows of a data set, checked, with the columns of `prompts/`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from common.tasks.records import Faults, Record, UnreadableGolds
 Messages = list[dict[str, str]]
 
 STRUCTURED = ("CODE", "REASONING_GYM")
-"""Verify types whose golds are JSON: a column may hold the value itself instead of its text."""
+"""Verify types whose gold is JSON; a column may then hold the value itself instead of its text."""
 
 ROLES = ("system", "user", "assistant")
 
@@ -39,7 +39,7 @@ class Prompt:
     metadata: dict[str, Any]
     given_id: str = ""
     where: str = ""
-    """Where it came from, for messages about it."""
+    """Where the prompt came from, for messages about it."""
 
     @property
     def question(self) -> str:
@@ -47,12 +47,12 @@ class Prompt:
 
     @cached_property
     def key(self) -> str:
-        """Hash of what the model is shown: prompts with one key are the same question."""
+        """Return the hash of what the model is shown: the same key means the same question."""
         return _hash(self.messages)
 
     @cached_property
     def prompt_id(self) -> str:
-        """The id that the data gave, else a hash of the content."""
+        """Return the id that the data gave, else a hash of the content."""
         return self.given_id or _hash([self.task, self.messages, self.answer, self.verify_type])
 
 
@@ -73,10 +73,10 @@ def read_prompts(
     unreadable_golds: UnreadableGolds,
     faults: Faults,
 ) -> list[Prompt]:
-    """Read records as prompts, as the source's column map and answer pattern say.
+    """Return records as prompts, read by the source's column map and answer pattern.
 
-    Faults of rows are added to `faults`; a column that no row has is one fault and ends the
-    reading.
+    Faults of rows are added to `faults`. A column that no row has is a single fault, and then no
+    rows are read.
     """
     columns = {name for record in records for name in record.values}
     reader = _Reader(task, source, columns)
@@ -97,7 +97,7 @@ def read_prompts(
 
 
 class _Reader:
-    """Reads the rows of one source."""
+    """Reader of the rows of one source."""
 
     def __init__(self, task: str, source: DatasetSource, columns: Iterable[str]) -> None:
         self._task = task
@@ -112,7 +112,7 @@ class _Reader:
         self._pattern = _compile(task, source.answer_pattern)
 
     def missing_columns(self) -> list[str]:
-        """Return what is wrong with the columns: one is missing, or two say the verify type."""
+        """Return what is wrong with the columns: one is missing, or two give the verify type."""
         if not self._columns:
             return []
         faults = []
@@ -131,7 +131,7 @@ class _Reader:
         return faults
 
     def read(self, record: Record) -> Prompt:
-        """Read one row; raises `UserError` about the first thing wrong with it."""
+        """Return one row as a prompt, or raise `UserError` about the first fault in it."""
         messages = self._messages(record)
         for message in messages:
             _writable(message["content"], "question")
@@ -216,7 +216,7 @@ class _Reader:
         return _writable(str(value), "prompt_id")
 
     def _metadata(self, record: Record) -> dict[str, Any]:
-        """Return what else the row says; a column of metadata is spread out."""
+        """Return the row's other columns, together with the items of its metadata column."""
         used = set(self._mapped.values())
         others = {name: value for name, value in record.values.items() if name not in used}
         given = self._value(record, "metadata")
@@ -251,7 +251,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _writable(text: str, column: str) -> str:
-    r"""Return `text` if it can be written as UTF-8; JSON can say "\ud800", half of a character."""
+    r"""Return `text`, or raise `UserError` if it has half a character: JSON allows a "\ud800"."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -262,7 +262,7 @@ def _writable(text: str, column: str) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Return `value` as JSON can say it; bytes and numbers that are not finite become null."""
+    """Return `value` in types that JSON has; bytes and numbers that are not finite become None."""
     if isinstance(value, dict):
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,8 +1,8 @@
-"""What a question is, and how questions are drawn from a finite space without repetition.
+"""Questions, and how they are drawn from a finite space without repetition.
 
 A generator describes its questions as one or more `Space`s: a size and a function from an index to
-a question. Drawing walks a random permutation of the indices, so that no question comes twice, and
-running out of indices tells exactly how many questions a split has.
+a question. Drawing follows a random permutation of the indices, so that no question comes twice. If
+the indices run out, the number of questions in the split is known exactly.
 """
 
 import hashlib
@@ -19,12 +19,12 @@ from common.errors import UserError
 Split = Literal["train", "eval"]
 
 EVAL_SHARE = 0.35
-"""Share of the canonical contents that belong to the evaluation split."""
+"""Share of canonical contents that belong to the evaluation split."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question, with the answer that its `verify_type` compares with."""
+    """A question, with the gold answer that the rule of its `verify_type` compares with."""
 
     task: str
     question: str
@@ -34,14 +34,14 @@ class Question:
 
 
 class Difficulty(BaseModel):
-    """Base of every task's difficulty: unknown keys are refused, values cannot change."""
+    """Base class of every task's difficulty: it refuses unknown keys and is immutable."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 @dataclass(frozen=True)
 class Space:
-    """`size` questions; `decode(index)` gives the canonical content and the question."""
+    """A space of `size` questions; `decode(index)` returns canonical content and question."""
 
     size: int
     decode: Callable[[int], tuple[str, Question]]
@@ -51,10 +51,10 @@ DifficultyT = TypeVar("DifficultyT", bound=Difficulty)
 
 
 def read_difficulty(model: type[DifficultyT], task: str, values: dict[str, Any]) -> DifficultyT:
-    """Validate a task's difficulty keys.
+    """Return a task's difficulty, validated.
 
     Raises:
-        UserError: one is unknown or its value is not allowed; names both.
+        UserError: a key is unknown or its value is not allowed; the message names both.
     """
     try:
         return model(**values)
@@ -68,13 +68,13 @@ def read_difficulty(model: type[DifficultyT], task: str, values: dict[str, Any])
 
 
 def split_of(canonical: str) -> Split:
-    """Return the split of a canonical content: a stable hash, whatever the seed or the platform."""
+    """Return the split of a canonical content, by a hash that no seed or platform changes."""
     digest = hashlib.sha256(canonical.encode()).digest()
     return "eval" if int.from_bytes(digest[:8], "big") / 2**64 < EVAL_SHARE else "train"
 
 
 def unravel(index: int, radices: Sequence[int]) -> list[int]:
-    """Return the digits of `index` in the mixed radix `radices`; the first runs fastest."""
+    """Return the digits of `index` in the mixed radix `radices`, the least significant first."""
     digits = []
     for radix in radices:
         index, digit = divmod(index, radix)
@@ -87,7 +87,7 @@ def draw(spaces: Sequence[Space], count: int, split: Split, seed: int, task: str
     """Draw `count` distinct questions of one split, each time from a space chosen uniformly.
 
     Spaces of very different sizes (schedules of 2 and of 4 tasks) thus come equally often, until
-    the small ones are used up.
+    the small ones are exhausted.
 
     Raises:
         UserError: the split has fewer than `count` questions.
@@ -116,9 +116,9 @@ def draw(spaces: Sequence[Space], count: int, split: Split, seed: int, task: str
 
 
 def _permutation(size: int, rng: random.Random) -> Iterator[int]:
-    """Yield 0 … size − 1 in random order; memory grows with what was drawn, not with `size`.
+    """Yield 0 … size − 1 in random order, in memory that grows with the draws, not with `size`.
 
-    This is Fisher–Yates (Durstenfeld, CACM 1964), with only the swapped entries kept, in a dict.
+    This is Fisher–Yates (Durstenfeld, CACM 1964) with only the swapped entries kept, in a dict.
     """
     moved: dict[int, int] = {}
     for last in range(size - 1, -1, -1):

@@ -1,13 +1,13 @@
 """Questions of reasoning-gym's data sets (https://github.com/open-thought/reasoning-gym).
 
 A question is an entry of a data set. To score an answer, the data set needs the whole entry and the
-keys that it was made with, so an `Entry` writes both into the row's `answer`, and the verify type
+config that it was made with, so an `Entry` writes both into the row's `answer`, and the verify type
 REASONING_GYM reads them back. Under another verify type the row's `answer` is the one that the
 entry gives.
 
 `read_questions` draws questions in a process of its own, `python -m common.tasks.reasoning_gym`:
-some data sets print, and some draw in the order of a set, which only a process with a fixed
-`PYTHONHASHSEED` repeats. reasoning-gym takes a second or two to import, so it is imported only in
+some data sets print, and some iterate over a set, whose order is the same only in processes with
+the same `PYTHONHASHSEED`. reasoning-gym takes a second or two to import, so it is imported only in
 that process and where an answer is scored.
 """
 
@@ -46,10 +46,10 @@ if TYPE_CHECKING:
 # Entries
 
 NONSENSE = "I do not know."
-"""Wrong under every question; a data set that accepts it accepts everything."""
+"""A wrong answer to every question; a data set that accepts it accepts everything."""
 
 _EXAMPLES = ("possible_answer", "example_answer", "example_correct_answer")
-"""Keys of the metadata under which an entry without one answer has an example."""
+"""Metadata keys under which an entry without an answer may have an example of one."""
 
 _ARITHMETIC = r"(?:[-+()0-9 \t]|\*(?!\*)|/(?!/)){1,2000}"
 _FUNCTIONS = "sin|cos|tan|sec|csc|cot|asin|acos|atan|sinh|cosh|tanh|exp|log|ln|sqrt|Abs|pi"
@@ -58,9 +58,9 @@ _FORMULA = (
     rf"|(?<![A-Za-z])(?:{_FUNCTIONS}|[A-Za-z])(?![A-Za-z])){{1,2000}}"
 )
 
-# reasoning-gym gives answers to `eval`, or to sympy's `parse_expr`, which evaluates: none of these
-# patterns lets through what could call or look up anything but a function of mathematics. It also
-# takes NaN for near to every number in two data sets.
+# reasoning-gym passes answers to `eval`, or to sympy's `parse_expr`, which evaluates them. None of
+# these patterns allows an answer to call or look up anything but a mathematical function. They also
+# exclude NaN, which two data sets take as close to every number.
 _READABLE = {
     name: re.compile(pattern)
     for name, pattern in {
@@ -81,27 +81,27 @@ _READABLE = {
 
 @dataclass(frozen=True)
 class Entry:
-    """A question of a data set, with all that its scoring needs."""
+    """A question of a data set, with everything that scoring it needs."""
 
     values: Mapping[str, Any]
     """`question`, `answer` and `metadata` as reasoning-gym made them."""
     config: Mapping[str, Any]
-    """Keys of the data set that were not left at their defaults."""
+    """The data set's config, without the keys that were left at their defaults."""
 
     @property
     def dataset(self) -> str:
-        """Name of the data set that made it and scores it."""
+        """Return the name of the data set that made the entry and scores it."""
         return str(self.values["metadata"]["source_dataset"])
 
     def own_answer(self) -> str | None:
-        """Return a right answer; None for the data sets that give none."""
+        """Return a correct answer, or None if the data set gives none."""
         metadata = self.values["metadata"]
         answers = [self.values["answer"], *(metadata.get(key) for key in _EXAMPLES)]
         answer = next((answer for answer in answers if answer is not None), None)
         return json.dumps(answer) if isinstance(answer, dict) else answer and str(answer)
 
     def write(self) -> str:
-        """Return the entry as JSON that `read_entry` reads back equal."""
+        """Return the entry as JSON from which `read_entry` gives an equal entry."""
         config = {"config": dict(self.config)} if self.config else {}
         return json.dumps(_encode(dict(self.values) | config))
 
@@ -110,7 +110,7 @@ def read_entry(text: str) -> Entry:
     """Read what `Entry.write` wrote, or an entry that was dumped as plain JSON.
 
     Raises:
-        UserError: it is neither; the message, "is no …", continues one that names the text.
+        UserError: it is neither; the message, such as "is no JSON", follows the caller's subject.
     """
     try:
         values = json.loads(text, object_hook=_decode)
@@ -128,10 +128,10 @@ def read_entry(text: str) -> Entry:
 
 
 def score(entry: Entry, answer: str) -> float:
-    """Return what the entry's data set gives for `answer`, from 0 to 1.
+    """Return the score that the entry's data set gives to `answer`, from 0 to 1.
 
-    An answer that makes the scorer raise cannot be read, and is worth 0. So is one that would be
-    evaluated and holds more than a formula, and one whose score is not a number.
+    An answer scores 0 if it makes the scorer raise, if the score is not a number, or if it would be
+    evaluated and contains more than a formula.
 
     Raises:
         UserError: the data set is unknown, or refuses the entry's config.
@@ -151,10 +151,10 @@ def score(entry: Entry, answer: str) -> float:
 
 
 def fault_of(entry: Entry) -> str | None:
-    """Return why the entry cannot tell right from wrong; None if it can.
+    """Return why the entry cannot tell right from wrong answers; None if it can.
 
     Raises:
-        UserError: as `score` does.
+        UserError: the data set is unknown, or refuses the entry's config.
     """
     own = entry.own_answer()
     if own is not None and (value := score(entry, own)) < 1:
@@ -167,7 +167,7 @@ def fault_of(entry: Entry) -> str | None:
 def make_dataset(name: str, config: Mapping[str, Any], **others: Any) -> Any:
     """Return a data set of reasoning-gym; `others` are its `seed` and `size`.
 
-    The name must be known. About the keys it raises whatever reasoning-gym raises.
+    The name must be known. For a bad config, whatever reasoning-gym or pydantic raises is raised.
     """
     from reasoning_gym.factory import DATASETS
 
@@ -189,16 +189,16 @@ def _open(name: str, config: str) -> Any:
 
 
 def _uses_the_numbers(entry: Entry, answer: str) -> bool:
-    """Return whether the answer uses the entry's numbers; puzzle24 would take 6*4*1*1 for any."""
+    """Return whether the answer uses the entry's numbers; puzzle24 accepts 6*4*1*1 for any."""
     used = sorted(int(number) for number in re.findall("[0-9]+", answer))
     return used == sorted(entry.values["metadata"]["numbers"])
 
 
 def _encode(value: Any) -> Any:
-    """Return `value` as JSON has it, with marks where JSON would lose the type.
+    """Return `value` in types that JSON has, with marks where JSON would lose the type.
 
     Raises:
-        TypeError: it cannot be written.
+        TypeError: a value's type is not supported.
     """
     if value is None or isinstance(value, bool):
         return value
@@ -206,7 +206,7 @@ def _encode(value: Any) -> Any:
         if isinstance(value, plain):
             return plain(value)
     if isinstance(value, str):
-        return str.__str__(value)  # of an Enum, str() would give the name
+        return str.__str__(value)  # for an Enum, str() would return the name
     if isinstance(value, list):
         return [_encode(item) for item in value]
     if isinstance(value, tuple):
@@ -239,34 +239,33 @@ def require_package(needed_by: str) -> None:
     """Check that reasoning-gym is installed.
 
     Args:
-        needed_by: what the message begins with.
+        needed_by: beginning of the message: what needs it.
 
     Raises:
-        MissingToolError: it is not; says how to install it.
+        MissingToolError: it is not installed; the message says how to install it.
     """
     if find_spec("reasoning_gym") is None:
         raise MissingToolError(f"{needed_by} needs the package reasoning-gym: `make extras`")
 
 
 SAMPLE_SECONDS, LONG_SECONDS = 3.0, 30.0
-"""After the first time the length of a draw is estimated; one beyond the second is announced."""
+"""Time after which the duration of a draw is estimated, and the shortest one that is announced."""
 
 
 def read_questions(
     task: str, source: GymSource, unreadable_golds: UnreadableGolds, notices: list[str]
 ) -> tuple[list[Question], list[Question]]:
-    """Return distinct questions for training and for evaluation.
+    """Return distinct questions for training and for evaluation, the same for the same source.
 
-    The evaluation questions are drawn first, so that asking for more training questions leaves them
-    as they are. No training question is one of them with its numbers in another order. The same
-    source gives the same questions. Entries that cannot tell right from wrong are left out, with a
-    notice.
+    The evaluation questions are drawn first, so they stay the same when more training questions are
+    asked for. No training question is one of them with its numbers in another order. Entries that
+    cannot tell right from wrong answers are left out, with a notice.
 
     Args:
         task: name of the source in the recipe's [data].
-        source: what is asked for.
-        unreadable_golds: says which answers another verify type cannot read.
-        notices: what was left out is added here.
+        source: the source, as the recipe has it.
+        unreadable_golds: says which golds their verify types cannot read.
+        notices: lines about entries that were left out are added here.
 
     Raises:
         MissingToolError: reasoning-gym is not installed.
@@ -289,7 +288,7 @@ def read_questions(
 
 
 def _drawn(task: str, request: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return what the drawing process says, its end line last."""
+    """Return the lines that the drawing process prints, the end line last."""
     lines: list[dict[str, Any]] = []
     count = request["train"] + request["eval"]
     with (
@@ -301,7 +300,7 @@ def _drawn(task: str, request: dict[str, Any]) -> list[dict[str, Any]]:
         started, announced = 0.0, False
         for text in process.stdout:
             lines.append(json.loads(text))
-            started = started or time.monotonic()  # the package's import is not of the drawing
+            started = started or time.monotonic()  # importing the package does not count
             if "error" in lines[-1]:
                 raise UserError(lines[-1]["error"])
             shown.advance()
@@ -327,8 +326,8 @@ def _last_line(complaints: IO[bytes]) -> str:
 
 @contextmanager
 def _drawing(request: dict[str, Any], complaints: IO[bytes]) -> Iterator[subprocess.Popen[str]]:
-    """Start a drawing process, which ends with the context; `complaints` is its standard error."""
-    # Not at the top of the file: it loads pyarrow, and workers that score entries need none.
+    """Start a drawing process that ends with the context; `complaints` is its standard error."""
+    # Imported here because it loads pyarrow, which workers that score entries do not need.
     from common.runs.layout import REPOSITORY
 
     with subprocess.Popen(
@@ -397,24 +396,25 @@ def _too_few(task: str, source: GymSource, found: int, end: dict[str, Any]) -> s
 # The process that draws
 
 OURS = {"seed": "seed", "size": "train and eval"}
-"""Keys of every data set that the source sets itself, each with the source's own key for it."""
+"""Keys of every data set that are set by the source, with the source's own name for them."""
 
 MOST_NUMBERS = 4
-"""Up to this many numbers in a question, another order of them makes no other question."""
+"""Questions with at most this many numbers count as alike if only the numbers' order differs."""
 
 
 def main() -> None:
     """Serve one request.
 
-    It is a JSON object on standard input, {"task", "dataset", "config", "seed", "train", "eval",
-    "scored"}. The answer is JSON lines on standard output, the evaluation questions first:
+    The request is a JSON object on standard input, {"task", "dataset", "config", "seed", "train",
+    "eval", "scored"}. The answer is JSON lines on standard output, evaluation questions first:
 
         {"question", "entry", "answer", "index", "difficulty"}
                                  a question, the entry that scores it, the answer that it gives
         {"drawn", "alike", "faulty", "fault"}
-                                 at the end: entries looked at, questions left out because an
-                                 evaluation question is like them, faulty entries left out, why
-        {"error"}                instead, if the recipe asks for the impossible
+                                 at the end: number of entries drawn, of questions left out because
+                                 they are like an evaluation question, of faulty entries left out,
+                                 and what is wrong with the last of these
+        {"error"}                instead of the end line, if the request cannot be met
     """
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     lines = os.fdopen(os.dup(1), "w", encoding="utf-8")
@@ -439,9 +439,9 @@ def draw(
     """Yield `eval` and then `train` distinct questions, or fewer if there are no more.
 
     An end line follows. No training question is an evaluation question with its numbers in another
-    order: a model that has learned 7 * 3 knows 3 * 7. The data set is walked from index 0. The walk
-    ends when too many entries in a row bring no new question: five for each question found, and 200
-    more.
+    order: a model that has learned 7 * 3 knows 3 * 7. Entries are drawn from index 0 on. Drawing
+    ends early when more entries in a row bring no new question than 200 plus five for each question
+    found.
 
     Raises:
         UserError: the data set does not exist, refuses its config, or fails.
@@ -477,9 +477,9 @@ def draw(
 
 
 def _content(question: str) -> str:
-    """Return the same text for questions that differ in the order of a few numbers only.
+    """Return a text that is the same for questions which differ only in the order of numbers.
 
-    A question with many numbers is a board, and stays as it is.
+    A question with many numbers is likely a board, so it is returned unchanged.
     """
     numbers = re.findall(r"\d+", question)
     if len(numbers) > MOST_NUMBERS:
@@ -504,9 +504,9 @@ def _line(entry: Entry, index: int) -> dict[str, Any]:
 def _entries(
     where: str, dataset: str, config: Mapping[str, Any], seed: int, size: int
 ) -> Iterator[dict[str, Any]]:
-    """Yield entries by index, without end; at its end a data set is made anew, twice as long.
+    """Yield entries by index, endlessly: when a data set ends, it is made again, twice as long.
 
-    Most data sets are as long as they are asked to be, at no cost; one makes all entries at once.
+    Most data sets can have any length at no cost, but one makes all its entries at once.
     """
     made = _make(where, dataset, config, seed, size)
     for index in itertools.count():
@@ -555,7 +555,7 @@ def _check_keys(where: str, dataset: str, config: Mapping[str, Any]) -> None:
 
 
 def _make(where: str, dataset: str, config: Mapping[str, Any], seed: int, size: int) -> Any:
-    """Return the data set; raises `UserError` that names the key at fault, or all of them."""
+    """Return the data set, or raise `UserError` that names the key at fault, or all of them."""
     try:
         return make_dataset(dataset, config, seed=seed, size=size)
     except ValidationError as error:

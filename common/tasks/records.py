@@ -1,4 +1,4 @@
-"""Rows of a data set as they were found, and the faults found in them."""
+"""Rows of a data set as they were read, and the faults found in them."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 from common.errors import UserError
 
 UnreadableGolds = Callable[[Sequence[tuple[str, str]]], list[str | None]]
-"""A function from (verify type, gold answer) of each row to what is wrong with the gold, None if it
-can be read."""
+"""A function that takes (verify type, gold answer) of each row and returns for each what is wrong
+with the gold, or None if it can be read."""
 
 MOST_SHOWN = 10
 
 
 @dataclass(frozen=True)
 class Record:
-    """One row, and where it stands, as `train.jsonl:17`."""
+    """One row and its place, such as `train.jsonl:17`."""
 
     values: dict[str, Any]
     where: str
@@ -25,7 +25,7 @@ class Record:
 
 @dataclass
 class Faults:
-    """All faults of the input, told at once: fixing one row after the other would take all day."""
+    """All faults of the input, reported at once so that they need not be fixed one by one."""
 
     lines: list[str] = field(default_factory=list)
 
@@ -33,7 +33,7 @@ class Faults:
         self.lines.append(f"{where}: {what}")
 
     def raise_any(self) -> None:
-        """Raise `UserError` with the first faults and the number of others, if there are any."""
+        """Raise `UserError` if there are faults, with the first ones and the number of others."""
         if not self.lines:
             return
         others = len(self.lines) - MOST_SHOWN

@@ -1,4 +1,4 @@
-"""The generated tasks by name."""
+"""The built-in generated tasks by name."""
 
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -9,7 +9,7 @@ from common.tasks.question import Difficulty, Question, Split
 
 
 class Generator(Protocol):
-    """Draws `count` distinct questions of a split; the same arguments give the same questions."""
+    """A function that draws `count` distinct questions of a split, determined by its arguments."""
 
     def __call__(
         self, count: int, *, split: Split, seed: int, **difficulty: Any
@@ -32,10 +32,10 @@ TASKS: dict[str, Task] = {
 
 
 def get_task(name: str) -> Task:
-    """Return the task of that name.
+    """Return the task called `name`.
 
     Raises:
-        UserError: there is none; lists those there are.
+        UserError: there is no such task; the message lists the known ones.
     """
     if name not in TASKS:
         raise UserError(f"unknown task {name!r}; known tasks: {', '.join(TASKS)}.")

@@ -26,10 +26,10 @@ class SchedulingDifficulty(Difficulty):
     """The number of tasks and their durations set the difficulty."""
 
     min_tasks: int = Field(default=2, ge=1, le=len(NAMES))
-    """Tasks of the smallest schedule."""
+    """Number of tasks of the smallest schedule."""
 
     max_tasks: int = Field(default=4, ge=1, le=len(NAMES))
-    """Tasks of the largest schedule; each size comes equally often."""
+    """Number of tasks of the largest schedule; each size comes equally often."""
 
     max_duration: int = Field(default=9, ge=1, le=1000)
     """Longest duration of a task in days; the shortest is 1."""
@@ -42,10 +42,10 @@ class SchedulingDifficulty(Difficulty):
 
 
 def generate(count: int, *, split: Split, seed: int, **difficulty: Any) -> list[Question]:
-    """Draw `count` distinct questions; schedules that differ in names alone share a split.
+    """Draw `count` distinct questions; schedules that differ in names only share a split.
 
     Raises:
-        UserError: the difficulty is unknown, or there are not so many questions.
+        UserError: a difficulty key or value is not allowed, or there are too few questions.
     """
     settings = read_difficulty(SchedulingDifficulty, "scheduling", difficulty)
     sizes = range(settings.min_tasks, settings.max_tasks + 1)
@@ -97,7 +97,7 @@ def _wording(durations: list[int], prerequisites: list[list[int]]) -> str:
 
 
 def _signature(durations: list[int], prerequisites: list[list[int]]) -> str:
-    """Return text that stays the same when tasks are renamed: each task by what it depends on."""
+    """Return a text that is free of task names: each task is written by what it depends on."""
     signatures: list[str] = []
     for duration, needed in zip(durations, prerequisites, strict=True):
         signatures.append(f"{duration}({','.join(sorted(signatures[i] for i in needed))})")

@@ -1,7 +1,7 @@
 """The sources of a recipe's [data]: read, checked, and split for training and evaluation.
 
-A hash of the question decides what is taken or held out, so that the same file gives the same split
-whatever the order of its rows, and a question is never on both sides.
+A hash of the question decides which rows are taken or held out. So the same file gives the same
+split in any order of its rows, and a question is never in both splits.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Prompts:
     train: list[Prompt] = field(default_factory=list)
     eval: list[Prompt] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
-    """What was left out, and why; nothing is dropped in silence."""
+    """What was left out and why: nothing is dropped silently."""
 
 
 def read_sources(data: Mapping[str, Source], unreadable_golds: UnreadableGolds) -> Prompts:
@@ -41,8 +41,8 @@ def read_sources(data: Mapping[str, Source], unreadable_golds: UnreadableGolds) 
         unreadable_golds: says which golds their verify types cannot read.
 
     Raises:
-        UserError: everything wrong with the sources, at once.
-        MissingToolError: what makes the questions of a source is not installed.
+        UserError: the sources have faults; the message lists them all at once.
+        MissingToolError: a package that a source needs is not installed.
     """
     faults = Faults()
     prompts = Prompts()
@@ -92,7 +92,7 @@ def _prompt(task: str, question: Question) -> Prompt:
 
 @dataclass(frozen=True)
 class _SourceReader:
-    """Reads one data set; it adds faults and notices to those of all sources."""
+    """Reader of one data set, which adds its faults and notices to those of all sources."""
 
     task: str
     source: DatasetSource
@@ -101,7 +101,7 @@ class _SourceReader:
     notices: list[str]
 
     def read_into(self, prompts: Prompts) -> None:
-        """Add the source's prompts, unless there is any fault."""
+        """Add the source's prompts, unless it has a fault."""
         source, found = self.source, len(self.faults.lines)
         eval_path = source.eval_path or source.path
         if source.eval_split and Path(eval_path).expanduser().is_file():
@@ -124,12 +124,12 @@ class _SourceReader:
         prompts.eval += held_out
 
     def _rows(self, path: str, split: str) -> list[Prompt]:
-        """Return the checked rows of one split; a question with the same answer comes once."""
+        """Return the checked rows of one split, without repetitions of a question and answer."""
         records = self._records(path, split)
         rows = read_prompts(records, self.task, self.source, self.unreadable_golds, self.faults)
         kept: dict[tuple[str, str], Prompt] = {}
         for prompt in rows:
-            # Given ids stay, however alike their rows are; an id that comes twice is a fault.
+            # Rows with given ids all stay, even if they are alike; a repeated id is a fault.
             kept.setdefault((prompt.prompt_id, prompt.where if prompt.given_id else ""), prompt)
         if len(kept) < len(rows):
             self._notice(f"left out {len(rows) - len(kept)} repeated rows of {path}")
@@ -156,7 +156,7 @@ class _SourceReader:
     def _training_rows(
         self, rows: list[Prompt], held_out: list[Prompt], apart: bool
     ) -> list[Prompt]:
-        """Return as many of `rows` as the source asks for, but no evaluation question."""
+        """Return as many of `rows` as the source asks for, without evaluation questions."""
         held_out_keys = {prompt.key for prompt in held_out}
         rest = [prompt for prompt in rows if prompt.key not in held_out_keys]
         if not rest:
@@ -181,20 +181,20 @@ class _SourceReader:
 
 
 def _first_by_hash(prompts: list[Prompt], count: int) -> list[Prompt]:
-    """Return up to `count` prompts, the first by hash of the question, in their own order."""
+    """Return the first `count` prompts by hash of the question, in their original order."""
     by_hash = sorted(range(len(prompts)), key=lambda i: (prompts[i].key, prompts[i].prompt_id))
     return [prompts[i] for i in sorted(by_hash[:count])]
 
 
 def _near(path: Path) -> str:
-    """Return a hint at something of a similar name beside `path`."""
+    """Return a hint at a file or folder next to `path` with a similar name; empty if none."""
     beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
     near = difflib.get_close_matches(path.name, beside, n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def _check_ids(prompts: Prompts, faults: Faults) -> None:
-    """Add a fault for each id that names two prompts of the run."""
+    """Add a fault for each id that two prompts of the run have in common."""
     places: dict[str, str] = {}
     for prompt in [*prompts.train, *prompts.eval]:
         if prompt.prompt_id in places:
@@ -206,7 +206,7 @@ def _check_ids(prompts: Prompts, faults: Faults) -> None:
 
 
 def _keep_apart(prompts: Prompts) -> None:
-    """Take evaluation questions out of the training questions, across all sources."""
+    """Remove evaluation questions from the training questions, across all sources."""
     evaluated = {prompt.key for prompt in prompts.eval}
     dropped = Counter(p.task for p in prompts.train if p.key in evaluated)
     prompts.train = [prompt for prompt in prompts.train if prompt.key not in evaluated]

@@ -1,12 +1,13 @@
 """Decoding attention that reads the prompt of a group once for all of its samples.
 
-The scores of a group's samples over their prompt are one matrix product, and so are the sums of
-the prompt's values; a sample's own tokens are read by row. This is Hydragen (Juravsky et al. 2024,
-arXiv:2402.05099), which merges the softmax of the two parts by their log-sum-exp. The scores of one
-decoding step are few, so here they stand side by side under one softmax, which is the same sum.
+The scores of a group's samples over their prompt are one matrix product, and so are the weighted
+sums of the prompt's values; a sample's own tokens are read per row. This is Hydragen (Juravsky et
+al. 2024, arXiv:2402.05099), which merges the softmax of the two parts by their log-sum-exp. One
+decoding step has few scores, so here both parts are concatenated under a single softmax, with the
+same result.
 
-The decoder's own forward stays in charge of all else: it finds the function through transformers'
-`AttentionInterface`. What the function cannot do, such as attention sinks, raises `NotSharedError`.
+The decoder's own forward does everything else: it finds this attention through transformers'
+`AttentionInterface`. What is not supported here, such as attention sinks, raises `NotSharedError`.
 """
 
 from __future__ import annotations
@@ -34,11 +35,11 @@ NAME = "staged_grpo_shared_prompts"
 
 
 class NotSharedError(Exception):
-    """The decoder's attention is not of the kind that is computed here."""
+    """The decoder uses a kind of attention that is not computed here."""
 
 
 class Decoding(Protocol):
-    """What a forward is given as `decoding`, and passes on to each layer's attention."""
+    """The argument `decoding` of a forward, which passes it on to the attention of each layer."""
 
     def attend(
         self, layer: int, query: Tensor, mask: Tensor, scaling: float, softcap: float | None
@@ -47,9 +48,9 @@ class Decoding(Protocol):
 
 @contextmanager
 def attending(model: PreTrainedModel, name: str, then: str) -> Iterator[None]:
-    """Inside it the decoder computes attention by the function `name`, and afterwards by `then`.
+    """Let the decoder compute attention by the function `name` in this context, then by `then`.
 
-    By `NAME` it attends through `decoding` of its forward.
+    With `NAME` it attends through the argument `decoding` of its forward.
     """
     set_attention(model, name)
     try:
@@ -71,7 +72,7 @@ def _interface(
     dropout: float = 0.0,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """An attention function of transformers; `key` and `value` are in `decoding` already."""
+    """Attend as transformers' attention functions do; `decoding` has `key` and `value` already."""
     unknown = [name for name, value in others.items() if value is not None and value is not False]
     if decoding is None or dropout or not PLAIN.issuperset(unknown):
         raise NotSharedError(f"{type(module).__name__}: {sorted(others)}")
@@ -83,12 +84,14 @@ AttentionInterface.register(NAME, _interface)
 
 
 class Grid:
-    """The rows of a step by the prompt that they continue: cells [prompts, most rows of one]."""
+    """The rows of a step, arranged by their prompts in cells [prompts, most rows of a prompt]."""
 
     def __init__(self, prompts: np.ndarray, device: torch.device) -> None:
-        """Args:
-        prompts: int64 [n], which prompt each row continues; every prompt below the highest
-            has a row, or its cells are computed in vain.
+        """Assign each row to a cell.
+
+        Args:
+            prompts: int64 [n], the prompt that each row continues. Every prompt up to the highest
+                should have a row, otherwise its cells are computed in vain.
         """
         self.prompts, self.rows = int(prompts.max()) + 1, len(prompts)
         counts = np.bincount(prompts, minlength=self.prompts)
@@ -98,7 +101,7 @@ class Grid:
         place = np.arange(self.rows) - np.repeat(ends - counts, counts)
         cell_of_row = np.empty(self.rows, dtype=np.int64)
         cell_of_row[order] = prompts[order] * self._width + place
-        row_of_cell = np.zeros(self.prompts * self._width, dtype=np.int64)  # 0: also of no row
+        row_of_cell = np.zeros(self.prompts * self._width, dtype=np.int64)  # 0 also if it has none
         row_of_cell[cell_of_row] = np.arange(self.rows)
         self.prompt_of_row = torch.from_numpy(prompts).to(device)
         self._row_of_cell = torch.from_numpy(row_of_cell).to(device)
@@ -106,11 +109,11 @@ class Grid:
         self._by_heads: dict[int, tuple[Tensor, Tensor]] = {}
 
     def by_head(self, heads: int) -> tuple[Tensor, Tensor]:
-        """Where cells and rows find each other when each has `heads` parts, one after another.
+        """Return indices from cells to rows and back, when each row has `heads` parts in sequence.
 
         Returns:
-            int64 [prompts * heads * width], for each prompt, head and cell its row's part; and
-            int64 [rows * heads], for each row and head its cell's part in that order.
+            int64 [prompts * heads * width], for each prompt, head and cell the part of its row; and
+            int64 [rows * heads], for each row and head the place of its cell in that order.
         """
         if heads not in self._by_heads:
             head = torch.arange(heads, device=self._row_of_cell.device)
@@ -130,23 +133,23 @@ def shared_prompt_attention(
     scaling: float,
     softcap: float | None = None,
 ) -> Tensor:
-    """Attention of each row's newest token over its prompt and its own tokens.
+    """Compute attention of each row's newest token over its prompt and its own tokens.
 
     Args:
         query: [n, heads, 1, k].
         prompts: keys [prompts, kv_heads, P, k] and values [prompts, kv_heads, P, v].
-        own: keys [n, kv_heads, S, k] and values [n, kv_heads, S, v]. What is masked of them and
-            of the prompts must be finite.
+        own: keys [n, kv_heads, S, k] and values [n, kv_heads, S, v]. Masked entries of these and of
+            the prompts must be finite.
         grid: which prompt each row continues.
-        mask: [n, 1, 1, P + S], added to scores; of their type (`scores_dtype`).
-        softcap: scores are c * tanh(score / c), as in Gemma 2.
+        mask: [n, 1, 1, P + S], added to the scores and of their type (`scores_dtype`).
+        softcap: c, with which scores become c * tanh(score / c), as in Gemma 2.
 
     Returns:
         [n, 1, heads, v]
     """
     rows, heads, _, size = query.shape
     kv_heads, length = prompts[0].shape[1:3]
-    share = heads // kv_heads  # query heads of a head of keys
+    share = heads // kv_heads  # query heads per key head
     to_cells, to_rows = grid.by_head(kv_heads)
     keys, values, own_keys, own_values = (part.flatten(0, 1) for part in (*prompts, *own))
 
@@ -154,7 +157,7 @@ def shared_prompt_attention(
     cells = queries.index_select(0, to_cells).view(len(keys), -1, size)  # [prompts * kv, C, k]
     of_prompt = _scores(cells, keys.transpose(1, 2)).view(-1, share * length)
     of_prompt = of_prompt.index_select(0, to_rows).view(-1, share, length)
-    # Keys first: the product of a matrix with a few columns is the faster one.
+    # Keys come first, because a product of a matrix with few columns is faster.
     of_own = _scores(own_keys, queries.view(-1, share, size).transpose(1, 2)).transpose(1, 2)
     scores = torch.cat([of_prompt, of_own], dim=-1).view(rows, heads, 1, -1)
     if softcap is not None:
@@ -169,12 +172,12 @@ def shared_prompt_attention(
 
 
 def scores_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The type of scores and softmax for queries and keys of `dtype`."""
+    """Return the type of scores and softmax for queries and keys of `dtype`."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _scores(left: Tensor, right: Tensor) -> Tensor:
-    """Batched product in `scores_dtype`: half precision would round what softmax then raises."""
+    """Return the batched product in `scores_dtype`, since softmax amplifies rounding errors."""
     if left.dtype == scores_dtype(left.dtype):
         return torch.bmm(left, right)
     if left.is_cuda:
@@ -183,10 +186,10 @@ def _scores(left: Tensor, right: Tensor) -> Tensor:
 
 
 def _add_sums(sums: Tensor, weights: Tensor, values: Tensor) -> Tensor:
-    """`sums` [B, share, v] + `weights` [B, share, S] @ `values` [B, S, v].
+    """Return `sums` [B, share, v] + `weights` [B, share, S] @ `values` [B, S, v].
 
-    On the CPU a product with so few rows reads at half of the memory's speed; a weighted sum of an
-    embedding's rows, which is the same, takes half of the time.
+    On the CPU a product with so few rows reads memory at half its speed. The same result, as a
+    weighted sum of the rows of an embedding, takes half the time.
     """
     if values.device.type != "cpu" or values.dtype != torch.float32:
         return torch.baddbmm(sums, weights, values)
@@ -201,7 +204,7 @@ def _add_sums(sums: Tensor, weights: Tensor, values: Tensor) -> Tensor:
 
 @lru_cache(maxsize=2)
 def _bags(batch: int, share: int, slots: int) -> Tensor:
-    """int32 [batch * share, slots]: the rows of `slots` vectors each that a sum takes."""
+    """Return int32 [batch * share, slots], the indices of the vectors that each sum adds up."""
     rows = torch.arange(batch * slots, dtype=torch.int32).view(batch, 1, slots)
     return rows.expand(-1, share, -1).reshape(-1, slots)
 
@@ -209,22 +212,23 @@ def _bags(batch: int, share: int, slots: int) -> Tensor:
 def step_masks(
     config: Any, prompts: Tensor, counts: Tensor, slots: tuple[int, int], dtype: torch.dtype
 ) -> Tensor | dict[str, Tensor]:
-    """`attention_mask` of one decoding step: of each layer type its own.
+    """Return the `attention_mask` of one decoding step, one per layer type.
 
-    The same rule as for packs (`modeling/pack_layout.py`): distance is counted in positions.
+    The rule is that of packs (`modeling/pack_layout.py`): distance is counted in positions.
 
     Args:
         config: the decoder's (text) configuration.
-        prompts: int64 [n], tokens of each row's prompt.
-        counts: int64 [n], its own tokens, the newest included.
-        slots: P and S, that are read of each prompt and of a row's own part.
-        dtype: bool for True where it may see, else 0 there and the lowest value elsewhere.
+        prompts: int64 [n], number of tokens of each row's prompt.
+        counts: int64 [n], number of each row's own tokens, the newest included.
+        slots: P and S, the slots that are read of each prompt and of a row's own part.
+        dtype: bool for a mask that is True where a token may attend; any other type for one that is
+            0 there and the lowest value elsewhere.
 
     Returns:
         [n, 1, 1, P + S]; a dict by layer type where the configuration has `layer_types`.
     """
     of_prompt, of_own = (torch.arange(length, device=counts.device) for length in slots)
-    # Positions of keys, counted from the end of the prompt; empty slots behind a prompt have none.
+    # Positions of keys, counted from the end of the prompt; empty slots after a prompt have none.
     position = torch.cat([of_prompt - prompts[:, None], of_own.expand(len(counts), -1)], dim=1)
     ahead = counts[:, None] - position  # [n, P + S], 1 for the newest token itself
     seen = ahead > 0
@@ -244,14 +248,14 @@ def step_masks(
 
 
 def check_cacheable(config: Any, attention: str) -> None:
-    """Refuse decoders whose state is more than keys and values by position.
+    """Check that a decoder's only state is keys and values by position, and that it takes masks.
 
     Args:
         config: the decoder's (text) configuration.
-        attention: the implementation that it is loaded with.
+        attention: the attention implementation that it is loaded with.
 
     Raises:
-        UserError: naming the layer type or the attention implementation.
+        UserError: either fails; the message names the layer type or the attention implementation.
     """
     known = {"full_attention", "sliding_attention"}
     unknown = sorted(set(getattr(config, "layer_types", None) or []) - known)

@@ -1,9 +1,9 @@
-"""Keys and values of what is being decoded: prompts once for their group, own tokens by row.
+"""Keys and values during decoding: prompts once for their group, own tokens for each row.
 
-A row's first token after the prompt stands in slot 0 of its own part, the next in slot 1; so masks
-follow from counts. Rows in use, and prompts in use, are always the first ones. All of a part is
-read in every step, so it is kept about as large as what it holds: a product over consecutive
-memory takes half of the time of one that leaves gaps.
+A row's first token after the prompt is in slot 0 of its own part, the next in slot 1, so masks
+follow from counts. Rows in use, and prompts in use, always come first. Every step reads a whole
+tensor, so it is kept about as large as what it holds: a product over consecutive memory takes half
+the time of one that leaves gaps.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ SLOTS = 16
 
 
 class PromptCache(Cache):
-    """What a prefill leaves: keys and values [prompts, kv_heads, length, head_dim] by layer.
+    """Result of a prefill: keys and values [prompts, kv_heads, length, head_dim] of each layer.
 
-    Sliding layers keep those of the whole prompt, unlike transformers' own caches: the window of
-    a shorter prompt of the batch lies further ahead than that of the longest.
+    Unlike in transformers' own caches, sliding layers keep those of the whole prompt: prompts of a
+    batch differ in length, and the window of a shorter one ends at an earlier slot.
     """
 
     def __init__(self) -> None:
@@ -48,7 +48,7 @@ class PromptCache(Cache):
 
 
 class KeysValues:
-    """Keys and values [entries, kv_heads, length, head_dim] of every layer; all of them finite."""
+    """Keys and values [entries, kv_heads, length, head_dim] of every layer, all of them finite."""
 
     def __init__(self) -> None:
         self.keys: list[Tensor] = []
@@ -56,13 +56,13 @@ class KeysValues:
         self.entries = self.length = 0
 
     def begin_like(self, prompts: PromptCache) -> None:
-        """Take number, type and heads of the layers from those of a prefill."""
+        """Take number, dtype and heads of the layers from a prefill, unless they are known."""
         if not self.keys:
             self.keys = [source[:0, :, :0] for source in prompts.keys]
             self.values = [source[:0, :, :0] for source in prompts.values]
 
     def fit(self, entries: int, length: int) -> None:
-        """Make room for `entries` of `length`, or give it back where half of it would do."""
+        """Make room for `entries` of `length`, or free room if half of it is enough."""
         enough = entries <= self.entries and length <= self.length
         if enough and 2 * entries > self.entries and 2 * length > self.length:
             return
@@ -87,8 +87,10 @@ class KeysValues:
             tensor[targets] = tensor[sources]
 
     def _resized(self, held: Tensor, entries: int, length: int) -> Tensor:
-        """`held` in a larger or smaller tensor. The rest is cleared: what memory held could be
-        nan, and a masked slot's weight of 0 times nan is nan."""
+        """Return `held` in a larger or smaller tensor whose other slots are 0.
+
+        Uninitialised memory could hold nan, and a masked slot's weight of 0 times nan is nan.
+        """
         resized = self._allocate(held, entries, length)
         kept, slots = min(entries, len(held)), min(length, held.shape[2])
         resized[:kept, :, :slots] = held[:kept, :, :slots]
@@ -101,10 +103,11 @@ class KeysValues:
 
 
 class RowCache(Cache):
-    """The prompts in use and each row's own tokens, for the forward of one token per row.
+    """Cache of the prompts in use and each row's own tokens, for forwards of one token per row.
 
-    With `shared` the decoder attends through `attend`. Without, it is handed each row's prompt
-    and own tokens in one tensor, made for every layer and step, which any decoder can take.
+    With `shared` the decoder attends through `attend`. Without it, the decoder gets each row's
+    prompt and own tokens in one tensor, built for every layer and step, which works with any
+    decoder.
     """
 
     def __init__(self) -> None:
@@ -118,17 +121,17 @@ class RowCache(Cache):
 
     @property
     def length(self) -> int:
-        """Slots that a step reads: those of a prompt, then a row's own."""
+        """Return the number of slots that a step reads: those of a prompt and a row's own."""
         return self.prompts.length + self.own.length
 
     def begin_step(self, grid: Grid, counts: Tensor | int, longest: int) -> None:
-        """Say what the next forward reads and where it writes.
+        """Set what the next forward reads and where it writes.
 
         Args:
             grid: which prompt each of the n rows continues.
-            counts: int64 [n], own tokens of each row, the one that is fed included; a number if
-                it is that of all, or of all that have not ended.
-            longest: at least the largest of them.
+            counts: int64 [n], number of each row's own tokens, including the one that is fed in; a
+                single number if all rows that have not ended have the same.
+            longest: an upper bound of the counts.
         """
         self.own.fit(grid.rows, room_for(longest))
         self._grid, self._counts, self._slots = grid, counts, {}
@@ -137,7 +140,10 @@ class RowCache(Cache):
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Store a token's keys and values [n, kv_heads, 1, head_dim] of a layer; all to attend to.
+        """Store a token's keys and values [n, kv_heads, 1, head_dim] of a layer.
+
+        Returns:
+            With `shared`, these keys and values; else those of each row's prompt and own tokens.
 
         Raises:
             NotSharedError: the layer before did not attend through `attend`.
@@ -162,7 +168,7 @@ class RowCache(Cache):
     def attend(
         self, layer: int, query: Tensor, mask: Tensor, scaling: float, softcap: float | None
     ) -> Tensor:
-        """Attention [n, 1, heads, head_dim] of `query` [n, heads, 1, head_dim] in a layer.
+        """Return a layer's attention [n, 1, heads, head_dim] of `query` [n, heads, 1, head_dim].
 
         Raises:
             NotSharedError: the layer has not stored keys and values of its own.
@@ -184,8 +190,10 @@ class RowCache(Cache):
         )
 
     def check_attended(self) -> None:
-        """Raises:
-        NotSharedError: a layer has stored keys and attended by a way of its own.
+        """Check that the last layer which stored keys has attended through `attend`.
+
+        Raises:
+            NotSharedError: it has not, so it attends in a way of its own.
         """
         if self._unattended is not None:
             raise NotSharedError(f"layer {self._unattended} does not attend through the interface")
@@ -197,7 +205,7 @@ class RowCache(Cache):
         return self.length, 0
 
     def _store(self, held: Tensor, new: Tensor) -> None:
-        """Put keys or values [n, kv_heads, 1, head_dim] where the new token of each row stands."""
+        """Put keys or values [n, kv_heads, 1, head_dim] into the slot of each row's new token."""
         rows, heads = new.shape[:2]
         if isinstance(self._counts, int):
             held[:rows, :, self._counts - 1] = new[:, :, 0]
@@ -211,10 +219,10 @@ class RowCache(Cache):
 
 
 def room_for(length: int) -> int:
-    """Slots to have for `length`, when one more is needed at every step.
+    """Return how many slots to allocate for `length`, when every step needs one more.
 
-    Few slots are read in vain, many are copied seldom: the two cost least together when a length
-    grows by about the square root of twelve times itself.
+    Spare slots cost reads, and growing costs copies. Together they cost least when a length grows
+    in steps of about √(12 · length).
     """
     step = max(SLOTS, 1 << (length.bit_length() + 4) // 2)
     return -(-length // step) * step

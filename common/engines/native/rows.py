@@ -1,4 +1,4 @@
-"""The rows of a batch that is being decoded: whose they are, and the prompts that they share."""
+"""The rows of a batch that is being decoded: their samples, and the prompts that they share."""
 
 from __future__ import annotations
 
@@ -15,25 +15,27 @@ from common.engines.native.cache import SLOTS, KeysValues, PromptCache, RowCache
 
 @dataclass(frozen=True)
 class DecodeStep:
-    """What the next forward takes, for n rows; int64 [n] each."""
+    """Inputs of the next forward for n rows, int64 [n] each."""
 
     tokens: Tensor
     counts: Tensor
-    """Tokens of the completion so far, the one that is fed included."""
+    """Number of tokens of the completion so far, including the one that is fed in."""
     prompt_lengths: Tensor
 
 
 class Rows:
-    """At most R rows; after `compact` those in use are the first `active` ones.
+    """At most R rows; after `compact` the rows in use are the first `active` ones.
 
-    Tensors are on the device. The host keeps which rows are busy, which prompt each continues and
-    a bound of how many tokens it has, so that no step has to wait for the device.
+    Tensors are on the device. The host knows which rows are busy, which prompt each continues and
+    an upper bound of its number of tokens, so that no step has to wait for the device.
     """
 
     def __init__(self, size: int, nobody: int, device: torch.device) -> None:
-        """Args:
-        size: R.
-        nobody: sample index that marks a row as ended.
+        """Create empty rows.
+
+        Args:
+            size: R.
+            nobody: sample index that marks a row as ended.
         """
         self.cache = RowCache()
         self._prompts = HeldPrompts(self.cache.prompts)
@@ -41,8 +43,8 @@ class Rows:
         self._state = torch.zeros((4, size), dtype=torch.int64, device=device)
         self._tokens, self._counts, self._samples, self._prompt_lengths = self._state.unbind()
         self._busy = np.zeros(size, dtype=bool)
-        self._entries = np.zeros(size, dtype=np.int64)  # of the prompts in the cache
-        self._longest = np.zeros(size, dtype=np.int64)  # bounds of `_counts`
+        self._entries = np.zeros(size, dtype=np.int64)  # where the prompts are in the cache
+        self._longest = np.zeros(size, dtype=np.int64)  # upper bounds of `_counts`
         self._grid: Grid | None = None
 
     @property
@@ -54,7 +56,7 @@ class Rows:
         return int((~self._busy).sum())
 
     def admit(self, prefill: Prefill) -> None:
-        """Give free rows to samples that wait, as many as there are of both."""
+        """Give free rows to waiting samples, until one or the other runs out."""
         rows = np.flatnonzero(~self._busy)[: prefill.waiting]
         taken = slice(prefill.admitted, prefill.admitted + len(rows))
         prefill.admitted += len(rows)
@@ -74,8 +76,10 @@ class Rows:
         )
 
     def compact(self) -> None:
-        """Move the last rows into the gaps, so that the rows in use are the first ones, and the
-        same with prompts."""
+        """Move the last rows in use into the gaps, so that rows in use come first.
+
+        The same is done with the prompts in use.
+        """
         if self._grid is not None:
             return
         sources, targets = moves(self._busy)
@@ -91,7 +95,7 @@ class Rows:
         self._grid = Grid(self._entries[:active], self._state.device)
 
     def begin_step(self) -> DecodeStep:
-        """What the next forward takes; tells the cache what it reads and writes."""
+        """Return the inputs of the next forward, and prepare the cache for it."""
         active = self.active
         assert self._grid is not None
         counts, bounds = self._counts[:active], self._longest[:active]
@@ -101,12 +105,12 @@ class Rows:
         return DecodeStep(self._tokens[:active], counts, self._prompt_lengths[:active])
 
     def in_step(self) -> tuple[Tensor, Tensor]:
-        """Samples [n] of the rows, and how many tokens they have [n]."""
+        """Return the sample of each row [n], and how many tokens it has [n]."""
         active = self.active
         return self._samples[:active], self._counts[:active]
 
     def end_step(self, tokens: Tensor, ended: Tensor) -> None:
-        """Take the tokens drawn [n]; rows that have `ended` [n] stay where they are."""
+        """Store the tokens drawn [n]; rows that have `ended` [n] keep their place and count."""
         n = len(tokens)
         self._tokens[:n] = tokens
         self._counts[:n] += (~ended).long()
@@ -114,7 +118,7 @@ class Rows:
         self._longest[:n] += 1
 
     def release_ended(self) -> int:
-        """Free the rows whose samples have ended; how many."""
+        """Free the rows whose samples have ended, and return how many they are."""
         active = self.active
         ended = (self._samples[:active] == self._nobody).cpu().numpy()
         self._busy[:active] &= ~ended
@@ -125,19 +129,19 @@ class Rows:
 
 @dataclass
 class Prefill:
-    """Prompts that have been computed, and their samples (K) that wait for a row."""
+    """Prompts that have been computed, and their K samples that wait for rows."""
 
     cache: PromptCache
     first: int
-    """Number of its first prompt among those of the call."""
+    """Index of its first prompt among all prompts of the call."""
     samples: Tensor
-    """int64 [K]"""
+    """int64 [K], indices of the samples."""
     prompts: np.ndarray
-    """int64 [K], which prompt of `cache` a sample continues; ascending."""
+    """int64 [K], the prompt in `cache` that each sample continues, in ascending order."""
     lengths: np.ndarray
-    """int64 [K], tokens of that prompt."""
+    """int64 [K], number of tokens of that prompt."""
     tokens: Tensor
-    """int64 [K], the first token of each sample, already drawn."""
+    """int64 [K], the first token of each sample, which is already drawn."""
     admitted: int = 0
 
     @property
@@ -146,7 +150,7 @@ class Prefill:
 
 
 class HeldPrompts:
-    """Which prompt stands in which entry of the cache. The host alone decides."""
+    """A record, on the host, of which prompt is in which entry of the cache."""
 
     def __init__(self, cache: KeysValues) -> None:
         self._cache = cache
@@ -154,10 +158,10 @@ class HeldPrompts:
         self._lengths: list[int] = []
 
     def hold(self, prefill: Prefill, taken: slice, in_use: np.ndarray) -> np.ndarray:
-        """See that the prompts of samples `taken` [k] of a prefill are held.
+        """Make sure that the cache holds the prompts of samples `taken` [k] of a prefill.
 
         Args:
-            in_use: entries that rows continue; any others may be overwritten.
+            in_use: entries that rows continue; all others may be overwritten.
 
         Returns:
             int64 [k], the entry of each sample's prompt.
@@ -181,13 +185,13 @@ class HeldPrompts:
         return np.array([entries[prefill.first + prompt] for prompt in prompts.tolist()])
 
     def compact(self, in_use: np.ndarray) -> np.ndarray:
-        """Move the last prompts into the gaps, so that those that rows continue are the first.
+        """Move the last prompts into the gaps, so that the prompts in use come first.
 
         Args:
             in_use: int64 [n], entries that rows continue.
 
         Returns:
-            int64 [n], where these prompts are now.
+            int64 [n], the entries where these prompts are now.
         """
         busy = np.zeros(len(self._numbers), dtype=bool)
         busy[in_use] = True
@@ -210,7 +214,7 @@ class HeldPrompts:
         self._numbers[entry], self._lengths[entry] = number, length
 
     def _forget(self, used: set[int]) -> None:
-        """What is not used may lose its end when the cache is fitted."""
+        """Mark entries that are not used as empty, so that fitting may cut them off."""
         for entry in set(range(len(self._numbers))) - used:
             self._numbers[entry], self._lengths[entry] = -1, 0
 
@@ -219,6 +223,6 @@ class HeldPrompts:
 
 
 def moves(busy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where the last busy places move so that the busy ones are the first: sources, targets."""
+    """Return sources and targets of moves into gaps after which the busy places come first."""
     first = int(busy.sum())
     return first + np.flatnonzero(busy[first:]), np.flatnonzero(~busy[:first])

@@ -1,12 +1,12 @@
 """The native sampler: many completions at once from a Hugging Face decoder's own forward.
 
-A prompt is computed once for its group, and its keys and values stay in one place for all of its
-samples (`attention.py`). A row of the batch has those of its own tokens; one whose sample ends is
-taken by the next one waiting, and when none waits, the last row moves into the gap, so that a step
-computes rows in use only.
+A prompt is computed once for its group, and its keys and values are stored once for all of its
+samples (`attention.py`). A row of the batch has the keys and values of its own tokens. When its
+sample ends, the next waiting sample takes the row. When none waits, the last row moves into the
+gap, so that a step computes only rows in use.
 
 Batch shape, admission and cache length follow from the requests of one `generate` call alone. A
-shard is one call, which is why it comes out the same whoever makes it and whatever was made before.
+shard is one call, so it is the same whichever process makes it and whatever was made before.
 """
 
 from __future__ import annotations
@@ -37,12 +37,13 @@ from common.modeling.load import set_attention
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# Most prompts of a prefill. Logits are taken at [prompts, distinct ends], so it bounds their size.
+# Most prompts of a prefill. It bounds the size of the logits, which are taken at [prompts, distinct
+# prompt ends].
 PREFILL_PROMPTS = 16
 
 
 class Sampler:
-    """The engine that samples from a decoder which is whole on one device and in eval mode."""
+    """The engine that samples from a decoder that is in eval mode and entirely on one device."""
 
     def __init__(
         self,
@@ -53,16 +54,19 @@ class Sampler:
         prefill_tokens: int = 4096,
         look_every: int | None = None,
     ) -> None:
-        """Args:
+        """Check that the decoder can be sampled from, and set the sampler up.
+
+        Args:
             model: any Hugging Face decoder with full or sliding attention, `sdpa` or `eager`.
             stop_ids: every token that ends a completion.
-            max_concurrent: rows of the cache.
-            prefill_tokens: most tokens of a prefill, padding included, if it has several prompts.
-            look_every: steps between looking which samples have ended. Looking makes the host
-                wait for the device, so None is 1 on the CPU and 8 elsewhere.
+            max_concurrent: number of rows, so of completions decoded at once.
+            prefill_tokens: most tokens of a prefill of several prompts, padding included.
+            look_every: check every so many steps which samples have ended. A check makes the host
+                wait for the device, so None means 1 on the CPU and 8 elsewhere.
 
         Raises:
-            UserError: the decoder keeps a state that is not keys and values by position.
+            UserError: the decoder's state is more than keys and values by position, or its
+                attention implementation takes no mask per row.
         """
         self.config = model.config.get_text_config()
         self._own_attention = attention_implementation(model)
@@ -81,7 +85,7 @@ class Sampler:
         params: SamplingParams,
         on_ended: Callable[[int], object] = lambda samples: None,
     ) -> list[list[Sample]]:
-        """One `Sample` for each seed of each request, in their order; see `Engine.generate`."""
+        """Return one `Sample` per seed of each request, in their order; see `Engine.generate`."""
         check_lengths(requests, params.max_completion_tokens, self.config)
         buffers = SampleBuffers(
             [seed for request in requests for seed in request.seeds],
@@ -107,14 +111,14 @@ class Sampler:
         """Decode until every sample has ended."""
         prefill = next(prefills, None)
         while True:
-            # 1. Samples that wait enter free rows; prompts are computed when their turn comes.
+            # 1. Waiting samples enter free rows; prompts are computed when their turn comes.
             while prefill is not None and rows.free:
                 rows.admit(prefill)
                 if not prefill.waiting:
                     prefill = next(prefills, None)
             if not rows.active:
                 return
-            # 2. None waits any more: the last rows move into the gaps and the batch shrinks.
+            # 2. If none waits any more, the last rows move into the gaps and the batch shrinks.
             rows.compact()
             for _ in range(self._look_every):
                 # 3. Forward: each row's newest token against its own keys and values.
@@ -122,11 +126,11 @@ class Sampler:
                 # 4. Sample its next token and note it.
                 tokens, ended = buffers.sample(logits, *rows.in_step())
                 rows.end_step(tokens, ended)
-            # 5. Rows whose samples have ended are free.
+            # 5. Rows whose samples have ended become free.
             on_ended(rows.release_ended())
 
     def _step(self, rows: Rows) -> Tensor:
-        """Logits [n, V] behind the newest token of each row."""
+        """Return the logits [n, V] after the newest token of each row."""
         try:
             return self._forward(rows.cache, rows.begin_step())
         except NotSharedError as reason:
@@ -134,13 +138,14 @@ class Sampler:
                 f"{self.config.model_type}: its attention cannot read a prompt once for its whole "
                 f"group ({reason}), so each sample reads a copy of its own, which is slower"
             )
-            # Nothing is sampled yet, and keys and values are stored again in the same places.
+            # Nothing has been sampled in this step yet, and the second forward stores keys and
+            # values in the same places.
             self._shared = False
             set_attention(self._model, self._own_attention)
             return self._forward(rows.cache, rows.begin_step())
 
     def _attending(self, name: str, then: str) -> AbstractContextManager[None]:
-        """`attending`, unless prompts cannot be shared: the decoder keeps its own attention."""
+        """Return `attending`, or a context that changes nothing if prompts cannot be shared."""
         return attending(self._model, name, then) if self._shared else nullcontext()
 
     def _forward(self, cache: RowCache, step: DecodeStep) -> Tensor:
@@ -165,7 +170,7 @@ class Sampler:
     def _prefills(
         self, requests: Sequence[Request], buffers: SampleBuffers, on_ended: Callable[[int], object]
     ) -> Iterator[Prefill]:
-        """Prefills in the order of the requests, each made when it is asked for."""
+        """Yield prefills in the order of the requests; each is computed when it is needed."""
         first = (0, 0)
         for batch in self._prefill_batches([request for request in requests if request.seeds]):
             counts = [len(request.seeds) for request in batch]
@@ -195,12 +200,12 @@ class Sampler:
         first: tuple[int, int],
         buffers: SampleBuffers,
     ) -> Prefill:
-        """Compute prompts, padded behind, and sample the first token of each of their samples.
+        """Compute right-padded prompts, and sample the first token of each of their samples.
 
-        Padding stands after all that is used, so a causal mask, the model's own, is enough.
+        Padding comes after everything that is used, so the model's own causal mask is enough.
 
         Args:
-            counts: samples of each prompt.
+            counts: number of samples of each prompt.
             first: index of the first of these prompts, and of the first of these samples.
         """
         device = self._model.device
@@ -234,7 +239,10 @@ class Sampler:
     def _first_tokens(
         self, logits: Tensor, prompts: Tensor, samples: Tensor, buffers: SampleBuffers
     ) -> tuple[Tensor, Tensor]:
-        """First token [K] of each sample and whether it ends it [K]; few rows of logits at once."""
+        """Return each sample's first token [K], and whether it ends the sample [K].
+
+        At most `max_concurrent` rows of logits are sampled from at once.
+        """
         parts = [
             buffers.sample(logits[prompt], sample, torch.zeros_like(sample))
             for prompt, sample in zip(

@@ -1,8 +1,9 @@
-"""Logits to tokens: an exact sample by inverse distribution function, and the buffers of samples.
+"""Sampling of tokens from logits by the inverse distribution function, and buffers of samples.
 
-Sampling takes one uniform number per row, so a token depends on its own row alone. The distribution
-function is built in two levels, sums of blocks and then one block, so that the vocabulary is read
-by one softmax and one sum, and never sorted or filled with noise.
+The sample is exact. It takes one uniform number per row, so a token depends on its own row alone.
+The distribution function is built in two levels, first over sums of blocks and then inside one
+block. The vocabulary is thus read by one softmax and one sum, and never sorted or filled with
+noise, unless top-k or top-p selects tokens.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from common.seeds import uniforms
 
 @dataclass(frozen=True)
 class SampledTokens:
-    """One token per row, of R rows."""
+    """One token for each of R rows."""
 
     tokens: Tensor
     """int64 [R]"""
@@ -35,15 +36,15 @@ def sample_tokens(
     """Sample one token per row.
 
     Args:
-        logits: [R, V], any float type; computed with in float32, or float64 if they are that.
+        logits: [R, V], any float type; computations are in float32, or in float64 for float64.
         uniforms: float64 [R] in [0, 1).
         greedy: bool [R], rows that take the most likely token instead; the distribution sampled
-            from has then one point, so its logprob is 0. None when no row does.
+            from then has a single point, so the logprob is 0. None if no row is greedy.
     """
     scaled = logits if logits.dtype == torch.float64 else logits.float()
     if params.temperature != 1:
         scaled = scaled / params.temperature
-    # Its own rounding of their sum cancels, since all is divided by sums taken here.
+    # The weights need not sum to exactly 1: everything below divides by their actual sum.
     weights = scaled.softmax(dim=-1)  # [R, V]
     if params.truncated:
         weights = weights.masked_fill(~kept(weights, params), 0)
@@ -54,13 +55,13 @@ def sample_tokens(
     chosen = weights.gather(-1, tokens[:, None]).squeeze(-1).double().log()  # [R]
     logprobs = chosen - sums.sum(-1).log()
     if greedy is not None:
-        # Not simply 0: what is not finite must stay so, to be found out.
+        # A difference instead of 0, so that values which are not finite are still noticed later.
         logprobs = torch.where(greedy, logprobs - logprobs, logprobs)
     return SampledTokens(tokens, logprobs.float())
 
 
 def kept(weights: Tensor, params: SamplingParams) -> Tensor:
-    """Which tokens remain: the `top_k` heaviest, and of these the fewest with mass `top_p`.
+    """Return which tokens to keep: of the `top_k` heaviest, the fewest with mass `top_p`.
 
     Tokens that tie with the last one kept are kept too.
 
@@ -81,12 +82,12 @@ def kept(weights: Tensor, params: SamplingParams) -> Tensor:
 
 
 def _block_size(vocabulary: int) -> int:
-    """Near the root of it, as there are then about as many blocks as tokens in one."""
+    """Return a size near the root of `vocabulary`: about as many blocks as tokens in a block."""
     return 256 if vocabulary > 1 << 14 else 64
 
 
 def _block_sums(weights: Tensor) -> Tensor:
-    """[R, V] to float64 [R, B]: sums of consecutive tokens, the last block possibly shorter."""
+    """Return sums of [R, V] over blocks of tokens, the last maybe shorter, as float64 [R, B]."""
     vocabulary = weights.shape[-1]
     size = _block_size(vocabulary)
     blocks = vocabulary // size
@@ -98,14 +99,14 @@ def _block_sums(weights: Tensor) -> Tensor:
 
 
 def _invert(weights: Tensor, sums: Tensor, uniforms: Tensor) -> Tensor:
-    """The token at which the distribution function of each row passes its uniform: int64 [R].
+    """Return the token at which each row's distribution function passes its uniform, int64 [R].
 
-    A token of weight 0 is never returned, whatever the rounding: the function must exceed the
-    target, which stays below its last value, and it does not rise at such a token.
+    Whatever the rounding, a token of weight 0 is never returned. The function must exceed the
+    target, which is below its last value, and it does not rise at such a token.
 
     Args:
         weights: [R, V]
-        sums: float64 [R, B], of each block.
+        sums: float64 [R, B], the sum of each block.
     """
     vocabulary = weights.shape[-1]
     ends = sums.cumsum(-1)  # [R, B]
@@ -122,14 +123,14 @@ def _invert(weights: Tensor, sums: Tensor, uniforms: Tensor) -> Tensor:
 
 
 def _below(values: Tensor, bounds: Tensor) -> Tensor:
-    """`values`, or the largest float below `bounds` where they have reached it."""
+    """Return `values`, or the next float below `bounds` where they reach it."""
     return torch.minimum(values, torch.nextafter(bounds, torch.zeros_like(bounds)))
 
 
 class SampleBuffers:
-    """Tokens and logprobs of N samples of at most M tokens, on the device.
+    """Tokens and logprobs of N samples of at most M tokens each, on the device.
 
-    Row N takes what rows write whose samples have ended.
+    An extra row N receives what rows of the batch write after their samples have ended.
     """
 
     def __init__(
@@ -143,7 +144,7 @@ class SampleBuffers:
     ) -> None:
         self.count = len(seeds)
         self.nobody = self.count
-        """The sample index of a row that has ended."""
+        """Sample index of rows of the batch whose samples have ended."""
         self._params = params
         shape = (self.count + 1, params.max_completion_tokens)
         numbers = np.zeros(shape)
@@ -161,12 +162,12 @@ class SampleBuffers:
         self._stopped = torch.zeros(self.count + 1, dtype=torch.bool, device=device)
 
     def sample(self, logits: Tensor, samples: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-        """Sample and note the next token of some samples.
+        """Sample the next token of some samples and store it.
 
         Args:
             logits: [R, V].
-            samples: int64 [R], which sample each row belongs to.
-            counts: int64 [R], tokens that it has already.
+            samples: int64 [R], the sample of each row.
+            counts: int64 [R], number of tokens that the sample already has.
 
         Returns:
             The tokens, int64 [R], and whether their samples have ended, bool [R].
@@ -182,10 +183,10 @@ class SampleBuffers:
         return sampled.tokens, stopped | full | (samples == self.nobody)
 
     def samples(self, policy: str) -> list[Sample]:
-        """All samples, once every one of them has ended.
+        """Return all samples; each of them must have ended.
 
         Args:
-            policy: whose logits were sampled from, for the message.
+            policy: name of the policy that was sampled, for the message.
 
         Raises:
             NonFiniteError: a logprob is not finite.
