@@ -2,7 +2,7 @@
 
 Every check runs in a process of its own (`doctor_checks.py`) with a time limit, and this module
 imports nothing but the standard library, so a package that is missing, hangs or crashes the
-interpreter spoils one line of the table and not the others. Nothing is fetched from a network.
+interpreter spoils only its own line of the table. Nothing is fetched from a network.
 
     python -m workflows.doctor
     python -m workflows.doctor --json

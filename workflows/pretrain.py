@@ -55,7 +55,7 @@ ROWS_PER_TASK = 40
 """Rows of each task in one optimizer step."""
 
 ROWS_PER_FORWARD = 30
-"""Rows in one forward. The rows of a step are sorted by length first, so little is padding."""
+"""Rows in one forward. A step's rows are sorted by length first, so there is little padding."""
 
 PRACTICE_SHARE = 0.75
 """Share of the steps that are practice."""

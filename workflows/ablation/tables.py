@@ -88,7 +88,7 @@ def gains(accuracy: pl.DataFrame) -> pl.DataFrame:
     """Return one row per variant: accuracy of policy 0 and of the last, and the gain between.
 
     `greedy` and `sampled` (`pass@1`) are measured on held-out questions, as means over the tasks.
-    The gain is over the seeds, with an interval as in `comparison`.
+    The gain is the mean over the seeds, with an interval as in `comparison`.
     """
     before, after = (_mean_over_tasks(accuracy, n) for n in (0, accuracy["policy"].max()))
     paired = after.join(before, on=TRIAL, suffix=REFERENCE, how="inner", maintain_order="left")

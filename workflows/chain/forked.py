@@ -21,7 +21,7 @@ THREADS = "OMP_NUM_THREADS"
 def be_stage(command: Command, environment: dict[str, str], log: Path | None) -> None:
     """Be a stage, with what the fork server has imported.
 
-    If the imports left something that a fork does not survive, the stage's command is run instead.
+    Where the fork server could not import them safely, the stage's command is run instead.
     """
     preload = sys.modules.get("workflows.chain.preload")
     if preload is None or preload.PROBLEM:

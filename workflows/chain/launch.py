@@ -37,7 +37,7 @@ class Command:
 
     @property
     def words(self) -> list[str]:
-        """Return program and arguments, the program as a path relative to this folder if it can."""
+        """Return program and arguments; a program below this folder gets a relative path."""
         python, here = Path(sys.executable), Path.cwd()
         python = python.relative_to(here) if python.is_relative_to(here) else python
         launcher = [str(python), "-m"]

@@ -88,7 +88,7 @@ def take_over(frozen: Frozen, outcome: VariantResult, donors: list[Run]) -> None
 
 
 def run_stages(outcome: VariantResult, iteration: int, *, evaluate: bool, quiet: bool) -> None:
-    """Run the stages that are missing, as one would by hand; the first that fails is the last."""
+    """Run the missing stages as one would by hand; the first that fails ends the variant."""
     child, variant = outcome.child, outcome.variant
     for stage in (*AFTER_ROLLOUT, *((BY_NAME["evaluate"],) if evaluate else ())):
         if _is_fresh(child, stage.name, iteration):
@@ -121,7 +121,7 @@ def _warn_of_edited_term(outcome: VariantResult, iteration: int) -> None:
 
 
 def _is_fresh(child: Run, stage: StageName, iteration: int) -> bool:
-    """Return whether there is nothing to do; of a damaged output the stage says what is wrong."""
+    """Return whether there is nothing to do; what is damaged is left to the stage to report."""
     try:
         return status_of(child, child.of(stage, iteration)).state == "fresh"
     except UserError:
