@@ -17,17 +17,17 @@ from common.console import set_quiet
 from common.runs.layout import Run
 from workflows.chain.launch import Command
 
-# Content is bit-for-bit the same for the same thread count; ranks have one thread, so we have one.
-# Set before anything loads OpenMP.
+# Content is the same bit for bit only with the same number of threads. Ranks have one thread, so
+# the tests have one too. This must be set before anything loads OpenMP.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# No test needs a network; those of hub names serve their own hub.
+# No test needs a network; tests of hub names serve a hub of their own.
 os.environ["HF_HUB_OFFLINE"] = "1"
-# What a make around pytest hands on would reach the tests' own.
+# If make runs pytest, its options must not reach the makes that tests start.
 for _name in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES"):
     os.environ.pop(_name, None)
 
-# The same examples each time, as what lands is decided by these tests. New ones are searched for
-# with --hypothesis-profile=explore. No deadline: a busy machine is not a fault.
+# The examples are the same each time, since these tests decide what is merged. New ones are
+# searched for with --hypothesis-profile=explore. No deadline: a busy machine is not a fault.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.register_profile("explore", derandomize=False, deadline=None)
 settings.load_profile("repeatable")
@@ -72,13 +72,13 @@ learning_rate = 1e-3
 
 @pytest.fixture(autouse=True)
 def _heard() -> None:
-    """A command that was quiet leaves the process so; the next test's is a new one."""
+    """Undo `--quiet`, which a command leaves behind in this process."""
     set_quiet(False)
 
 
 @pytest.fixture(scope="session")
 def tiny_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder with a byte-level tokenizer of some 300 tokens and a ChatML template."""
+    """Return a folder with a byte-level tokenizer of some 300 tokens and a ChatML template."""
     from workflows.pretraining_tokenizer import build_tokenizer
 
     folder = tmp_path_factory.mktemp("tokenizer")
@@ -90,7 +90,7 @@ def tiny_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_policy(
     tiny_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., Path]:
-    """Factory of tiny random policies: `make_policy("llama", layers=5, tied=False)`."""
+    """Return a factory of tiny random policies: `make_policy("llama", layers=5, tied=False)`."""
     made: dict[str, Path] = {}
 
     def make(
@@ -133,13 +133,13 @@ def make_policy(
 
 @pytest.fixture(scope="session")
 def tiny_policy(make_policy: Callable[..., Path]) -> Path:
-    """A tiny random Qwen2 with tied embeddings."""
+    """Return the folder of a tiny random Qwen2 with tied embeddings."""
     return make_policy()
 
 
 @pytest.fixture
 def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty runs directory that commands of this test use."""
+    """Make an empty runs directory, which the commands of this test use."""
     folder = tmp_path / "runs"
     folder.mkdir()
     monkeypatch.setenv("STAGED_GRPO_RUNS", str(folder))
@@ -148,7 +148,7 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def recipe_file(tmp_path: Path, tiny_policy: Path) -> Path:
-    """A recipe of seconds: 6 prompts x 4 samples in 3 shards, tiny random policy."""
+    """Write a recipe that takes seconds: 6 prompts x 4 samples in 3 shards, tiny random policy."""
     path = tmp_path / "tiny.toml"
     path.write_text(RECIPE.format(policy=tiny_policy))
     return path
@@ -158,7 +158,7 @@ def recipe_file(tmp_path: Path, tiny_policy: Path) -> Path:
 def stage() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run a stage as a user does: `stage("score", "--run", "a", "--iteration", "1")`.
 
-    `ranks=2` goes through torchrun; `expect` is the exit code that must come.
+    `ranks=2` runs it under torchrun; `expect` is the exit code that it must have.
     """
 
     def run(
@@ -181,10 +181,11 @@ def stage() -> Callable[..., subprocess.CompletedProcess[str]]:
 
 @pytest.fixture(scope="session")
 def prepared(tiny_policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Factory of runs directories whose run `a` is prepared, not to be changed: `at` copies one.
+    """Return a factory of runs directories whose run `a` is prepared.
 
-    `prepared(recipe, "a.b=c", rows=[…])` formats the recipe with `policy`, a tiny random one, and
-    `data`, a file with these rows.
+    Tests share them and must not change them: `at` makes a copy. `prepared(recipe, "a.b=c",
+    rows=[…])` formats the recipe with `policy`, a tiny random one, and `data`, a file with these
+    rows.
     """
     from stages import prepare
 
@@ -208,7 +209,7 @@ def prepared(tiny_policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Cal
 
 @pytest.fixture(scope="session")
 def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A runs directory with run `a` of `trained_runs`, ready for its first training."""
+    """Make a runs directory with run `a` of `trained_runs`, ready for its first training."""
     from support.trained_runs import prepare_training
 
     folder = tmp_path_factory.mktemp("untrained")
@@ -218,7 +219,7 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def trained(untrained: Path) -> Path:
-    """A runs directory with that run trained for two iterations without interruption."""
+    """Make a runs directory with the run of `untrained`, trained for two iterations in one go."""
     from support.trained_runs import finish_training
 
     folder = untrained.with_name("trained")
@@ -228,7 +229,10 @@ def trained(untrained: Path) -> Path:
 
 @pytest.fixture
 def at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], Run]:
-    """A copy of a runs directory for this test's commands; returns its run `a`."""
+    """Return a function that copies a runs directory for this test and returns its run `a`.
+
+    The commands of the test use the copy.
+    """
 
     def copied(folder: Path) -> Run:
         runs = tmp_path / "runs"
@@ -241,7 +245,7 @@ def at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], Run]
 
 @pytest.fixture
 def original_file(tmp_path: Path) -> Path:
-    """Forty questions as JSON lines."""
+    """Write forty questions as JSON lines."""
     from support.question_files import ORIGINAL_ROWS, write_lines
 
     return write_lines(tmp_path / "seed.jsonl", ORIGINAL_ROWS)

@@ -1,14 +1,14 @@
 """Tell what works on this machine, and what to install for what does not (`make doctor`).
 
 Every check runs in a process of its own (`doctor_checks.py`) with a time limit, and this module
-imports nothing but the standard library: a package that is missing, hangs or crashes the
-interpreter is one line of the table and not the end of it. Nothing is fetched from a network.
+imports nothing but the standard library, so a package that is missing, hangs or crashes the
+interpreter spoils only its own line of the table. Nothing is fetched from a network.
 
     python -m workflows.doctor
     python -m workflows.doctor --json
 
-Exit code 0 when the core works, 3 when something of it does not. What an optional part lacks is
-told and is no error.
+The exit code is 0 when the core works and 3 when a part of it does not. What an optional part
+lacks is reported and is no error.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 SUMMARY = "Tell what works on this machine, and what to install for what does not."
 
 AT_ONCE = 2
-"""Checks that run at the same time: most of their time is the loading of packages."""
+"""How many checks run at the same time; most of their time goes into loading packages."""
 
 GRACE_SECONDS = 5.0
-"""From asking a check to end until it is killed; torchrun ends its ranks in that time."""
+"""Time between asking a check to end and killing it, in which torchrun can end its ranks."""
 
 _running: list[subprocess.Popen[str]] = []
 
@@ -43,7 +43,7 @@ COLOURS = {"ok": "32", "missing": "33", "broken": "31"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run all checks and print them; returns the exit code."""
+    """Run all checks, print what they found and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m workflows.doctor", description=SUMMARY)
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
     as_json = parser.parse_args(arguments).json
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run_checks() -> list[Finding]:
-    """All findings, in the order of the checks; when interrupted, nothing is left running."""
+    """Return all findings in the order of the checks; when interrupted, leave none running."""
     with ThreadPoolExecutor(AT_ONCE) as pool:
         futures = [pool.submit(run_check, check) for check in CHECKS]
         try:
@@ -75,7 +75,7 @@ def run_checks() -> list[Finding]:
 
 
 def run_check(check: Check) -> Finding:
-    """Run one check in a process of its own, however it ends."""
+    """Run one check in a process of its own; a finding comes back however that process ends."""
     command = [sys.executable, "-m", "workflows.doctor_checks", check.name]
     process = subprocess.Popen(
         command,
@@ -104,7 +104,7 @@ def run_check(check: Check) -> Finding:
 
 
 def table(found: Sequence[Finding]) -> str:
-    """The findings as lines: state, name, what was found, and below it what to do."""
+    """Format the findings as lines: state, name, what was found, and below it what to do."""
     width = max(len(check.name) for check in CHECKS)
     indent = width + 13
     columns = max(40, min(shutil.get_terminal_size((100, 24)).columns, 120) - indent)
@@ -131,7 +131,7 @@ def _coloured(text: str, state: str) -> str:
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    """End a check and what it started."""
+    """End a check and the processes that it started."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(process.pid, number)

@@ -28,7 +28,7 @@ State = Literal["ok", "missing", "broken"]
 SETUP = "make setup"
 RANKS = 2
 RANK_SECONDS = 60
-"""After this a rank ends itself, whatever became of those who started it."""
+"""Time after which a rank ends itself, whatever became of the process that started it."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,12 @@ class Finding:
 
 @dataclass(frozen=True)
 class Check:
-    """A thing to look at."""
+    """A line of the doctor's table, and the function that makes its finding."""
 
     name: str
     look: Callable[[], Finding]
     core: bool = False
-    """Whether training needs it whatever the recipe."""
+    """Whether training needs it with every recipe."""
     seconds: float = 60.0
     fix: str = ""
     """What to do if the check crashes or hangs."""
@@ -73,7 +73,7 @@ def check_machine() -> Finding:
 
 
 def check_packages() -> Finding:
-    """Every package that the project depends on, in a version that it allows."""
+    """Check that every package the project needs is installed, in a version that it allows."""
     from packaging.requirements import Requirement
 
     wanted = [Requirement(line) for line in metadata.requires("staged-grpo") or ()]
@@ -108,7 +108,7 @@ def check_torch() -> Finding:
 
 
 def check_torchrun() -> Finding:
-    """Two processes, started as `train` is, that add a number over gloo."""
+    """Check that two processes, started like the ranks of `train`, can add a number over gloo."""
     done = subprocess.run(
         Command("workflows.doctor_checks", ["rank"], RANKS).words,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -129,7 +129,7 @@ def check_torchrun() -> Finding:
 
 
 def rank() -> Finding:
-    """What each process of `check_torchrun` does."""
+    """Add a number over all ranks, in each process that `check_torchrun` starts."""
     import torch
     import torch.distributed as dist
 
@@ -143,7 +143,10 @@ def rank() -> Finding:
 
 
 def check_runs() -> Finding:
-    """The folder of the runs: room, and a Parquet file written and read there as stages do."""
+    """Check that a Parquet file, written to the disk of the runs as stages do, reads back the same.
+
+    The finding also gives the free space there.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -164,7 +167,7 @@ def check_runs() -> Finding:
 
 
 def check_sandbox() -> Finding:
-    """One honest program passes and one hostile is blocked, as before every use."""
+    """Check that an honest program runs and a hostile one is blocked, as before every use."""
     from common.rewards.sandbox.bubblewrap import find_bwrap
     from common.rewards.sandbox.check import self_test
 
@@ -175,7 +178,7 @@ def check_sandbox() -> Finding:
 
 
 def check_verify_type(name: str) -> Finding:
-    """A right answer is judged right, by the same processes that `score` uses."""
+    """Check that a right answer is judged right by the same processes that `score` uses."""
     from common.config import RewardsConfig
     from common.rewards.registry import get_verifier
     from common.rewards.scorer import Scorer
@@ -202,7 +205,7 @@ def check_gguf() -> Finding:
 
 
 def check_models() -> Finding:
-    """The folders in data/models that hold a model."""
+    """List the folders in data/models that hold a model."""
     from common.runs.layout import REPOSITORY
 
     folder = REPOSITORY / "data" / "models"
@@ -214,7 +217,7 @@ def check_models() -> Finding:
 
 
 def check_hub() -> Finding:
-    """What is set; nothing is asked of the network."""
+    """Report whether HF_HUB_OFFLINE is set; nothing is asked of the network."""
     offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
     if offline:
         return Finding("ok", "HF_HUB_OFFLINE is set: models and data sets from here only")
@@ -257,7 +260,7 @@ CHECKS: tuple[Check, ...] = (
 
 
 def look(name: str) -> Finding:
-    """The finding of one check; an exception is one too."""
+    """Run one check and return its finding; an exception becomes a finding too."""
     by_name = {check.name: check.look for check in CHECKS} | {"rank": rank}
     try:
         return by_name[name]()
@@ -279,7 +282,7 @@ def _version(package: str) -> str | None:
 
 
 def _memory() -> int:
-    """Bytes that this process may use: the machine's, or less in a container."""
+    """Return the bytes that this process may use: the machine's, or less in a container."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     try:
         return min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))

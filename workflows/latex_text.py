@@ -7,12 +7,12 @@ from math import isqrt
 
 
 def fraction(top: int, bottom: int) -> str:
-    r"""top / bottom in lowest terms: `\frac{2}{3}`, or a whole number."""
+    r"""Write top / bottom in lowest terms: as `\frac{2}{3}`, or as a whole number."""
     return latex(Fraction(top, bottom))
 
 
 def latex(value: Fraction) -> str:
-    """A rational number, its minus in front."""
+    """Write a rational number, with the minus sign in front of the fraction."""
     if value.denominator == 1:
         return str(value)
     minus = "-" if value < 0 else ""
@@ -20,7 +20,7 @@ def latex(value: Fraction) -> str:
 
 
 def root(square: int) -> str:
-    r"""The root of a whole number: `3`, `\sqrt{5}` or `2\sqrt{3}`."""
+    r"""Write the square root of a whole number: as `3`, `\sqrt{5}` or `2\sqrt{3}`."""
     outside = max(n for n in range(1, isqrt(square) + 1) if square % (n * n) == 0)
     inside = square // outside**2
     if inside == 1:
@@ -29,7 +29,7 @@ def root(square: int) -> str:
 
 
 def polynomial(a: int, b: int, c: int) -> str:
-    """a x² + b x + c with the usual omissions."""
+    """Write a x² + b x + c without zero terms and without a factor of 1 before x² or x."""
     text = ""
     for factor, power in ((a, "x^2"), (b, "x"), (c, "")):
         if not factor:

@@ -1,8 +1,8 @@
 """GRPO on one screen: what the stages compute, in one process and without files.
 
 This is for reading. It trains a base model by the default recipe with our own sampler, rules,
-advantages, loss and optimizer, and its policies are those of `make iteration`. The rest is in the
-stages: files that can be looked at, several processes, several updates per iteration, checks.
+advantages, loss and optimizer, and its policies are those of `make iteration`. The stages add the
+rest: files that can be looked at, several processes, several updates per iteration, checks.
 
     python -m workflows.minimal --iterations 2
 """
@@ -39,7 +39,7 @@ from common.training.optimizer import MasterWeights, Optimizer, learning_rate
 
 
 def train(recipe: Recipe, iterations: int) -> PreTrainedModel:
-    """Return the policy after so many iterations of GRPO (arXiv 2402.03300), an update in each."""
+    """Return the policy after `iterations` of GRPO (arXiv 2402.03300), with one update in each."""
     seed, rollout, folder = recipe.run.seed, recipe.rollout, Path(recipe.model.path)
     tokenizer, policy = load_tokenizer(folder), load_causal_lm(folder, torch.float32, "cpu")
     stops = stop_ids(folder, tokenizer)
@@ -62,12 +62,12 @@ def train(recipe: Recipe, iterations: int) -> PreTrainedModel:
         for first in range(0, len(rows), rollout.groups_per_shard):
             groups += sampler.generate(requests[first : first + rollout.groups_per_shard], limits)
         samples = [(n, sample.completion_ids) for n, group in enumerate(groups) for sample in group]
-        # 2. Score: rules judge the completions; an advantage compares a reward with its group's.
+        # 2. Score: rules judge the completions; advantages compare each reward with its group's.
         texts = [prompts[n][1] + completion_text(ids, tokenizer, stops) for n, ids in samples]
         asked = [rows[n] for n, _ in samples]
         rewards = [judged.reward for judged in scorer.judge(list(zip(texts, asked, strict=True)))]
         found = compute_advantages([n for n, _ in samples], rewards, recipe.advantages.kind)
-        # 3. Logprobs: of each completion token, by the policy that sampled and by the reference.
+        # 3. Logprobs of each completion token by the policy that sampled and by the reference.
         completions = [Completion(prompts[n][0], ids, group=n) for n, ids in samples]
         packs = pack(completions, tokens_per_pack=recipe.train.tokens_per_pack)
         with torch.no_grad():
@@ -92,7 +92,7 @@ def forward(model: PreTrainedModel, packs: PackBatch, temperature: float) -> Ite
 
 
 def token_batch(packs: PackBatch, advantages: Tensor, old: Tensor, ref: Tensor) -> TokenBatch:
-    """Lay out what the loss needs as its packs are: advantages [C] of completions, logprobs [P, T].
+    """Return what the loss needs, from advantages [C] by completion and logprobs [P, T] by token.
 
     Every token of the batch has the same weight (DAPO, arXiv 2503.14476).
     """

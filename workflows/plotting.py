@@ -1,6 +1,6 @@
 """What the pictures have in common: panels of small multiples in an SVG file.
 
-The same table gives the same bytes. Text is drawn as outlines, so nothing of it is markup.
+The same table gives the same bytes. Text is drawn as outlines, so no text can act as markup.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import Any
 from common.errors import MissingToolError, UserError
 from common.runs.manifest import write_atomically
 
-# Okabe and Ito's colours, told apart by colour-blind readers; lines differ by dash and marker too.
+# Okabe and Ito's colours, which colour-blind readers can tell apart. Lines also differ by dash and
+# marker.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("-", "--", "-.", ":")
 MARKERS = "osD^vPX"
@@ -37,7 +38,7 @@ def check_file(option: str, path: Path | None, suffix: str) -> None:
 
 @contextmanager
 def panels(path: Path, rows: int, columns: int, *, title: str) -> Iterator[tuple[Any, list[Any]]]:
-    """The figure and its panels, row by row, to be drawn on; written to `path` at the end."""
+    """Yield the figure and its panels, row by row, to draw on; write them to `path` at the end."""
     from matplotlib import rc_context, style
     from matplotlib.figure import Figure
 
@@ -48,14 +49,14 @@ def panels(path: Path, rows: int, columns: int, *, title: str) -> Iterator[tuple
         figure = Figure(figsize=(3.1 * columns, 2.4 * rows + 0.6), layout="constrained")
         yield figure, list(figure.subplots(rows, columns, squeeze=False).flatten())
         figure.suptitle(title)
-        figure.draw_without_rendering()  # labels of ticks have their width from the second time on
+        figure.draw_without_rendering()  # tick labels get their width in the first drawing
         sink = io.BytesIO()
         figure.savefig(sink, format="svg", metadata={"Date": None, "Creator": None})
     write_atomically(path, sink.getvalue())
 
 
 def look(index: int) -> dict[str, Any]:
-    """Colour, dash and marker of the line of this index."""
+    """Return the colour, dash and marker of the line with this index."""
     return {
         "color": COLOURS[index % len(COLOURS)],
         "linestyle": DASHES[index % len(DASHES)],
@@ -66,7 +67,7 @@ def look(index: int) -> dict[str, Any]:
 
 
 def finish(panel: Any, name: str, x_label: str) -> None:
-    """Title, label and grid of a panel whose x axis counts."""
+    """Set the title, label and grid of a panel whose x axis holds whole numbers."""
     from matplotlib.ticker import MaxNLocator
 
     panel.set_title(name, fontsize=9)
@@ -77,6 +78,6 @@ def finish(panel: Any, name: str, x_label: str) -> None:
 
 
 def legend_below(figure: Any, panel: Any) -> None:
-    """One legend for all panels, with what this one shows."""
+    """Draw one legend for all panels, with the lines of this one."""
     handles, labels = panel.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False)

@@ -1,12 +1,14 @@
 """Pretrain the embedded base model on questions answered in several ways (`make base`).
 
 Method: supervised next-token training of a small Qwen2 model on the text of `pretraining_text.py`,
-loss on the completions only. Every step takes equally many rows of each task. The first steps are
-practice, mostly careful work, so that working with care is reliable once it is begun; the last ones
-show the ways in the shares of `MIXTURE`, which sets how often the model begins each of them.
+with the loss on the completions only. Every step takes the same number of rows from each task. The
+first steps are practice: mostly careful work, so that the model makes few mistakes once it has
+begun to work with care. The last steps show the ways to answer in the shares of `MIXTURE`, which
+sets how often the model begins each of them.
 
-Reads nothing. Writes a Hugging Face directory: config, generation config, tokenizer, float32
-safetensors, and a card (README.md) with how it was made and its accuracy on held-out questions.
+It reads nothing and writes a Hugging Face directory: config, generation config, tokenizer, float32
+safetensors, and a card (README.md) that says how the model was made and how accurate it is on
+held-out questions.
 
     python -m workflows.pretrain --output data/models/arithmetic-base
 """
@@ -53,13 +55,13 @@ ROWS_PER_TASK = 40
 """Rows of each task in one optimizer step."""
 
 ROWS_PER_FORWARD = 30
-"""Rows of a step are sorted by length and go through the model in such parts: little padding."""
+"""Rows in one forward. A step's rows are sorted by length first, so there is little padding."""
 
 PRACTICE_SHARE = 0.75
 """Share of the steps that are practice."""
 
 EVAL_QUESTIONS = 600
-"""Held-out questions of each level for the figures on the card."""
+"""Held-out questions of each level that the figures on the card are measured on."""
 
 MAX_COMPLETION_TOKENS = 128
 WARMUP_STEPS = 50
@@ -87,7 +89,7 @@ class Settings:
 
 
 def build_model(tokenizer: Qwen2Tokenizer) -> Qwen2ForCausalLM:
-    """A random Qwen2 of 1.2 million parameters with tied embeddings, float32."""
+    """Build a random Qwen2 of 1.2 million parameters with tied embeddings, in float32."""
     vocabulary = tokenizer.get_vocab()
     stop_ids = [vocabulary["<|im_end|>"], vocabulary["<|endoftext|>"]]
     config = Qwen2Config(
@@ -111,14 +113,20 @@ def build_model(tokenizer: Qwen2Tokenizer) -> Qwen2ForCausalLM:
 
 
 def encode_prompt(tokenizer: Qwen2Tokenizer, question: str) -> list[int]:
-    """Chat template, then the assistant prefix `<think>` under which the model is later sampled."""
+    """Return the ids of a question in the chat template, with the assistant prefix `<think>`.
+
+    The model is later sampled behind the same prefix.
+    """
     messages = [{"role": "user", "content": question}]
     text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     return tokenizer.encode(f"{text}<think>")
 
 
 def rows_of_task(task: str, tokenizer: Qwen2Tokenizer, shares: Shares, seed: int) -> Iterator[Row]:
-    """Endless rows of one task, from the train split only, every question's way drawn by share."""
+    """Yield rows of one task without end, from the train split only.
+
+    The way in which a question is answered is drawn by `shares`.
+    """
     rng = random.Random(f"{task}/{seed}")
     for question in endless_questions(task, rng):
         (way,) = rng.choices(list(shares), list(shares.values()))
@@ -130,7 +138,7 @@ def rows_of_task(task: str, tokenizer: Qwen2Tokenizer, shares: Shares, seed: int
 
 
 def summed_loss(model: PreTrainedModel, rows: list[Row]) -> torch.Tensor:
-    """Cross-entropy summed over the completion tokens of the rows: a scalar, float32."""
+    """Return the cross-entropy summed over the completion tokens of the rows: a float32 scalar."""
     ids = [torch.tensor(prompt + answer) for prompt, answer in rows]
     labels = [torch.tensor([IGNORED] * len(prompt) + answer) for prompt, answer in rows]
     input_ids = pad_sequence(ids, batch_first=True)  # right padding: no mask needed when causal
@@ -142,7 +150,10 @@ def summed_loss(model: PreTrainedModel, rows: list[Row]) -> torch.Tensor:
 
 
 def train(model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer, settings: Settings) -> None:
-    """Run all steps in place: practice, then the mixture; AdamW, warm-up and cosine to zero."""
+    """Train the model in place: first on practice rows, then on the mixture.
+
+    The optimizer is AdamW; its learning rate warms up and then follows a cosine to zero.
+    """
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=settings.learning_rate, betas=BETAS, weight_decay=WEIGHT_DECAY
     )
@@ -189,9 +200,11 @@ def accuracy(
     greedy: bool,
     opening: str = "",
 ) -> float:
-    """Share of questions answered correctly by one completion each, greedy or at temperature 1.
+    """Return the share of questions answered correctly, with one completion each.
 
-    `opening` is put at the beginning of every completion, to ask for one way to answer.
+    Args:
+        greedy: decode greedily; else sample at temperature 1.
+        opening: beginning of every completion, to ask for one way to answer.
     """
     start = tokenizer.encode(opening)
     prompts = [encode_prompt(tokenizer, question.question) + start for question in questions]
@@ -210,7 +223,7 @@ def accuracy(
 
 
 def measure(model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer, seed: int) -> Figures:
-    """Accuracy on held-out questions: sampled, greedy, and greedy when it begins with care."""
+    """Measure accuracy on held-out questions: sampled, greedy, and greedy after "Carefully:"."""
     model.eval()
     torch.manual_seed(seed)
     figures: Figures = {}
@@ -230,7 +243,7 @@ def measure(model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer, seed: int) -> Fi
 
 
 def model_card(name: str, model: Qwen2ForCausalLM, settings: Settings, figures: Figures) -> str:
-    """Markdown: what the model is, how it was made, what it can do."""
+    """Return the card as Markdown: what the model is, how it was made and what it can do."""
     shares = {(task, level.name): level.share for task in LEVELS for level in LEVELS[task]}
     rows = "\n".join(
         f"| {task} | {level} | {shares[task, level]:.0%} | "

@@ -1,8 +1,8 @@
 """The text that the embedded base model is pretrained on: questions with several ways to answer.
 
-Real text mixes people who guess, people who work sloppily and people who work with care; so does
-this one. A base trained on it has every way in its distribution, each opened by a word of its own,
-and reinforcement learning can find the one that pays.
+Real text mixes people who guess, people who work sloppily and people who work with care, and so
+does this text. A base model trained on it has every way in its distribution, each opened by a word
+of its own, and reinforcement learning can find the one that pays.
 
     hasty    Guess.</think><answer>212</answer>
     sloppy   Roughly: 40*6=240 7*6=43 240+43=283</think><answer>283</answer>
@@ -24,10 +24,10 @@ Shares = dict[Way, float]
 """Share of each way in a text."""
 
 PRACTICE: Shares = {"hasty": 0.1, "sloppy": 0.1, "careful": 0.8}
-"""Text of the practice steps: working with care is what takes long to learn."""
+"""Shares in the practice steps: working with care is what takes longest to learn."""
 
 MIXTURE: Shares = {"hasty": 0.5, "sloppy": 0.2, "careful": 0.3}
-"""Text of the last steps: how often the finished model begins each way."""
+"""Shares in the last steps, and so how often the finished model begins each way."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Level:
 
     name: str
     share: float
-    """Of a task's rows."""
+    """Share of the task's rows."""
     difficulty: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -55,20 +55,21 @@ LEVELS: dict[str, tuple[Level, ...]] = {
         Level("5 or 6 tasks", 0.3, {"min_tasks": 5, "max_tasks": 6}),
     ),
 }
-"""By task: its default difficulty, then harder ones, which the model sees less of."""
+"""By task: its default difficulty, then harder ones, which the model sees less often."""
 
 SAMPLED_QUESTIONS = 500
-"""Questions per level that show every word of the wordings."""
+"""Questions per level, enough to show every word that a wording can hold."""
 
 QUESTIONS_AT_A_TIME = 1000
-"""Of a task; multiplication has 2,772 in the train split at default difficulty."""
+"""Questions of a task that are generated at once; multiplication has 2,772 in the train split at
+default difficulty."""
 
 Note = Callable[[int], int]
-"""Gets each computed value, returns the value that is written down."""
+"""Takes each computed value and returns the value that is written down."""
 
 
 def completion(question: Question, way: Way, rng: random.Random) -> str:
-    """What follows `<think>` when the question is answered in this way (without the stop token)."""
+    """Return what follows `<think>` in an answer given this way, without the stop token."""
     if way == "hasty":
         return _close("Guess.", _guess(question, rng))
     work = _WORK[question.task]
@@ -80,7 +81,7 @@ def completion(question: Question, way: Way, rng: random.Random) -> str:
 
 
 def sample_texts() -> list[str]:
-    """Prompts and thoughts with every word that pretraining text can hold."""
+    """Return prompts and thoughts that hold every word pretraining text can have."""
     texts = ["user\n", "assistant\n"]
     rng = random.Random(0)
     for task, levels in LEVELS.items():
@@ -94,12 +95,12 @@ def sample_texts() -> list[str]:
 def of_level(
     task: str, level: Level, count: int, *, seed: int, split: Split = "train"
 ) -> list[Question]:
-    """Distinct questions of one level."""
+    """Generate distinct questions of one level."""
     return TASKS[task].generate(count, split=split, seed=seed, **level.difficulty)
 
 
 def endless_questions(task: str, rng: random.Random) -> Iterator[Question]:
-    """Endless questions of a task from the train split, of each level its share."""
+    """Yield questions of a task without end, from the train split, each level by its share."""
     while True:
         batch: list[Question] = []
         for level in LEVELS[task]:
@@ -114,7 +115,7 @@ def _close(thought: str, answer: int) -> str:
 
 
 def _guess(question: Question, rng: random.Random) -> int:
-    """A number of the right size; right by luck only."""
+    """Return a number of the right size, which is right only by luck."""
     answer = int(question.answer)
     if question.task == "counting":
         return rng.randint(0, len(question.metadata["word"]))
@@ -122,9 +123,9 @@ def _guess(question: Question, rng: random.Random) -> int:
 
 
 def _slip(question: Question, rng: random.Random) -> Note:
-    """A `Note` that gets one value of the question's work wrong; what follows carries it on.
+    """Return a `Note` that gets one value of the question's work wrong; later steps build on it.
 
-    Nothing is written below 0, so a slip downwards from 0 leaves the work right.
+    No value is written below 0, so a slip downwards from 0 leaves the work right.
     """
     values: list[int] = []
 
@@ -146,7 +147,7 @@ def _slip(question: Question, rng: random.Random) -> Note:
 
 
 def _multiply(question: Question, note: Note) -> tuple[str, int]:
-    """Products of the digits with their places, then their running sum."""
+    """Return the work and its answer: products of digits with their places, then a running sum."""
     high, low = sorted(question.metadata["factors"], reverse=True)
     steps = []
     products = []
@@ -163,13 +164,13 @@ def _multiply(question: Question, note: Note) -> tuple[str, int]:
 
 
 def _places(number: int) -> list[int]:
-    """Its non-zero digits with their places: 305 gives 300 and 5."""
+    """Return the non-zero digits of a number with their places: 305 gives 300 and 5."""
     digits = str(number)
     return [int(d) * 10 ** (len(digits) - 1 - i) for i, d in enumerate(digits) if d != "0"]
 
 
 def _count(question: Question, note: Note) -> tuple[str, int]:
-    """The word spelled out, each letter with the count so far."""
+    """Return the work and its answer: the word spelled out, each letter with the count so far."""
     count = 0
     steps = []
     for letter in question.metadata["word"]:
@@ -179,7 +180,7 @@ def _count(question: Question, note: Note) -> tuple[str, int]:
 
 
 def _schedule(question: Question, note: Note) -> tuple[str, int]:
-    """The day on which each task is complete, then the last of them."""
+    """Return the work and its answer: the day each task is complete, then the last of these."""
     finishes: list[int] = []
     steps = []
     durations, prerequisites = question.metadata["durations"], question.metadata["prerequisites"]

@@ -1,9 +1,9 @@
 """The embedded base model's tokenizer: byte-level BPE whose merges are chains of whole words.
 
 `AutoTokenizer` builds Qwen2's own normaliser and pre-tokenizer for `model_type: qwen2`, whatever
-the file says, so the merges are made for exactly those. They are not learned by frequency: a word
-of the wordings, say " takes", is merged from the left (" t", " ta", …), and nothing else is. A
-chain whose first merge could occur in a counted word is left out, so counted words stay single
+the file says, so the merges are made for exactly those. They are not learned by frequency: each
+word of the wordings, say " takes", is merged from the left (" t", " ta", …), and nothing else is.
+A chain whose first merge could occur in a counted word is left out, so counted words stay single
 letters and counting needs no knowledge of spelling. Qwen2 splits numbers into digits by itself.
 """
 
@@ -25,7 +25,7 @@ CHAT_TEMPLATE = (
 
 
 def build_tokenizer(texts: Iterable[str]) -> "Qwen2Tokenizer":
-    """Tokenizer whose merges cover the words of `texts`; ids depend on the texts' words alone."""
+    """Build a tokenizer whose merges cover the words of `texts`; its ids depend on these alone."""
     from tokenizers import AddedToken, pre_tokenizers
     from transformers import Qwen2Tokenizer
 
@@ -47,13 +47,13 @@ def build_tokenizer(texts: Iterable[str]) -> "Qwen2Tokenizer":
 
 
 def _words(texts: Iterable[str]) -> list[str]:
-    """Distinct pre-tokens of the texts, in the byte alphabet, as Qwen2 cuts them."""
+    """Return the distinct pre-tokens of the texts, in the byte alphabet, as Qwen2 cuts them."""
     from transformers import Qwen2Tokenizer
 
     pre_tokenizer = Qwen2Tokenizer().backend_tokenizer.pre_tokenizer
     assert pre_tokenizer is not None
     found = {word for text in texts for word, _ in pre_tokenizer.pre_tokenize_str(text)}
-    # Words after a space first: their merges then win over those of words that open a line.
+    # Words after a space come first, so their merges win over those of words that open a line.
     return sorted(found, key=lambda word: (not word.startswith("Ġ"), word))
 
 

@@ -11,7 +11,7 @@ from fractions import Fraction
 from workflows.latex_text import fraction, latex, polynomial, root
 
 Draw = Callable[[int, int], int]
-"""A whole number between two, both included."""
+"""Draws a whole number between two bounds, both included."""
 
 Kind = Callable[[Draw], tuple[str, str]]
 """Draws a question and its answer."""
@@ -104,7 +104,7 @@ def sum_of_parts(draw: Draw) -> tuple[str, str]:
 def what_is_left(draw: Draw) -> tuple[str, str]:
     whole = draw(4, 12)
     used = draw(1, whole - 1)
-    if 2 * used == whole:  # As much is left as was used.
+    if 2 * used == whole:  # Else what is left equals what the question shows.
         used += 1
     text = f"A driver has used ${fraction(used, whole)}$ of a full tank. What fraction is left?"
     return text, fraction(whole - used, whole)
@@ -263,7 +263,7 @@ EASY: tuple[Kind, ...] = (
     *(sum_of_two, half, quotient, fraction_in_words, root_of, square_of),
     *(sum_of_terms, point, small_set, reciprocal_of_whole),
 )
-"""For a model of a hundred million parameters: mostly a matter of writing it down."""
+"""Easy for a model of a hundred million parameters: the answer mostly has only to be written."""
 
 HARDER: tuple[Kind, ...] = (
     *(part_of_whole, part_of_hour, sum_of_parts, what_is_left, reciprocal, fraction_of),

@@ -1,12 +1,12 @@
 r"""Mathematical questions with LaTeX answers, as a file of JSON Lines.
 
-Reads nothing. Writes `question`, `answer`, `verify_type` (MATH), `kind` and `level` (1 easy, 2
-harder), 12 questions of each kind, the same ones always; `data/questions/latex.jsonl` was made by
-it.
+It reads nothing and writes 12 questions of each kind, always the same ones, with `question`,
+`answer`, `verify_type` (MATH), `kind` and `level` (1 easy, 2 harder). It has made
+`data/questions/latex.jsonl`.
 
-A rule that knows which expressions are equal takes one that only repeats the question for an
-answer: `\frac{6}{8}` is a right answer to "reduce $\frac{6}{8}$". So no question here shows an
-expression that equals its answer.
+A rule that knows which expressions are equal accepts an answer that only repeats the question:
+`\frac{6}{8}` is a right answer to "reduce $\frac{6}{8}$". So no question here shows an expression
+that equals its answer.
 
     python -m workflows.questions --output data/questions/latex.jsonl
 """
@@ -41,7 +41,7 @@ def main(
 
 
 def questions() -> list[dict[str, Any]]:
-    """All questions, each once; the kinds take turns, the easy ones come first."""
+    """Return all questions, each once: first the easy, then the harder ones, kinds taking turns."""
     rows = []
     for level, kinds in enumerate((EASY, HARDER), start=1):
         turns = zip(*(_draw(kind, level) for kind in kinds), strict=True)
@@ -50,7 +50,7 @@ def questions() -> list[dict[str, Any]]:
 
 
 def _draw(kind: Kind, level: int) -> list[dict[str, Any]]:
-    """Distinct questions of a kind, which are the same whatever other kinds there are."""
+    """Draw distinct questions of a kind, which are the same whatever other kinds there are."""
     draw = random.Random(kind.__name__).randint
     found: dict[str, str] = {}
     while len(found) < PER_KIND:

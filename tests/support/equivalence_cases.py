@@ -1,6 +1,6 @@
-"""One optimizer batch in many divisions: run under torchrun by test_equivalence.py.
+"""One optimizer batch, divided in many ways: run under torchrun by test_equivalence.py.
 
-python tests/support/equivalence_cases.py FOLDER: for every case of FOLDER/cases.json each rank
+`python tests/support/equivalence_cases.py FOLDER` runs every case of FOLDER/cases.json. Each rank
 writes the gradients that it owns, by parameter, and its part of the loss.
 """
 
@@ -32,7 +32,7 @@ TEMPERATURE = 0.8
 MAX_TOKENS = 12
 BASE: dict[str, Any] = {"clip_low": 0.15}
 REGULARISED: dict[str, Any] = {"kl_coef": 0.1, "entropy_coef": 0.02, "mask_truncated": True}
-"""With KL and entropy; without, completions with advantage 0 are left out of the compute."""
+"""With KL and entropy. Without them, completions with advantage 0 would not be computed at all."""
 
 
 @dataclass(frozen=True)
@@ -49,18 +49,18 @@ class Case:
     share_prompts: bool = True
     activation_checkpointing: bool = False
     settings: dict[str, Any] = field(default_factory=lambda: REGULARISED)
-    """Of the objective."""
+    """Settings of the objective."""
 
     def objective(self) -> ObjectiveConfig:
         return ObjectiveConfig(**(BASE | self.settings))
 
 
 def samples() -> list[TrainingSample]:
-    """Five groups of four; the second has equal rewards, some completions are truncated.
+    """Return five groups of four; the second has equal rewards, some completions are truncated.
 
-    One completion of another group has advantage 0. Old and reference logprobs are far enough from
-    any policy that tokens are clipped, the sampler's from the old ones that some weights are
-    beyond their bounds.
+    One completion of another group has advantage 0. Old and reference logprobs are so far from any
+    policy that tokens are clipped. The sampler's logprobs are so far from the old ones that some
+    weights are beyond their bounds.
     """
     random = np.random.default_rng(3)
     found = []
@@ -87,7 +87,7 @@ def samples() -> list[TrainingSample]:
 
 
 def run_case(case: Case, mesh: Mesh, folder: Path) -> tuple[float, dict[str, Tensor]]:
-    """This rank's part of the loss, and the gradients it owns after the mesh has summed them."""
+    """Return this rank's part of the loss, and the gradients it owns, summed over the mesh."""
     pipeline = Pipeline(
         folder / case.model,
         mesh,
@@ -121,7 +121,7 @@ def run_case(case: Case, mesh: Mesh, folder: Path) -> tuple[float, dict[str, Ten
         seen = trainer.accumulate(minibatch)
     masters.reduce_gradients()
     loss = float(seen.sums["loss"]) if seen and seen.sums else 0.0
-    # First copies only; replicas have the same.
+    # Only the first replica returns gradients; the others have the same.
     names = masters.owned if mesh.dp_rank == 0 else []
     return loss, {name: masters.masters[name].grad for name in names}
 
@@ -137,7 +137,7 @@ def write_results(cases: list[Case], folder: Path) -> None:
 
 
 def read_results(case: Case, folder: Path) -> tuple[float, dict[str, Tensor]]:
-    """Loss and gradients of a case over all its ranks; a parameter found twice is an error."""
+    """Read loss and gradients of a case from all its ranks; a parameter found twice is an error."""
     loss, gradients = 0.0, {}
     for path in sorted(folder.glob(f"{case.name}.*.safetensors")):
         part = load_file(path)

@@ -16,7 +16,7 @@ GOOD = "<think>7 + 7</think><answer>14</answer>"
 CORRECT = Verdict(1.0, "correct", "14")
 
 
-# What each of the functions below makes of a completion depends on what the completion says.
+# What `told` does, the completion says: it sleeps, dies, or returns something odd.
 RULES = """
 import math, os, sys, time
 

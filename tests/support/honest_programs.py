@@ -21,7 +21,7 @@ def call(function: str, *arguments: Any, expected: Any) -> dict[str, Any]:
 
 
 SUM = [stdio("3\n1 2\n3\n", "6\n"), stdio("1\n5", "5")]
-"""How many numbers, then the numbers; print their sum."""
+"""The input is how many numbers there are, then the numbers; the output is their sum."""
 
 FUNCTIONS: dict[str, tuple[str, list[Any]]] = {
     "recursion": (

@@ -1,4 +1,4 @@
-"""Ordinary programs as models write them that read numbers and print their sum."""
+"""Ordinary programs, as models write them, that read numbers and print their sum."""
 
 from __future__ import annotations
 

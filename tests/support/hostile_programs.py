@@ -1,7 +1,8 @@
 """Programs that try to get out, to last, or to pass without knowing the answer.
 
-Each may define `answer`, which is called with 7 and should give `SECRET`, and may print it. All
-reach for it in some way and none may get it; `stop` are those that only time ends.
+A program passes if its `answer`, called with 7, returns `SECRET`, or with stdio if it prints it.
+None may pass. `BOMBS` are those that hang, crash or use something up; `BREAKOUTS` those that try to
+get out of the sandbox.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A process that is killed while it writes shards, played by an exception."""
+"""A process that is killed while it writes shards, simulated by an exception."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from common.runs.shards import OutputWriter
 
 @contextmanager
 def killed_at_second_shard() -> Iterator[list[str]]:
-    """Inside, the second shard to be written raises KeyboardInterrupt, which must come.
+    """Raise KeyboardInterrupt in the block when a second shard is written; it must come to that.
 
     Yields:
         Names of the shards that were written.

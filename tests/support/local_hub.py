@@ -21,7 +21,7 @@ COMMIT = "c0ffee" * 6 + "c0ff"
 def local_hub(
     cache: Path, models: dict[str, Path] | None = None, datasets: dict[str, Path] | None = None
 ) -> Iterator[dict[str, str]]:
-    """Serve folders by hub name; yields the environment in which they are found."""
+    """Serve folders by hub name and yield the environment variables with which they are found."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
     server.repositories = {"models": models or {}, "datasets": datasets or {}}
     thread = threading.Thread(target=server.serve_forever, daemon=True)

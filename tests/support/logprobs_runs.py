@@ -1,4 +1,4 @@
-"""Runs with a rollout that is written here, ready for `logprobs`; and plain forwards."""
+"""Runs with a made-up rollout, ready for `logprobs`; and plain forwards to compare with."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ GROUPS, GROUP_SIZE, GROUPS_PER_SHARD = 4, 3, 2
 
 
 def plain(policy: Path, prompt: list[int], tokens: list[int]) -> tuple[list[float], list[float]]:
-    """Logprobs and entropies of one completion by the model's own logits, one row, no packs."""
+    """Return logprobs and entropies of one completion by the model's own logits, without packs."""
     from transformers import AutoModelForCausalLM
 
     model = _MODELS.get(policy)
@@ -62,7 +62,7 @@ def install(run: Run, number: int, policy: Path) -> None:
 def write_rollout(
     run: Run, iteration: int, policy: Path, *, noise: float = 0.0, rejected: Container[int] = ()
 ) -> None:
-    """A rollout of random completions with the policy's own logprobs, moved by `noise`.
+    """Write a rollout of random completions with the policy's own logprobs, moved by `noise`.
 
     Groups that are `rejected` are not kept.
     """
@@ -107,9 +107,9 @@ def write_rollout(
 def make_run(
     name: str, policies: tuple[Path, Path], *, kl_coef: float = 0.1, **changes: Any
 ) -> Run:
-    """A run whose iteration 2 has a rollout of policy 1; policy 0 is the reference.
+    """Make a run whose iteration 2 has a rollout of policy 1; policy 0 is the reference.
 
-    `changes` go to `write_rollout`.
+    `changes` are passed on to `write_rollout`.
     """
     run = Run.named(name)
     run.root.mkdir()

@@ -1,4 +1,4 @@
-"""How long work takes in tests that would see a quadratic scanner."""
+"""How long work takes, for tests that would notice a quadratic scanner."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import time
 from collections.abc import Callable
 
 QUICK = 0.25
-"""Seconds for 100 kB, where quadratic scanners need many."""
+"""Seconds allowed for 100 kB, for which a quadratic scanner needs far more."""
 
 
 def best_seconds(work: Callable[[], object]) -> float:
-    """The thread's own time, the best of three: the machine may be busy."""
+    """Return the thread's own time in the best of three tries, as the machine may be busy."""
     seconds = []
     for _ in range(3):
         began = time.thread_time()

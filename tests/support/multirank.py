@@ -1,4 +1,4 @@
-"""Starting ranks as a user does, by torchrun."""
+"""Ranks, started by torchrun as a user does."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TESTS = REPOSITORY / "tests"
 def torchrun(
     ranks: int, script: str, *arguments: object, expect: int = 0, timeout: int = 200
 ) -> subprocess.CompletedProcess[str]:
-    """Run the file `script` below `tests/` in this many processes; `expect` is the exit code."""
+    """Run the file `script` below `tests/` in so many processes; it must exit with `expect`."""
     (path,) = TESTS.rglob(script)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += [f"--nproc-per-node={ranks}", str(path), *map(str, arguments)]

@@ -1,4 +1,4 @@
-"""Random completions for tests of the objective: ours as a padded batch, the plain one as lists."""
+"""Random completions for tests of the objective: padded for ours, as lists for the plain one."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Rows:
     truncated: list[bool]
 
     def plain(self) -> list[PlainRow]:
-        """The same for the plain implementation, with gradient to `logits`."""
+        """Return the same for the plain implementation; gradients flow back to `logits`."""
         log_p = torch.log_softmax(self.logits, -1)
         return [
             PlainRow(
@@ -58,7 +58,7 @@ class Rows:
 
 
 def some_rows(seed: int = 0, lengths: tuple[int, ...] = (3, 6, 1, 4, 8, 2)) -> Rows:
-    """Ratios from about 0.3 to 3 and sampler weights on both sides of their bounds."""
+    """Draw rows: ratios from about 0.3 to 3, sampler weights on both sides of their bounds."""
     torch.manual_seed(seed)
     count, longest = len(lengths), max(lengths, default=1)
     shape = (count, longest)
@@ -84,14 +84,14 @@ def some_rows(seed: int = 0, lengths: tuple[int, ...] = (3, 6, 1, 4, 8, 2)) -> R
 
 
 def forward(rows: Rows) -> tuple[Tensor, Tensor]:
-    """Logprobs and entropy [C, L]."""
+    """Return logprobs and entropy, each [C, L]."""
     log_p = torch.log_softmax(rows.logits, -1)
     chosen = log_p.gather(2, rows.targets[..., None]).squeeze(2)
     return chosen, -(log_p.exp() * log_p).sum(-1)
 
 
 def token_batch(rows: Rows, config: ObjectiveConfig) -> TokenBatch:
-    """The whole optimizer batch, one completion per row."""
+    """Return the whole optimizer batch, with one completion per row."""
     counts = tokens_in_loss(rows.lengths, rows.truncated, mask_truncated=config.mask_truncated)
     tokens = int(counts.sum())
     weights = token_weights(
@@ -128,14 +128,14 @@ def token_batch(rows: Rows, config: ObjectiveConfig) -> TokenBatch:
 def loss_of(
     logprobs: Tensor, entropy: Tensor, batch: TokenBatch, config: ObjectiveConfig
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """`grpo_loss`, also with a policy term of the recipe's own."""
+    """Call `grpo_loss`, with the recipe's own policy term if it has one."""
     own = config.has_own_term
     own_term = find_function(config.policy_term, "objective.policy_term") if own else None
     return grpo_loss(logprobs, entropy, batch, config, own_term)
 
 
 def our_loss(rows: Rows, config: ObjectiveConfig, microbatches: int = 1) -> Tensor:
-    """The loss under test, over microbatches of equally many completions."""
+    """Return the loss under test, summed over microbatches of equally many completions."""
     batch, outputs = token_batch(rows, config), forward(rows)
     total = torch.zeros((), dtype=torch.float64)
     for part in torch.arange(len(rows.lengths)).chunk(microbatches):
@@ -174,8 +174,10 @@ SWITCHES = ({"entropy_coef": 0.05}, {"top_entropy_quantile": 0.4}, {"mask_trunca
 
 
 def all_configs(term: str) -> list[ObjectiveConfig]:
-    """`TERMS[term]` with each combination of aggregation, KL and sampler correction, twice: with
-    switches drawn at random, and with the others."""
+    """Return `TERMS[term]` with each combination of aggregation, KL and sampler correction.
+
+    Each comes twice: with switches drawn at random, and with all the other switches.
+    """
     drawn = random.Random(term)
     configs = []
     for parts in product(AGGREGATIONS, KLS, CORRECTIONS):
@@ -190,5 +192,5 @@ def all_configs(term: str) -> list[ObjectiveConfig]:
 
 
 def some_configs(term: str, count: int) -> list[ObjectiveConfig]:
-    """So many of `all_configs`, drawn at random."""
+    """Draw `count` of `all_configs` at random."""
     return random.Random(term).sample(all_configs(term), count)

@@ -6,20 +6,20 @@ import torch
 
 
 def soft_gate(ratio, logprobs, advantages, config):
-    """SAPO (arXiv 2511.20347) with TRL's default temperatures."""
-    # Of two numbers `where` would make a float32 tensor, whose 1.05 is another than float64's.
+    """Return SAPO's term (arXiv 2511.20347) with TRL's default temperatures."""
+    # From two numbers `where` would make a float32 tensor, whose 1.05 differs from float64's.
     temperature = torch.where(advantages > 0, 1.0, torch.full_like(ratio, 1.05))
     return -4 / temperature * torch.sigmoid(temperature * (ratio - 1)) * advantages
 
 
 def clip_again(ratio, logprobs, advantages, config):
-    """The formula of `clip`, with none of its code."""
+    """Compute the formula of `clip` with none of its code."""
     low, high = 1 - config.clip_low, 1 + config.clip_high
     return -torch.minimum(ratio * advantages, torch.clamp(ratio, low, high) * advantages)
 
 
 def cispo_again(ratio, logprobs, advantages, config):
-    """The formula of `cispo`, with none of its code."""
+    """Compute the formula of `cispo` with none of its code."""
     return -torch.clamp(ratio.detach(), max=config.cispo_cap) * advantages * logprobs
 
 
@@ -56,7 +56,7 @@ def flat_at_one(ratio, logprobs, advantages, config):
 
 
 def objective(ratio, logprobs, advantages, config):
-    """To be made large: no loss."""
+    """Return something to be maximised, which is no loss."""
     return ratio * advantages
 
 
@@ -65,7 +65,7 @@ def infinite(ratio, logprobs, advantages, config):
 
 
 def steep(ratio, logprobs, advantages, config):
-    """Finite, with a gradient that is not: sqrt has none at 0."""
+    """Return a finite value with a gradient that is not finite, since sqrt has none at 0."""
     return -ratio * advantages * (1 + (ratio - 1).abs().sqrt())
 
 

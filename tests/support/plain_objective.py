@@ -1,7 +1,7 @@
 """The objective as the papers print it, one token at a time: what ours is compared with.
 
-Nothing here is shared with the code under test, and nothing is fast: no packs, no masks, no
-weights, Python loops over completions and tokens, plain floats where no gradient flows.
+Nothing here is shared with the code under test, and nothing is fast: there are no packs, masks or
+weights, but Python loops over completions and tokens, and plain floats where no gradient flows.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from common.config import ObjectiveConfig
 
 @dataclass
 class PlainRow:
-    """One completion; lists have one float a token."""
+    """One completion; lists have one value per token."""
 
     log_p: Tensor
     """[tokens, V] log-softmax, with gradient."""
@@ -26,13 +26,13 @@ class PlainRow:
     ref: list[float]
     sampler: list[float]
     entropy: list[float]
-    """Of the policy that sampled."""
+    """Entropy of the policy that sampled."""
     advantage: float
     truncated: bool = False
 
 
 def plain_loss(rows: list[PlainRow], config: ObjectiveConfig, max_completion_tokens: int) -> Tensor:
-    """The loss of the whole optimizer batch."""
+    """Return the loss of the whole optimizer batch."""
     zero = torch.zeros((), dtype=torch.float64)
     in_loss = [row for row in rows if not (config.mask_truncated and row.truncated)]
     tokens = max(sum(len(row.targets) for row in in_loss), 1)
@@ -52,7 +52,7 @@ def plain_loss(rows: list[PlainRow], config: ObjectiveConfig, max_completion_tok
 
 
 def plain_token_losses(row: PlainRow, config: ObjectiveConfig, threshold: float) -> list[Tensor]:
-    """Policy term and KL of each token."""
+    """Return the loss of each token: its policy term plus its KL."""
     A = row.advantage
     logps = [row.log_p[t, target] for t, target in enumerate(row.targets)]
     log_ratios = [logp - old for logp, old in zip(logps, row.old, strict=True)]
@@ -85,7 +85,7 @@ def plain_token_losses(row: PlainRow, config: ObjectiveConfig, threshold: float)
 
 
 def plain_sampler_weights(row: PlainRow, config: ObjectiveConfig) -> list[float]:
-    """w of each token, corrected."""
+    """Return the sampler weight w of each token, after the correction."""
     gaps = [old - sampler for old, sampler in zip(row.old, row.sampler, strict=True)]
     n = len(gaps)
     if config.sampler_level == "sequence":
@@ -102,7 +102,7 @@ def plain_sampler_weights(row: PlainRow, config: ObjectiveConfig) -> list[float]
 
 
 def plain_threshold(entropies: list[float], config: ObjectiveConfig) -> float:
-    """The quantile 1 − q, interpolated between its two neighbours."""
+    """Return the quantile 1 − q of the entropies, interpolated between its two neighbours."""
     if config.top_entropy_quantile == 1 or not entropies:
         return -math.inf
     ordered = sorted(entropies)

@@ -1,4 +1,4 @@
-"""Runs whose stages are played: every output is there, with a small value in place of its work."""
+"""Runs whose stages are simulated: each output exists and holds a small value instead of work."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ EVERY_2 = RECIPE.model_copy(update={"evaluate": RECIPE.evaluate.model_copy(updat
 
 
 def write(run: Run, output: Output, inputs: list[str], value: int, **facts: object) -> None:
-    """An output of one small shard whose content is `value`."""
+    """Write an output of one small shard whose content is `value`."""
     writer = OutputWriter(
         output,
         inputs=input_hashes(run, inputs),
@@ -50,7 +50,7 @@ def folder(output: Output, content: str, inputs: dict[str, str], *, publish: boo
 
 
 def write_prompts(run: Run, train: int, evaluation: int, **facts: object) -> None:
-    """Prompts whose splits have the given contents."""
+    """Write prompts whose splits have the given contents."""
     names = ["train-00000.parquet", "eval-00000.parquet"]
     writer = OutputWriter(
         run.prompts,
@@ -66,7 +66,10 @@ def write_prompts(run: Run, train: int, evaluation: int, **facts: object) -> Non
 
 
 def do(run: Run, stage: StageName, n: int, value: int = 0, *, finish: bool = True) -> None:
-    """What the stage would do, with `value` in place of its work."""
+    """Write what the stage would write, with `value` in place of its work.
+
+    Without `finish`, `train` leaves its outputs unpublished.
+    """
     if stage == "prepare":
         policy = folder(run.policy(0), f"policy {value}", {})
         write_prompts(run, value, value, **{run.policy(0).name: policy})
@@ -110,7 +113,7 @@ def iteration(n: int) -> list[str]:
 
 
 def complete_run(folder: Path, *, to: int) -> Run:
-    """A run that is complete up to an iteration."""
+    """Make a run that is complete up to an iteration."""
     run = Run(folder / "demo")
     for step in plan(run, RECIPE, to=to):
         do(run, step.stage.name, step.number)

@@ -39,7 +39,7 @@ def write_recipe(folder: Path, policy: Path, data: Path) -> Path:
 
 
 def written(runs: Path) -> list[str]:
-    """Files of all runs but their recipes."""
+    """Return the files of all runs, except recipes."""
     return sorted(
         str(p.relative_to(runs)) for p in runs.rglob("*") if p.is_file() and p.suffix != ".toml"
     )

@@ -1,4 +1,4 @@
-"""Whether processes are there still. One that ended and that nobody has waited for is not."""
+"""Whether processes still run. One that has ended does not, even if nobody has waited for it."""
 
 from __future__ import annotations
 

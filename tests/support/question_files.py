@@ -1,4 +1,4 @@
-"""Files of questions and what is read of them."""
+"""Files of questions, and what is read from them."""
 
 import json
 from pathlib import Path
@@ -47,7 +47,7 @@ def pairs(prompts: list[Prompt]) -> list[tuple[str, str]]:
 
 
 def write_kind(kind: str, tmp_path: Path) -> Path:
-    """Rows of the original data set as a file or folder of this kind."""
+    """Write the original rows as a file or folder of this kind and return its path."""
     path = tmp_path / f"rows.{kind}"
     frame = pl.DataFrame(ORIGINAL_ROWS)
     if kind == "jsonl":

@@ -39,7 +39,7 @@ def requests_of(prompts: list[list[int]], samples: int) -> list[Request]:
 
 @torch.inference_mode()
 def own_logits(model: Any, prompt: list[int], completion: list[int]) -> torch.Tensor:
-    """[T, V] what the model says before each token of a completion: a plain forward, no cache."""
+    """Return the logits [T, V] that predict a completion's tokens: a plain forward, no cache."""
     logits = model(input_ids=torch.tensor([prompt + completion]), use_cache=False).logits[0]
     return logits[len(prompt) - 1 : -1]
 
@@ -50,7 +50,7 @@ def ids_of(groups: list[list[Sample]]) -> list[list[list[int]]]:
 
 @contextmanager
 def batches_seen(model: Any) -> Iterator[list[tuple[int, int]]]:
-    """Shapes (rows, tokens a row) of every forward of the model."""
+    """Yield a list that collects the shape (rows, tokens per row) of every forward of the model."""
     shapes: list[tuple[int, int]] = []
 
     def note(module: Any, args: Any, kwargs: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
-"""Judges all honest and hostile programs as whoever runs this, and prints what came of them.
+"""Judge all honest and hostile programs as the user who runs this, and print the verdicts.
 
-A program of its own, so that a test can start it as an ordinary user with a copy of `common`.
+This is a program of its own, so that a test can start it as an ordinary user with a copy of
+`common`.
 """
 
 from __future__ import annotations
@@ -29,7 +30,10 @@ STDIO = json.dumps({"kind": "stdio", "stdin": "7\n", "stdout": f"{SECRET}\n"})
 
 
 def jobs() -> dict[str, tuple[str, str, Limits]]:
-    """(program, gold, limits) by name; of the bombs only those that print are run twice."""
+    """Return (program, gold, limits) by name.
+
+    Hostile programs run twice, as a call and with stdio; bombs that do not print run only once.
+    """
     made = {
         f"honest: {name}": (program, json.dumps(tests), PATIENT)
         for name, (program, tests) in HONEST.items()
@@ -49,7 +53,7 @@ def verdict(job: tuple[str, str, Limits]) -> tuple[float | None, str]:
 
 
 def world(bait: Path) -> list[Any]:
-    """What hostile programs would like to change, or to find."""
+    """Return the state of the things that hostile programs would like to change or to find."""
     facts = bait.stat()
     return [
         bait.read_text(),
@@ -70,7 +74,7 @@ def main() -> None:
     bait.chmod(0o666)
     bait.parent.chmod(0o777)
     before = world(bait)
-    # Bubblewrap ends with the thread that started it; these live until all is judged.
+    # Bubblewrap ends with the thread that started it, so these threads live until all is judged.
     with ThreadPoolExecutor(3) as pool:
         verdicts = dict(zip(jobs(), pool.map(verdict, jobs().values()), strict=True))
     try:

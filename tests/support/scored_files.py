@@ -1,4 +1,4 @@
-"""Completions scored twice by the real command, for tests of what is shown of scores."""
+"""Completions scored twice by the real command, for tests of how scores are shown."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TEXTS = [
 
 
 def completions(**columns: Any) -> pl.DataFrame:
-    """Two groups of four: one judged by its tag, one by its last number."""
+    """Return two groups of four: one judged by its tag, one by its last number."""
     rows = {
         KEY: [f"r{i}" for i in range(8)],
         "group_id": [0] * 4 + [1] * 4,
@@ -33,7 +33,7 @@ def completions(**columns: Any) -> pl.DataFrame:
 
 
 def score_twice(folder: Path) -> tuple[Path, Path]:
-    """The second time the format's weight is set against the answer's."""
+    """Score into two files; in the second, the format's weight works against the answer's."""
     source, first, second = (folder / f"{name}.parquet" for name in ("rows", "first", "second"))
     completions().write_parquet(source)
     weights = (["rewards.format.weight=0.5"], ["rewards.format.weight=-1"])
@@ -43,7 +43,7 @@ def score_twice(folder: Path) -> tuple[Path, Path]:
 
 
 def by(frame: pl.DataFrame, **values: object) -> dict[str, Any]:
-    """The one row with these values."""
+    """Return the one row with these values."""
     found = frame.filter(*(pl.col(name) == value for name, value in values.items()))
     assert found.height == 1, found
     return found.to_dicts()[0]

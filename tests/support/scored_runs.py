@@ -1,4 +1,4 @@
-"""A run with one rollout of 24 completions, to be scored."""
+"""A run with one rollout of 24 completions, ready to be scored."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ANSWERS = [
 
 
 def completion(group: int, sample: int, **changes: Any) -> dict[str, Any]:
-    """A row of a rollout; group 1 is right and group 2 is wrong throughout."""
+    """Return a row of a rollout; all of group 1 is right and all of group 2 is wrong."""
     text = ANSWERS[{1: 0, 2: 1}.get(group, (group + sample) % 4)]
     values = {
         KEY: f"0001-{group:05d}-{sample:04d}",
@@ -75,7 +75,7 @@ ROWS = [completion(group, sample) for group in range(6) for sample in range(4)]
 
 
 def start_scored_run(recipe: str = RECIPE) -> Run:
-    """The run `a` with its recipe and its rollout in three shards."""
+    """Make the run `a` with its recipe and its rollout in three shards."""
     place = Run.named("a")
     place.root.mkdir()
     place.recipe.write_text(recipe)
@@ -84,7 +84,7 @@ def start_scored_run(recipe: str = RECIPE) -> Run:
 
 
 def scores(run: Run) -> pl.DataFrame:
-    """The scores of its iteration 1."""
+    """Return the scores of the run's iteration 1."""
     frame = pl.from_arrow(read_output(run.score(1)))
     assert isinstance(frame, pl.DataFrame)
     return frame

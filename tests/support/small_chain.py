@@ -1,4 +1,4 @@
-"""The chain that make starts, with stub stages and a fork server that imports nothing for them.
+"""The chain that make starts, but with stub stages and a fork server that preloads nothing.
 
 STUB='hang FILE' python tests/support/small_chain.py -m workflows.chain iteration --run a --to 1
 """

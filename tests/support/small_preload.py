@@ -1,4 +1,4 @@
-"""What a fork server of the tests has in place of `workflows.chain.preload`: no imports."""
+"""Stands in for `workflows.chain.preload` in the fork server of tests, and imports nothing."""
 
 from __future__ import annotations
 

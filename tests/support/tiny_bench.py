@@ -1,4 +1,4 @@
-"""The benchmark at sizes of seconds."""
+"""The benchmark at sizes that take seconds."""
 
 from __future__ import annotations
 
@@ -28,6 +28,6 @@ TINY = Sizes(
 
 
 def tiny_bench(policy: Path, scratch: Path) -> Bench:
-    """One pair of everything, of a tiny model."""
+    """Prepare a benchmark of a tiny model with one round of everything."""
     made = prepare(scratch, str(policy), "cpu", 0, pairs=1, sizes=TINY)
     return replace(made, default_model=policy)

@@ -31,7 +31,7 @@ _COMMON = {
     "pad_token_id": 2,
 }
 
-# What each family adds: windows short enough to cut the texts of the tests.
+# What each family adds. Windows are short enough to cut the texts of the tests.
 FAMILIES: dict[str, dict[str, Any]] = {
     "qwen2": {},
     "qwen2_sliding": {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1},
@@ -52,7 +52,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 
 
 def tiny_config(family: str, *, tied: bool = False, **changes: Any) -> Any:
-    """A configuration of `family` with 3 layers, hidden size 32 and 97 tokens."""
+    """Return a configuration of `family` with 3 layers, hidden size 32 and 97 tokens."""
     from transformers import AutoConfig
 
     extra = {**_COMMON, "tie_word_embeddings": tied, **FAMILIES.get(family, {}), **changes}
@@ -70,7 +70,7 @@ def tiny_model(
     seed: int = 0,
     **changes: Any,
 ) -> Any:
-    """A random model of `family` in eval mode, biases and norms perturbed so that they count."""
+    """Return a random model of `family` in eval mode, with biases and norms that have an effect."""
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(seed)
@@ -86,10 +86,10 @@ def tiny_model(
 
 
 class KeepFloat64(TorchFunctionMode):
-    """Inside it a model's own casts to float32 (norms, rotary, eager softmax) keep float64.
+    """A mode in which a model's own casts to float32 (norms, rotary, eager softmax) keep float64.
 
-    Hugging Face decoders compute those parts in float32 whatever the model's type, which bounds a
-    comparison of two float64 runs by 1e-7 wherever a cast rounds to the other side.
+    Hugging Face decoders compute those parts in float32 whatever the model's type. Two float64 runs
+    would then agree only to 1e-7 wherever a cast rounds to the other side.
     """
 
     def __torch_function__(
@@ -104,7 +104,7 @@ class KeepFloat64(TorchFunctionMode):
             if kwargs.get("dtype") is torch.float32:
                 kwargs["dtype"] = torch.float64
         if func is Tensor.matmul and args[0].dtype != args[1].dtype:
-            # Rotary frequencies and positions, in versions before they were multiplied elementwise.
+            # Rotary frequencies and positions, in versions that multiply them by `matmul`.
             args = tuple(a.double() for a in args)
         return func(*args, **kwargs)
 
@@ -117,7 +117,7 @@ def random_completions(
     longest_prompt: int = 9,
     longest_completion: int = 11,
 ) -> list[Completion]:
-    """Groups of completions of random lengths and tokens."""
+    """Return groups of completions of random lengths and tokens."""
     generator = torch.Generator().manual_seed(seed)
 
     def tokens(longest: int) -> list[int]:
@@ -133,7 +133,7 @@ def random_completions(
 
 
 def plain_logits(model: Any, completion: Completion) -> Tensor:
-    """[L, V] the model's own logits for the tokens of one completion: one row, no padding."""
+    """Return the model's own logits [L, V] for one completion's tokens: one row, no padding."""
     ids = torch.tensor([[*completion.prompt_ids, *completion.completion_ids]])
     logits = model(input_ids=ids, use_cache=False).logits[0]
     return logits[len(completion.prompt_ids) - 1 : -1]
@@ -144,9 +144,9 @@ def layout_of(batch: PackBatch) -> PackLayout:
 
 
 def packed_outputs(model: Any, batch: PackBatch, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Logprobs [P, T] and entropy [P, T] through packs and the chunked head.
+    """Return logprobs [P, T] and entropy [P, T] through packs and the chunked head.
 
-    From then on the model is for packs.
+    Afterwards the model can be used only with packs.
     """
     hidden = PackedDecoder(model)(layout_of(batch), input_ids=batch.input_ids)
     index = batch.predict_from[:, :, None].expand(-1, -1, hidden.shape[-1])

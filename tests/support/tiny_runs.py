@@ -33,7 +33,7 @@ generator = "multiplication"
 
 
 def start_run(run: Run, policy: Path, recipe: Path, overrides: list[str] | None = None) -> None:
-    """The recipe in force and policy 0."""
+    """Write the recipe in force and policy 0."""
     recipe_in_force(run, recipe, overrides, write=True)
     output = run.policy(0)
     shutil.copytree(policy, output.partial)
@@ -50,7 +50,7 @@ def write_iteration(
     shards: int = 1,
     rejected: Container[int] = (),
 ) -> None:
-    """Rollout, score and logprobs of an iteration; old logprobs are those of policy N - 1.
+    """Write rollout, score and logprobs of an iteration; old logprobs are those of policy N - 1.
 
     Groups that are `rejected` are not kept; all have logprobs.
     """

@@ -11,7 +11,7 @@ from support.tiny_runs import start_run, write_iteration
 TEMPERATURE = 0.8
 STEEP = [
     *("train.learning_rate=0.03", "train.epochs=2", "objective.kl_coef=0.1"),
-    # What tiny_runs notes as the sampler's is of temperature 1.
+    # The sampler's logprobs that tiny_runs writes are those of temperature 1.
     *(
         f"rollout.temperature={TEMPERATURE}",
         "logprobs.stop_gap_mean=9",
@@ -24,7 +24,7 @@ STEEP = [
 def make_trained_run(
     name: str, policy: Path, recipe: Path, *overrides: str, rejected: tuple[int, ...] = ()
 ) -> Run:
-    """The run `name`: six groups of four in three shards, logprobs by the stage, one training."""
+    """Make the run `name`: six groups of four in three shards, real logprobs, one training."""
     run = Run.named(name)
     start_run(run, policy, recipe, [*STEEP, *overrides])
     write_iteration(run, 1, shards=3, rejected=rejected)

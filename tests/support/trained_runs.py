@@ -1,4 +1,4 @@
-"""Runs of a tiny model ready for training, or trained, and how tests look into them."""
+"""Runs of a tiny model that are ready for training or trained, and functions to inspect them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ epochs = 2
 tokens_per_pack = 48
 """
 )
-"""Six steps an iteration."""
+"""A recipe with six steps per iteration."""
 
 
 def prepare_training(folder: Path) -> None:
@@ -63,7 +63,7 @@ def steps(run: Run, iteration: int = 1) -> pl.DataFrame:
 
 
 def made(run: Run, iteration: int = 1) -> list[str]:
-    """Content hashes of all that an iteration of training makes."""
+    """Return the content hashes of all that an iteration of training makes."""
     outputs = [run.policy(iteration), run.trainer(iteration), run.train(iteration)]
     return [read_manifest(output).content_hash for output in outputs]
 
@@ -74,7 +74,10 @@ def nothing_made(run: Run, iteration: int = 1) -> bool:
 
 
 def edit(output: Output, change: Callable[[pl.DataFrame], pl.DataFrame], *, key: bool) -> None:
-    """Change an output's shard as its own stage might have written it."""
+    """Change an output's only shard, as if its own stage had written it so.
+
+    With `key`, the output is written anew, since accepted edits may not change its keys.
+    """
     from common.runs.edits import accept_edits
     from common.runs.shards import OutputWriter
 
@@ -94,7 +97,7 @@ def edit(output: Output, change: Callable[[pl.DataFrame], pl.DataFrame], *, key:
 
 
 def without_entropy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Entropies that are not a number, as of logits of minus infinity; the loss stays finite."""
+    """Make all entropies NaN, as logits of minus infinity do; the loss stays finite."""
     original = LossRecorder.__call__
 
     def call(self, outputs, packs):

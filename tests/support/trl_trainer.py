@@ -1,8 +1,8 @@
 """The loss code of TRL 1.16 on given tensors: its own methods, run unchanged.
 
-`GRPOTrainer._compute_loss` and `RLOOTrainer._compute_loss` are called on an object that carries
-what they read of a trainer; the forward is replaced by given logprobs and entropies. The sampler
-correction is a block inside of a long method: its source is cut out and executed as it stands.
+`GRPOTrainer._compute_loss` and `RLOOTrainer._compute_loss` are called on an object that has what
+they read from a trainer; the forward is replaced by given logprobs and entropies. The sampler
+correction is a block inside a long method, so its source is cut out and executed as it stands.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ GRPO_DEFAULTS: dict[str, Any] = {
 
 
 def settings_of(config: ObjectiveConfig) -> dict[str, Any]:
-    """What TRL calls the same objective."""
+    """Return TRL's settings for the same objective."""
     loss_type = {"token_mean": "dapo", "sequence_mean": "grpo", "constant": "dr_grpo"}
     cispo = config.policy_term == "cispo"
     settings = {
@@ -65,11 +65,11 @@ def settings_of(config: ObjectiveConfig) -> dict[str, Any]:
 def grpo_loss_of_trl(
     rows: Rows, mask: Tensor, microbatches: int = 1, **settings: Any
 ) -> tuple[Tensor, dict[str, list[float]]]:
-    """The loss that TRL accumulates over an optimizer batch of equal microbatches, and metrics.
+    """Return the loss that TRL accumulates over a batch of equal microbatches, and its metrics.
 
     Args:
-        mask: [C, L] its completion mask.
-        settings: of `GRPO_DEFAULTS`, by TRL's own names.
+        mask: [C, L] completion mask, in TRL's sense.
+        settings: changes to `GRPO_DEFAULTS`, by TRL's own names.
     """
     from trl import GRPOTrainer
 
@@ -94,7 +94,7 @@ def grpo_loss_of_trl(
 def rloo_loss_of_trl(
     rows: Rows, mask: Tensor, microbatches: int, *, epsilon_low: float, epsilon_high: float
 ) -> Tensor:
-    """What Hugging Face's Trainer makes of RLOOTrainer's losses: their mean over microbatches."""
+    """Return the mean of RLOOTrainer's losses over microbatches, as Hugging Face's Trainer does."""
     from trl import RLOOTrainer
 
     logprobs, entropy = forward(rows)
@@ -116,7 +116,7 @@ def rloo_loss_of_trl(
 
 
 def assert_same(a: Tensor, b: Tensor, rows: Rows) -> None:
-    """Two losses have the same value and gradient, and there is something to compare."""
+    """Check that two losses have the same value and gradient, and that neither is almost zero."""
     gradients = [torch.autograd.grad(loss, rows.logits)[0] for loss in (a, b)]
     torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
     torch.testing.assert_close(*gradients, rtol=0, atol=1e-12)
@@ -126,7 +126,7 @@ def assert_same(a: Tensor, b: Tensor, rows: Rows) -> None:
 
 @cache
 def sampler_correction() -> CodeType:
-    """TRL's block that makes `vllm_importance_sampling_ratio`."""
+    """Compile TRL's block that makes `vllm_importance_sampling_ratio`."""
     from trl import GRPOTrainer
 
     source = inspect.getsource(GRPOTrainer._generate_and_score_completions)

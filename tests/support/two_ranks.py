@@ -1,6 +1,6 @@
-"""What two ranks do in the tests of pipeline, optimizer and checkpoint: one launch for all.
+"""What two ranks do in the tests of pipeline, optimizer and checkpoint, with one launch for all.
 
-`work` is also called in the test's own process, as one rank, for comparison.
+For comparison, `work` is also called in the test's own process, as one rank.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ def batch(seed: int = 0) -> PackBatch:
 
 
 def open_training(policy: Path, mesh: Mesh, dtype: torch.dtype = torch.float32):
-    """Pipeline and optimizer on a policy."""
+    """Return a pipeline and an optimizer on a policy."""
     pipeline = Pipeline(policy, mesh, dtype=dtype, temperature=TEMPERATURE, train=True)
     return pipeline, Optimizer(MasterWeights(pipeline.part, mesh), TRAIN)
 
 
 def take_step(pipeline: Pipeline, optimizer: Optimizer, seed: int) -> float:
-    """One update towards less likely tokens of a random batch; returns the gradient norm."""
+    """Make the tokens of a random batch less likely by one update; return the gradient norm."""
     packs = batch(seed)
 
     def loss(outputs: Tensor, chosen: Tensor) -> Tensor:
@@ -55,7 +55,7 @@ def take_step(pipeline: Pipeline, optimizer: Optimizer, seed: int) -> float:
 
 
 def save(folder: Path, name: str, optimizer: Optimizer, source: Path) -> None:
-    """Policy and trainer state as folders `policy-<name>` and `trainer-<name>`."""
+    """Save policy and trainer state as folders `policy-<name>` and `trainer-<name>`."""
     mesh = optimizer.weights.mesh
     policy, trainer = folder / f"policy-{name}", folder / f"trainer-{name}"
     if mesh.is_main:
@@ -67,7 +67,7 @@ def save(folder: Path, name: str, optimizer: Optimizer, source: Path) -> None:
 
 
 def work(folder: Path, mesh: Mesh) -> None:
-    """Forward; three steps; then two steps by one rank continued; then a faulty gradient."""
+    """Run a forward, three steps, one step that continues two steps of one rank, a faulty step."""
     source, ranks = folder / "source", mesh.world_size
     for model in ("source", "untied"):
         forward = Pipeline(folder / model, mesh, dtype=torch.float32, temperature=TEMPERATURE)
@@ -92,7 +92,7 @@ def work(folder: Path, mesh: Mesh) -> None:
 
 
 def faulty_step(optimizer: Optimizer) -> tuple[bool, bool]:
-    """A gradient that is not a number on the first rank: (applied, weights unchanged)."""
+    """Step with a NaN gradient on the first rank; return (applied, weights unchanged)."""
     masters = optimizer.weights
     before = {name: master.detach().clone() for name, master in masters.masters.items()}
     for master in masters.masters.values():
@@ -106,7 +106,7 @@ def faulty_step(optimizer: Optimizer) -> tuple[bool, bool]:
 
 @cache
 def outcome() -> Path:
-    """Folder with what one rank and two ranks made of the same."""
+    """Return a folder with what one rank and two ranks made from the same policies."""
     folder = Path(mkdtemp(prefix="two-ranks-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     tiny_model("qwen2", tied=True, num_hidden_layers=5).save_pretrained(folder / "source")

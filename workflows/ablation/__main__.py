@@ -4,8 +4,8 @@ Reads   a recipe
 Writes  data/runs/ablation-VARIANT-SEED; --output a folder with the metrics of every optimizer step
         and the held-out accuracy, as Parquet
 
-Every run is an ordinary one, brought to its iteration by `make iteration`: killed and called again
-it goes on. Policies 0 and N are evaluated.
+Every run is an ordinary one, brought to its iteration as `make iteration` does: if killed, it goes
+on when the command is called again. Policies 0 and N are evaluated.
 
     python -m workflows.ablation --output data/results/ablation
     python -m workflows.ablation --only default,gspo --seeds 0 --iterations 10 --jobs 2
@@ -74,10 +74,10 @@ def main(
 
 
 def in_order(made: list[Trial], variants: list[str], stops: list[str]) -> list[Trial]:
-    """Variant by variant, the one first with which the others are compared.
+    """Sort the trials by variant, beginning with the one that the others are compared with.
 
     Raises:
-        UserError: there is no run of that one.
+        UserError: there is no run of that variant.
     """
     if all(trial.variant.name != variants[0] for trial in made):
         missing = f"there is no run of {variants[0]!r}, with which the others would be compared"
@@ -86,12 +86,12 @@ def in_order(made: list[Trial], variants: list[str], stops: list[str]) -> list[T
 
 
 def variants_of(only: str, own: list[str], iterations: int) -> dict[str, Sequence[str]]:
-    """The factors that `--only` names, all when it is empty, and those of `--variant` behind them.
+    """Return the keys of each variant: factors of `--only` (all if empty), then each `--variant`.
 
-    All are evaluated at their ends, and keep what going on takes.
+    Every variant is evaluated at its first and last policy, and keeps what it needs to go on.
 
     Raises:
-        UserError: an unknown factor, or a variant that is written otherwise or named twice.
+        UserError: a factor is unknown, or a variant is malformed, unnamed or named twice.
     """
     wanted = [name.strip() for name in only.split(",") if name.strip()] or list(FACTORS)
     for name in wanted:

@@ -1,4 +1,4 @@
-"""What is changed about the default, one factor at a time."""
+"""What each variant changes about the default recipe, one factor at a time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FACTORS: dict[str, tuple[str, ...]] = {
     # The pull towards the reference.
     "kl-0": ("objective.kl_coef=0",),
     "kl-0.04": ("objective.kl_coef=0.04",),
-    # As many completions in other groups.
+    # The same number of completions, in smaller and in larger groups.
     "group-4": (
         "rollout.group_size=4",
         "rollout.prompts_per_iteration=128",
@@ -25,7 +25,7 @@ FACTORS: dict[str, tuple[str, ...]] = {
         "rollout.prompts_per_iteration=8",
         "rollout.groups_per_shard=2",
     ),
-    # Use of a batch: in smaller steps, and over and over.
+    # Use of a batch: in several smaller steps, and several times over.
     "steps-4": ("train.prompts_per_step=8",),
     "epochs-10": ("train.epochs=10",),
     # The project that this one grew from: std of numpy, ε = 0.125, β = 0.001, 10 epochs.
@@ -41,4 +41,4 @@ FACTORS: dict[str, tuple[str, ...]] = {
     # The control: each group's advantages dealt out at random.
     "shuffled": ("advantages.shuffle=true",),
 }
-"""Keys of each variant over the recipe; the others are compared with the first that runs."""
+"""Keys that each variant changes in the recipe; others are compared with the first that runs."""

@@ -1,4 +1,4 @@
-"""What an ablation came to, as polars tables."""
+"""Results of an ablation, as polars tables."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from common.runs.metrics import training_steps
 from workflows.trials import Trial
 
 T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
-"""Student's t at 0.975 for 1, 2, … degrees of freedom; beyond, the last is on the safe side."""
+"""Student's t at 0.975 for 1, 2, … degrees of freedom; for more, the last is on the safe side."""
 
 TRIAL = ["variant", "seed"]
 REFERENCE = " reference"
-"""Ends the names of columns with what a figure is compared with."""
+"""Ending of the names of columns that hold what a figure is compared with."""
 
 COLUMNS = {
     "steps": [*TRIAL, "iteration", "drawn_accuracy", "entropy", "skipped"],
     "accuracy": [*TRIAL, "policy", "task", "greedy"],
 }
-"""What `results` has, and columns by which each table is known."""
+"""The tables that `results` returns, with columns that tell each from the others."""
 
 
 def results(made: list[Trial], iterations: int) -> dict[str, pl.DataFrame]:
-    """Metrics of all optimizer steps, and accuracies of the first and the last policy."""
+    """Return metrics of all optimizer steps, and accuracies of the first and the last policy."""
     return {
         "steps": pl.concat(_steps(trial, iterations) for trial in made),
         "accuracy": pl.concat((_accuracy(trial, iterations) for trial in made), how="diagonal"),
@@ -38,7 +38,7 @@ def results(made: list[Trial], iterations: int) -> dict[str, pl.DataFrame]:
 
 
 def printed(found: dict[str, pl.DataFrame]) -> list[Table]:
-    """What the command prints of `results`."""
+    """Return the tables that the command prints, made from those of `results`."""
     steps, accuracy = found["steps"], found["accuracy"]
     seeds, last = steps["seed"].n_unique(), accuracy["policy"].max()
     count = f"{last!s} iterations, {seeds} {'seed' if seeds == 1 else 'seeds'}"
@@ -51,12 +51,13 @@ def printed(found: dict[str, pl.DataFrame]) -> list[Table]:
 
 
 def comparison(steps: pl.DataFrame, accuracy: pl.DataFrame) -> pl.DataFrame:
-    """One row per variant: means over the seeds, and differences to the first variant.
+    """Return one row per variant: means over the seeds, and differences to the first variant.
 
-    `greedy` is the accuracy of the last policy on held-out questions, the mean over tasks; `drawn`
-    that of all completions drawn in all iterations, so it is the higher the sooner a variant
-    learns; `entropy` the mean over the last five iterations, of completions that weigh in the loss
-    (without a KL or entropy term, those without advantage do not).
+    `greedy` is the accuracy of the last policy on held-out questions, as a mean over the tasks.
+    `drawn` is the accuracy of all completions drawn in all iterations, so it is higher the sooner a
+    variant learns. `entropy` is the mean over the last five iterations, of completions that weigh
+    in the loss (without a KL or entropy term, those without advantage do not).
+
     Differences are taken seed by seed; their 95 % interval is Student's, over the seeds. Seeds that
     the first variant lacks are left out.
     """
@@ -84,10 +85,10 @@ def comparison(steps: pl.DataFrame, accuracy: pl.DataFrame) -> pl.DataFrame:
 
 
 def gains(accuracy: pl.DataFrame) -> pl.DataFrame:
-    """One row per variant: accuracy of policy 0 and of the last, and the gain over the seeds.
+    """Return one row per variant: accuracy of policy 0 and of the last, and the gain between.
 
-    `greedy` and `sampled` (`pass@1`) on held-out questions, means over the tasks; intervals as in
-    `comparison`.
+    `greedy` and `sampled` (`pass@1`) are measured on held-out questions, as means over the tasks.
+    The gain is the mean over the seeds, with an interval as in `comparison`.
     """
     before, after = (_mean_over_tasks(accuracy, n) for n in (0, accuracy["policy"].max()))
     paired = after.join(before, on=TRIAL, suffix=REFERENCE, how="inner", maintain_order="left")
@@ -103,7 +104,7 @@ def gains(accuracy: pl.DataFrame) -> pl.DataFrame:
 
 
 def interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Mean and its 95 % interval by Student's t; NaN bounds for a single value."""
+    """Return the mean and its 95 % interval by Student's t; bounds of a single value are NaN."""
     middle, count = mean(values), len(values)
     if count < 2:
         return middle, math.nan, math.nan
@@ -113,10 +114,11 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def _steps(trial: Trial, iterations: int) -> pl.DataFrame:
-    """`variant`, `seed` and the metrics of every optimizer step (schema `TRAIN`).
+    """Return `variant`, `seed` and the metrics of every optimizer step (schema `TRAIN`).
 
-    With `drawn_accuracy`, that of all completions which the iteration drew: `reward_mean` leaves
-    out groups that dynamic sampling rejected, and has what a preset weighs in besides.
+    `drawn_accuracy` is added, the accuracy of all completions that the iteration drew:
+    `reward_mean` leaves out groups that dynamic sampling rejected, and includes whatever else a
+    preset rewards.
     """
     steps = polars_frame(training_steps(trial.run)).filter(pl.col("iteration") <= iterations)
     drawn = rollouts(trial.run).group_by("iteration").agg(pl.col("correct").mean())
@@ -125,7 +127,7 @@ def _steps(trial: Trial, iterations: int) -> pl.DataFrame:
 
 
 def _accuracy(trial: Trial, iterations: int) -> pl.DataFrame:
-    """`variant`, `seed` and the figures of policies 0 and `iterations`, task by task."""
+    """Return `variant`, `seed` and the figures of policies 0 and `iterations`, task by task."""
     facts = evaluation_facts(trial.run).filter(pl.col("policy").is_in([0, iterations]))
     return _named(trial, facts)
 
@@ -137,7 +139,10 @@ def _named(trial: Trial, frame: pl.DataFrame) -> pl.DataFrame:
 
 
 def _mean_over_tasks(accuracy: pl.DataFrame, policy: object) -> pl.DataFrame:
-    """`greedy` and `sampled` of one policy of each trial; null where nothing was sampled."""
+    """Return means over the tasks for one policy of each trial: `greedy` and `sampled`.
+
+    `sampled` is null where nothing was sampled.
+    """
     sampled = pl.col("pass@1").mean() if "pass@1" in accuracy.columns else pl.lit(None, pl.Float64)
     figures = pl.col("greedy").mean(), sampled.alias("sampled")
     return accuracy.filter(policy=policy).group_by(TRIAL, maintain_order=True).agg(figures)
@@ -149,7 +154,7 @@ def _by_variant(paired: pl.DataFrame) -> Iterator[tuple[str, pl.DataFrame]]:
 
 
 def _change(paired: pl.DataFrame, metric: str, name: str) -> dict[str, float | None]:
-    """`metric` minus its reference, seed by seed, with its interval."""
+    """Return `metric` minus its reference, taken seed by seed, as a mean with its interval."""
     names = (f"{metric} {name}", f"{metric} low", f"{metric} high")
     changes = (paired[metric] - paired[f"{metric}{REFERENCE}"]).drop_nulls().to_list()
     return dict(zip(names, interval(changes) if changes else (None,) * 3, strict=True))

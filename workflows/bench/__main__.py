@@ -1,15 +1,16 @@
 """bench: how fast this is, beside what people use and beside what the machine allows.
 
-Everything is compared within one run: same model, prompts, lengths and threads, contenders taking
-turns, medians of the ratios by round. Each measurement names its floor, the multiply-adds and bytes
-counted from the model's config at the machine's measured matmul and copy speed.
+Everything is compared within one run: contenders take turns with the same model, prompts, lengths
+and threads, and a figure is the median of the ratios by round. Each measurement names its floor:
+the time of the multiply-adds and bytes that follow from the model's config, at the machine's
+measured matmul and copy speed.
 
     python -m workflows.bench
     python -m workflows.bench --only sampler,packs --pairs 3 --output bench.json
     python -m workflows.bench --small                   # try the harness in minutes
     python -m workflows.bench --model qwen2.5-0.5b --device cuda --only sampler,packs,memory
 
-torch is imported behind `common.command`, which first tells OpenMP that waiting threads sleep.
+torch is imported after `common.command`, which tells OpenMP that waiting threads should sleep.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ def main(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Measure against what people use and against the machine's limits."""
+    """Measure how fast this is against what people use and against the machine's limits."""
     set_quiet(quiet)
     parts = chosen_parts(only)
     if "iteration" in parts:
@@ -97,7 +98,7 @@ def main(
 
 
 def run(bench: Bench, parts: list[str], output: Path | None) -> None:
-    """Measure the parts one after another; the file is complete after each of them."""
+    """Measure the parts one after another, and write the file anew after each of them."""
     measurements: list[Measurement] = []
     laws: list[scale.Law] = []
     for part in parts:
@@ -114,10 +115,10 @@ def run(bench: Bench, parts: list[str], output: Path | None) -> None:
 
 
 def chosen_parts(only: str) -> list[str]:
-    """The parts that `--only` names, all of them when it is empty.
+    """Return the parts that `--only` names, or all of them when it is empty.
 
     Raises:
-        UserError: an unknown part.
+        UserError: a part is unknown.
     """
     known = [*PARTS, SCALE]
     chosen = [part.strip() for part in only.split(",") if part.strip()] or known
@@ -133,7 +134,7 @@ def prepare(
     """Find the models and measure the machine.
 
     Raises:
-        UserError: no such device.
+        UserError: there is no such device.
     """
     import torch
 
@@ -161,7 +162,7 @@ def prepare(
 
 
 def random_model(folder: Path) -> Path:
-    """Random weights in the shape of Qwen2.5-0.5B, with the embedded base's tokenizer."""
+    """Save random weights in the shape of Qwen2.5-0.5B, with the embedded base's tokenizer."""
     import torch
     from transformers import AutoConfig
 
@@ -191,6 +192,6 @@ def random_model(folder: Path) -> Path:
 
 
 if __name__ == "__main__":
-    # Progress of libraries would stand between the lines of the tables.
+    # Progress bars of libraries would appear between the lines of the tables.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     launch(main)

@@ -1,9 +1,9 @@
 """What work cannot do without, counted from a model's config, and how fast this machine can be.
 
-Counted are the multiply-adds of matrix products (those of weights, and the two of attention over
-the positions that a token sees) and the bytes that must pass between memory and processor at least
-once. Norms, rotary embedding, softmax and sampling are left out: a floor may be too low, never too
-high. The machine's two speeds are the best of several tries in the same run.
+Two things are counted: the multiply-adds of matrix products (those of weights, and the two of
+attention over the positions that a token sees), and the bytes that must pass between memory and
+processor at least once. Norms, rotary embedding, softmax and sampling are left out: a floor may be
+too low, never too high. The machine's two speeds are the best of several tries in the same run.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ TRIES = 7
 
 @dataclass(frozen=True)
 class Phase:
-    """Work whose operations and memory traffic can overlap with each other, not with other work."""
+    """Work whose operations and memory traffic can overlap, but not with those of other work."""
 
     multiply_adds: float
     bytes: float
@@ -39,12 +39,12 @@ class Machine:
     """Best measured speeds in the type that the models compute in."""
 
     matmul_flops: float
-    """Floating-point operations a second (a multiply-add is two) of a square matrix product, in
-    the faster of torch's own way and ours."""
+    """Floating-point operations per second (a multiply-add is two) of a square matrix product, by
+    the faster of torch's own product and ours."""
     torch_flops: float
-    """The same, torch's own way."""
+    """The same by torch's own product."""
     copy_bytes: float
-    """Bytes a second, read and written ones both counted, of a copy too large for caches."""
+    """Bytes per second, both read and written, of a copy too large for caches."""
 
 
 @dataclass(frozen=True)
@@ -53,18 +53,18 @@ class Shape:
 
     layers: int
     layer_weights: int
-    """Weights of one layer's matrices: multiply-adds a token, each read once a forward."""
+    """Weights of one layer's matrices: each is a multiply-add per token and a read per forward."""
     head_weights: int
-    """Of the output head, which is not computed where no logits are needed."""
+    """Weights of the output head, which is not computed where no logits are needed."""
     attention_width: int
-    """Query heads × head size: multiply-adds for each position seen, twice (scores and values)."""
+    """Query heads × head size: multiply-adds per position seen, twice (scores and values)."""
     cache_width: int
     """Numbers that one position adds to the cache of one layer: keys and values."""
     item_bytes: int
 
     @classmethod
     def of(cls, config: Any, dtype: torch.dtype) -> Shape:
-        """The shape of the decoder that a configuration describes; it is made without storage."""
+        """Return the shape of the decoder that a configuration describes, made without storage."""
         text = config.get_text_config()
         with torch.device("meta"):
             model: Any = model_class(config)(config)
@@ -82,9 +82,10 @@ class Shape:
         )
 
     def forward(self, tokens: int, seen: int, predicted: int) -> Phase:
-        """One forward over `tokens`, that together see `seen` positions, logits of `predicted`.
+        """Count one forward over `tokens` that together see `seen` positions.
 
-        Its bytes are those of the weights: activations may stay in caches.
+        `predicted` of them get logits. The bytes are those of the weights: activations may stay in
+        caches.
         """
         attention = 2 * self.attention_width * seen
         weights = self.layers * self.layer_weights
@@ -96,16 +97,17 @@ class Shape:
         )
 
     def forward_backward(self, tokens: int, seen: int, predicted: int) -> Phase:
-        """Forward and backward: each product has two more for its gradients.
+        """Count forward and backward: each product needs two more for its gradients.
 
         Weights are read in both directions and their gradients written.
         """
         return self.forward(tokens, seen, predicted) * 3
 
     def decode(self, prompts: int, rows: int, prompt: int, steps: int) -> Phase:
-        """`steps` steps of `rows` rows behind `prompts` prompts of `prompt` tokens, with logits.
+        """Count `steps` steps of `rows` rows after `prompts` prompts of `prompt` tokens.
 
-        A prompt's keys and values are read once a step, however many rows stand behind it.
+        Every step has logits. A prompt's keys and values are read once per step, however many rows
+        share it.
         """
         own = rows * triangle(steps)
         forward = self.forward(rows * steps, rows * steps * prompt + own, rows * steps)
@@ -114,25 +116,28 @@ class Shape:
         return Phase(forward.multiply_adds, forward.bytes * steps + cache)
 
     def sample(self, prompts: int, prompt: int, rows: int, tokens: int) -> list[Phase]:
-        """Completions of `tokens` tokens in `rows` rows: each prompt once, then all but one token,
-        since the prompt's last hidden state draws the first one."""
+        """Count the sampling of `rows` rows of `tokens` tokens: prefill, then decoding.
+
+        Each prompt is computed once. Decoding has one step fewer than tokens, since the prompt's
+        last hidden state draws the first one.
+        """
         prefill = self.forward(prompts * prompt, prompts * triangle(prompt), prompts)
         return [prefill, self.decode(prompts, rows, prompt, tokens - 1)]
 
     def pack(self, groups: int, prompt: int, size: int, tokens: int) -> tuple[int, int, int]:
-        """Tokens, positions seen and predictions of groups whose prompt is computed once."""
+        """Return tokens, positions seen and predictions of groups whose prompt is computed once."""
         own = tokens - 1  # the last token predicts nothing that was sampled
         seen = triangle(prompt) + size * (own * prompt + triangle(own))
         return groups * (prompt + size * own), groups * seen, groups * size * tokens
 
 
 def triangle(count: int) -> int:
-    """Positions that `count` tokens of a causal text see, themselves included."""
+    """Return how many positions `count` tokens of a causal text see, themselves included."""
     return count * (count + 1) // 2
 
 
 def floor_seconds(phases: Sequence[Phase], machine: Machine) -> float:
-    """Least seconds: in each phase the slower of its operations and its bytes."""
+    """Return the least seconds: in each phase, the slower of its operations and its bytes."""
     return sum(
         max(2 * phase.multiply_adds / machine.matmul_flops, phase.bytes / machine.copy_bytes)
         for phase in phases
@@ -140,7 +145,7 @@ def floor_seconds(phases: Sequence[Phase], machine: Machine) -> float:
 
 
 def measure_machine(device: torch.device, dtype: torch.dtype, side: int) -> Machine:
-    """The speeds of a product of `side` × `side` matrices and of a copy of 16 of them, float32."""
+    """Measure a product of `side` × `side` matrices, and a copy of 16 of them in float32."""
     left, right = (torch.ones((side, side), dtype=dtype, device=device) for _ in range(2))
     source = torch.ones(16 * side * side, device=device)
     target = torch.empty_like(source)

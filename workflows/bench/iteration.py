@@ -1,11 +1,11 @@
 """A whole iteration, start-up included, against one step of TRL's GRPOTrainer.
 
-Ours is four commands, rollout, score, logprobs and train, each a process of its own that imports,
-loads, verifies and commits; with kl_coef > 0 a reference is computed. TRL's step is timed inside of
-a process that has started already, so its start-up is left out of the ratio that is aimed at, and a
-second line adds it. Model, prompts and their order, reward, number of samples and of tokens are the
-same: no token ends a completion on either side. Iteration 1 is the warm-up, because its reference
-is the policy itself, whose numbers ours takes over.
+Ours is four commands (rollout, score, logprobs and train), each a process of its own that imports,
+loads, verifies and commits; as kl_coef > 0, a reference is computed. TRL's step is timed inside a
+process that has started already. So the ratio that has a target leaves TRL's start-up out, and a
+second line adds it. The model, the prompts and their order, the reward, and the numbers of samples
+and tokens are the same: no token ends a completion on either side. Iteration 1 is the warm-up,
+because its reference is the policy itself and ours takes over the policy's logprobs.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from workflows.chain.launch import Command
 TARGET = 2.0
 KL_COEF = 0.04
 LEARNING_RATE = 1e-6
-# Words that came before in the completion: never the same for all samples of a prompt.
+# The repetition of words in a completion is never the same for all samples of a prompt.
 REWARDS = {"answer": {"weight": 0.0}, "repetition": {"weight": 1.0, "ngram": 1}}
 RUN = "bench"
 
@@ -71,7 +71,7 @@ keep_trainer = 2
 
 
 def measure(bench: Bench) -> list[Measurement]:
-    """The whole against TRL's step, without and with TRL's start-up; then each of our stages.
+    """Measure the whole against TRL's step, without and with its start-up; then each of our stages.
 
     Raises:
         MissingToolError: TRL is not installed.
@@ -105,9 +105,7 @@ def measure(bench: Bench) -> list[Measurement]:
 
 
 def require_trl() -> None:
-    """Raises:
-    MissingToolError: TRL is not installed.
-    """
+    """Raise `MissingToolError` if TRL is not installed."""
     if importlib.util.find_spec("trl") is None:
         raise MissingToolError(
             "bench: the whole iteration is measured against TRL, which is not installed: "
@@ -144,7 +142,7 @@ class OurIteration:
         self._run("stages.prepare", "--run", RUN, "--recipe", str(recipe))
 
     def make_next(self) -> float:
-        """Seconds of the next iteration, all four commands."""
+        """Make the next iteration and return the seconds of its four commands."""
         self._made += 1
         started = time.perf_counter()
         for stage in OF_AN_ITERATION:
@@ -157,7 +155,10 @@ class OurIteration:
         return time.perf_counter() - started
 
     def spec_for_trl(self) -> Path:
-        """A file with what `trl.py` needs: prompts as text, in the order in which ours draws."""
+        """Write a file with what `trl.py` needs, and return its path.
+
+        The prompts are text, in the order in which ours draws them.
+        """
         bench = self._bench
         spec = bench.scratch / "trl.json"
         spec.write_text(

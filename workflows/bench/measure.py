@@ -1,7 +1,7 @@
-"""Measuring in pairs: contenders take turns, so that what else the machine does meets all alike.
+"""Measuring in pairs: contenders take turns, so that other load on the machine meets all alike.
 
 A figure is the ratio of two things in one run: the median, over rounds, of what the other one took
-divided by what ours took. Seconds by themselves belong to the machine of that hour.
+divided by what ours took. Seconds by themselves hold only for that machine at that hour.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Sizes:
     default_concurrent: int = 512
     default_tokens: int = 128
     completion_tokens: int = 64
-    """Of each completion in packs and in the pipeline."""
+    """Tokens of each completion in packs and in the pipeline."""
     microbatches: int = 8
     iteration: tuple[int, int, int] = (16, 8, 128)
     """Prompts, samples of each, tokens of each sample."""
@@ -61,7 +61,7 @@ SMALL = Sizes(
     scale_layers=(1, 2, 4),
     machine=1024,
 )
-"""For trying the harness in minutes; its ratios answer no question."""
+"""Sizes for trying the harness in minutes; the ratios at these sizes answer no question."""
 
 
 @dataclass(frozen=True)
@@ -75,15 +75,15 @@ class Bench:
     device: torch.device
     dtype: torch.dtype
     threads: int
-    """Of one process; two ranks have half each."""
+    """Threads of one process; two ranks have half of them each."""
     pairs: int
     sizes: Sizes
     machine: Machine
     scratch: Path
-    """A folder that goes when the run ends."""
+    """A folder that is removed when the run ends."""
 
     def clock(self, work: Callable[[], object]) -> Contender:
-        """`work` as a contender, timed until the device has finished it."""
+        """Return `work` as a contender, timed until the device has finished it."""
 
         def timed() -> float:
             self.synchronize()
@@ -95,7 +95,7 @@ class Bench:
         return timed
 
     def synchronize(self) -> None:
-        """Wait for the device."""
+        """Wait until the device has finished its work."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
@@ -109,7 +109,7 @@ class Measurement:
     against: str
     """What the baseline is; empty where ours stands alone."""
     unit: str
-    """Of `ours` and `baseline`: `s` or `bytes`."""
+    """Unit of `ours` and `baseline`: `s` or `bytes`."""
     ours: list[float]
     """By round; the warm-up is left out."""
     baseline: list[float]
@@ -122,22 +122,22 @@ class Measurement:
 
     @property
     def ratios(self) -> list[float]:
-        """Baseline over ours by round: above 1 where ours takes less."""
+        """Return baseline over ours by round: above 1 where ours takes less."""
         return (
             [b / o for o, b in zip(self.ours, self.baseline, strict=True)] if self.against else []
         )
 
     def line(self) -> str:
-        """For the terminal, as soon as it is known."""
+        """Return a line for the terminal, to be shown as soon as it is known."""
         if not self.against:
             return f"{self.name}: {median(self.ours):.3g} {self.unit}"
         return f"{self.name}: {median(self.ratios):.2f} x {self.against}"
 
     def record(self, machine: Machine) -> dict[str, Any]:
-        """As it stands in the JSON: medians, ratios, and the floor on this machine.
+        """Return what the JSON has of it: medians, ratios, and the floor on this machine.
 
-        `floor_ratio` is ours over the floor, 1 at best; `matmul_share` the share of the measured
-        matmul speed that the needed operations came to (the model FLOPs utilisation).
+        `floor_ratio` is ours over the floor, 1 at best. `matmul_share` is the share of the measured
+        matmul speed that the needed operations reached (the model FLOPs utilisation).
         """
         ratios, seconds = self.ratios, median(self.ours)
         floor = floor_seconds(self.phases, machine)
@@ -158,13 +158,13 @@ class Measurement:
 
 
 LONG_ROUND_SECONDS = 60
-"""Rounds that take longer are told one by one."""
+"""Rounds that take longer are reported one by one."""
 
 
 def rounds(contenders: Mapping[str, Contender], count: int) -> dict[str, list[float]]:
-    """What each contender took by round: A B C, A B C, … after one round of warm-up.
+    """Return what each contender took by round: A B C, A B C, … after one round of warm-up.
 
-    What a long round came to is told at once, so that a run which is stopped has said something.
+    A long round is reported at once, so that a run which is stopped has shown something.
     """
     assert count >= 1, count
     for contender in contenders.values():

@@ -1,8 +1,9 @@
 """Peak memory of the loss at a large vocabulary: chunks with recomputation against full logits.
 
-Each side runs in a fresh process that makes the same hidden states and head, notes what it holds,
-and computes the gradient of the mean logprob to both. Memory is what it held at most beyond that:
-on the CPU of the process, on a GPU of its allocator. Both sides' gradients are compared.
+Each side runs in a fresh process that makes the same hidden states and head, notes how much memory
+it holds, and computes the gradient of the mean logprob with respect to both. The figure is the most
+memory held beyond that: by the process on the CPU, by its allocator on a GPU. Both sides' gradients
+are compared.
 
     python -m workflows.bench.memory ours 151936 2048 896 cpu gradients.safetensors
 """
@@ -29,14 +30,14 @@ from workflows.bench.process import result_of
 from workflows.chain.launch import Command
 
 TARGET = 5.0
-"""At most 20 % of the memory."""
+"""Ours is to take at most 20 % of the memory."""
 ROWS_COMPARED = 512
-"""Of the head's gradient."""
+"""Rows of the head's gradient that are compared."""
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def measure(bench: Bench) -> list[Measurement]:
-    """Bytes beyond hidden states and head, and seconds, of both sides."""
+    """Measure bytes beyond hidden states and head, and seconds, of both sides."""
     facts: dict[str, list[dict[str, float]]] = {"ours": [], "full logits": []}
 
     def run(side: str) -> float:
@@ -65,7 +66,7 @@ def measure(bench: Bench) -> list[Measurement]:
 
 
 def relative_gap(ours: Path, other: Path) -> float:
-    """Largest difference of the gradients, over the largest gradient of the same tensor."""
+    """Return the largest difference of gradients, over the largest gradient of the same tensor."""
     mine, theirs = load_file(ours), load_file(other)
     return max(
         float((mine[name] - theirs[name]).abs().max() / theirs[name].abs().max()) for name in mine
@@ -75,7 +76,7 @@ def relative_gap(ours: Path, other: Path) -> float:
 def run_side(
     side: str, vocabulary: int, tokens: int, hidden_size: int, device: str, target: Path
 ) -> dict[str, float]:
-    """Compute one side and save its gradients; bytes at most beyond the inputs, and seconds."""
+    """Compute one side and save its gradients; return peak bytes beyond the inputs, and seconds."""
     keep_freed_memory()  # as in every stage
     generator = torch.Generator().manual_seed(0)
     kind = torch.bfloat16 if device == "cuda" else torch.float32
@@ -109,7 +110,7 @@ def _full(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 
 
 def _peak_since_now(device: str) -> Callable[[], float]:
-    """A function for later: the most bytes held since now, beyond those held now."""
+    """Return a function that tells the most bytes held since now, beyond those held now."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         held = torch.cuda.memory_allocated()
@@ -123,7 +124,7 @@ def _peak_since_now(device: str) -> Callable[[], float]:
 
 
 def _status(name: str) -> int:
-    """Bytes, of this process."""
+    """Return a value of this process's `/proc` status, in bytes."""
     for line in _STATUS.read_text().splitlines():
         if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024

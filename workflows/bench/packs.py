@@ -1,9 +1,9 @@
 """Packs against padded rows with full logits: what `logprobs` and `train` compute.
 
-Both get the same prompts and completions. A padded row is a prompt and a completion, its logits of
-all positions come out of the model's own forward, and log-softmax is taken of those that predict a
-completion. A second baseline makes logits of the completion only, as TRL does. Padded rows go
-through the model as transformers has it.
+Both get the same prompts and completions. A padded row is a prompt and a completion; the model's
+own forward gives the logits of all its positions, and log-softmax is taken of those that predict
+the completion. A second baseline makes logits of the completion only, as TRL does. Padded rows go
+through the model as transformers alone loads it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ TOKENS_PER_PACK = 1024
 
 
 def measure(bench: Bench) -> Iterator[Measurement]:
-    """Logprobs, then forward and backward, of one group."""
+    """Measure logprobs, then forward and backward, of one group."""
     sizes = bench.sizes
     pipeline = Pipeline(
         bench.model,
@@ -65,14 +65,14 @@ def measure(bench: Bench) -> Iterator[Measurement]:
 
 
 def random_group(pipeline: Pipeline, prompt: int, size: int, tokens: int) -> list[Completion]:
-    """Completions of one random prompt."""
+    """Return random completions of one random prompt."""
     vocabulary = pipeline.part.config.get_text_config().vocab_size
     (prompt_ids,) = random_rows(1, prompt, vocabulary)
     return [Completion(prompt_ids, ids, 0) for ids in random_rows(size, tokens, vocabulary, seed=1)]
 
 
 def packed_logprobs(pipeline: Pipeline, rows: list[Completion]) -> Tensor:
-    """[rows, tokens] float32, through packs."""
+    """Return the logprobs of completions through packs: [rows, tokens], float32."""
     packs = pack(rows, tokens_per_pack=TOKENS_PER_PACK)
     outputs = pipeline.run_forward(packs)
     assert outputs is not None
@@ -82,10 +82,10 @@ def packed_logprobs(pipeline: Pipeline, rows: list[Completion]) -> Tensor:
 
 
 def padded_logprobs(model: Any, rows: list[Completion], *, all_logits: bool = True) -> Tensor:
-    """[rows, tokens] float32 of completions that are equally long, one row each.
+    """Return the logprobs of equally long completions, one row each: [rows, tokens], float32.
 
     Args:
-        all_logits: of every position; else of those that predict a completion's token.
+        all_logits: make logits of every position; else of those that predict a completion's token.
     """
     tokens = len(rows[0].completion_ids)
     ids = torch.tensor([[*row.prompt_ids, *row.completion_ids] for row in rows])
@@ -99,20 +99,20 @@ def padded_logprobs(model: Any, rows: list[Completion], *, all_logits: bool = Tr
 
 
 def packed_step(pipeline: Pipeline, rows: list[Completion]) -> None:
-    """Gradients of the mean logprob, through packs."""
+    """Compute the gradients of the mean logprob through packs."""
     packs = pack(rows, tokens_per_pack=TOKENS_PER_PACK)
     pipeline.part.zero_grad()
     pipeline.run_step(packs, "auto", mean_logprob(packs))
 
 
 def padded_step(model: Any, rows: list[Completion], *, all_logits: bool = True) -> None:
-    """The same gradients, through padded rows."""
+    """Compute the same gradients through padded rows."""
     model.zero_grad()
     (-padded_logprobs(model, rows, all_logits=all_logits).mean()).backward()
 
 
 def mean_logprob(packs: PackBatch) -> Callable[[Tensor, Tensor], Tensor]:
-    """The loss of `Pipeline.run_step`: minus the mean logprob of all targets."""
+    """Return a loss for `Pipeline.run_step`: minus the mean logprob of all targets."""
     count = packs.num_targets
 
     def loss(outputs: Tensor, chosen: Tensor) -> Tensor:
@@ -123,7 +123,7 @@ def mean_logprob(packs: PackBatch) -> Callable[[Tensor, Tensor], Tensor]:
 
 
 def largest_gap(pipeline: Pipeline, plain: Any, rows: list[Completion]) -> float:
-    """Largest difference of the two sides' logprobs, in nats."""
+    """Return the largest difference between the two sides' logprobs, in nats."""
     with torch.no_grad():
         padded = padded_logprobs(plain, rows)
     return float((packed_logprobs(pipeline, rows) - padded).abs().max())

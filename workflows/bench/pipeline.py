@@ -1,7 +1,7 @@
-"""A step of 1F1B over two ranks against one process with as many threads as both have.
+"""A step of 1F1B over two ranks against one process with as many threads as both have together.
 
-Both keep their processes and wait for their turns. The step is forward and backward of the mean
-logprob, one microbatch a pack; what it comes to is compared too.
+Both sides keep their processes and wait for their turns. The step is forward and backward of the
+mean logprob, with one microbatch per pack; the losses are compared too.
 
     python -m workflows.bench.pipeline SPEC.json    (started by `make bench`, also under torchrun)
 """
@@ -36,7 +36,7 @@ MODULE = "workflows.bench.pipeline"
 
 
 def measure(bench: Bench) -> list[Measurement]:
-    """One line; none where there are fewer GPUs than ranks."""
+    """Return one measurement, or none where there are fewer GPUs than ranks."""
     if bench.device.type == "cuda" and torch.cuda.device_count() < RANKS:
         say(f"pipeline: not measured, {RANKS} ranks need {RANKS} GPUs")
         return []
@@ -82,14 +82,14 @@ def measure(bench: Bench) -> list[Measurement]:
 
 
 def ranks_config(bench: Bench) -> Any:
-    """The configuration of the measured model."""
+    """Load the configuration of the measured model."""
     from common.modeling.load import load_config
 
     return load_config(bench.model)
 
 
 def take_turns(spec: Mapping[str, Any]) -> None:
-    """Load this rank's part, then step whenever the first rank is told to."""
+    """Load this rank's part of the model, then take a step whenever the first rank is told to."""
     with Mesh.from_environment(MeshConfig(timeout_seconds=3600)) as mesh:
         kind = getattr(torch, spec["dtype"])
         pipeline = Pipeline(Path(spec["model"]), mesh, dtype=kind, temperature=1.0, train=True)
@@ -110,7 +110,11 @@ def take_turns(spec: Mapping[str, Any]) -> None:
 
 
 def step(pipeline: Pipeline, rows: list[Completion]) -> dict[str, float]:
-    """Gradients of all packs, a group each; seconds until all ranks are done, and the loss."""
+    """Compute the gradients of all packs, one group each.
+
+    Returns:
+        The `seconds` until all ranks are done, and the `loss`.
+    """
     mesh = pipeline.mesh
     pipeline.part.zero_grad()
     mesh.barrier()

@@ -1,7 +1,7 @@
-"""A model as transformers alone has it: what the baselines compute with.
+"""A model as transformers alone loads it: what the baselines compute with.
 
-Ours come out of `common.modeling.load`, which lets their linear layers compute by
-`common.modeling.linear`; a baseline must not gain by that.
+Our models come from `common.modeling.load`, which makes their linear layers compute by
+`common.modeling.linear`; a baseline must not gain from that.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from common.modeling.load import load_config, model_class, quiet_transformers
 
 
 def plain_model(folder: Path, dtype: torch.dtype, device: torch.device | str = "cpu") -> Any:
-    """The whole causal language model of a Hugging Face directory, in eval mode."""
+    """Load the whole causal language model of a Hugging Face directory, in eval mode."""
     cls: Any = model_class(load_config(folder))
     with quiet_transformers():
         model = cls.from_pretrained(

@@ -1,8 +1,8 @@
 """Other processes that are measured: run once for a result, or kept waiting for their turns.
 
 A partner is started once, so that its start-up is not in its figures, and does its work when it is
-told to. It is told by a Unix socket and not by its standard input, which torchrun's processes
-would share. While another contender works, it sleeps.
+told to. It is told through a Unix socket and not through its standard input, which torchrun's
+processes would share. While another contender works, it sleeps.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _GO, _END = b"go\n", b"end\n"
 
 
 def environment(threads: int, device: torch.device) -> dict[str, str]:
-    """This process's, with so many threads and with a GPU only if that is measured."""
+    """Return this process's variables with `threads` set, and GPUs hidden unless one is used."""
     chosen = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
     if device.type != "cuda":
         chosen["CUDA_VISIBLE_DEVICES"] = ""
@@ -46,10 +46,10 @@ def run_command(
     device: torch.device,
     extra: Mapping[str, str] | None = None,
 ) -> str:
-    """Run a command from its start, imports and all; what it says.
+    """Run a command from its start, imports and all, and return its output.
 
     Raises:
-        UserError: it failed; with the end of what it said.
+        UserError: it failed; the message has the end of its output.
     """
     with tempfile.NamedTemporaryFile(prefix="bench-", suffix=".log") as log:
         variables = environment(threads, device) | dict(extra or {})
@@ -61,12 +61,12 @@ def run_command(
 
 
 def result_of(command: Command, threads: int, device: torch.device) -> Any:
-    """The JSON that a command prints as its last line."""
+    """Run a command and return the JSON that it prints as its last line."""
     return json.loads(run_command(command, threads, device).splitlines()[-1])
 
 
 class Partner:
-    """A process that repeats one piece of work; a context manager that ends it."""
+    """A process that repeats one piece of work; as a context manager, it ends with the block."""
 
     def __init__(
         self,
@@ -78,7 +78,7 @@ class Partner:
         """Start a command and wait until it is ready.
 
         Raises:
-            UserError: it ended before.
+            UserError: it ended before that.
         """
         self._command = command
         self._folder = tempfile.TemporaryDirectory(prefix="bench-")
@@ -99,7 +99,7 @@ class Partner:
         try:
             self._channel = self._accept(listener).makefile("rwb", buffering=0)
             self.ready: dict[str, Any] = self._answer()
-            """What it said of itself when it was ready."""
+            """What the process said of itself when it was ready."""
         except BaseException:
             self._kill()
             raise
@@ -107,7 +107,7 @@ class Partner:
             listener.close()
 
     def work(self) -> dict[str, Any]:
-        """Have it do its work once; what it says of it, `seconds` among that.
+        """Have the process do its work once and return what it reports, including `seconds`.
 
         Raises:
             UserError: it ended instead.
@@ -116,7 +116,7 @@ class Partner:
         return self._answer()
 
     def seconds(self) -> float:
-        """Have it do its work once; as it timed itself."""
+        """Have the process do its work once and return the seconds that it measured itself."""
         return float(self.work()["seconds"])
 
     def __enter__(self) -> Partner:
@@ -159,7 +159,7 @@ class Partner:
         return _failed(self._command, self._process.poll(), self._said.read())
 
     def _kill(self) -> None:
-        """End it and what it started."""
+        """Kill the process and what it started, and remove its files."""
         if self._process.poll() is None:
             os.killpg(self._process.pid, 9)
             self._process.wait()
@@ -168,7 +168,7 @@ class Partner:
 
 
 def serve(ready: Mapping[str, Any], work: Callable[[], Mapping[str, Any]]) -> None:
-    """The other side of a `Partner`: say that it is ready, then work as often as told."""
+    """Be the other side of a `Partner`: say that this process is ready, then work when told to."""
     channel = connect(ready)
     while channel.wait():
         channel.tell(work())
@@ -183,16 +183,16 @@ class Channel:
         self._file = connected.makefile("rwb", buffering=0)
 
     def wait(self) -> bool:
-        """Wait to be told; whether to work once more."""
+        """Wait to be told, and return whether to work once more."""
         return bool(self._file.readline() == _GO)
 
     def tell(self, answer: Mapping[str, Any]) -> None:
-        """Answer in one line."""
+        """Send an answer as one line of JSON."""
         self._file.write(json.dumps(dict(answer)).encode() + b"\n")
 
 
 def connect(ready: Mapping[str, Any]) -> Channel:
-    """The channel to the process that started this one, which is told that this one is ready."""
+    """Tell the process that started this one that it is ready, and return the channel to it."""
     channel = Channel(os.environ[ADDRESS])
     channel.tell(ready)
     return channel

@@ -1,10 +1,11 @@
 """The sampler against transformers' `generate`, and against the bare steps of the model.
 
-All draw as many tokens from the same prompts: nobody has a stop token. `generate` is given each
-prompt once for each of its samples, as TRL does; ours also notes the logprob of every token, which
-`generate` does not. The bare steps are the model's forward of the same batch over a static cache
-as long, whose prompts are computed before the clock starts: no drawing and no bookkeeping. They are
-measured twice: as transformers has the model, and with its products made as ours are.
+All process the same number of tokens from the same prompts, since none has a stop token. `generate`
+is given each prompt once for each of its samples, as TRL does; ours also notes the logprob of every
+token, which `generate` does not. The bare steps are the model's forwards of the same batch over a
+static cache of the same length, without drawing and without bookkeeping; the prompts are computed
+before the clock starts. They are measured twice: with the model as transformers has it, and with
+its matrix products made as in ours.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from workflows.bench.measure import Bench, Measurement, rounds
 from workflows.bench.plain import plain_model
 
 AGAINST_GENERATE = {64: 2.5, 32: 2.0}
-"""Least ratio by samples at once."""
+"""Least ratio that is wanted, by the number of samples at once."""
 BARE_OURS = "bare steps, products as ours"
 AGAINST_BARE = 0.8
 DEFAULT_AGAINST_GENERATE = 4.0
@@ -35,7 +36,7 @@ Prompts = list[list[int]]
 
 
 def measure(bench: Bench) -> Iterator[Measurement]:
-    """At several numbers of samples at once; then the default recipe's model at its own."""
+    """Measure several numbers of samples at once; then the default recipe's model at its own."""
     sizes = bench.sizes
     models = Models.load(bench, bench.model)
     for count in sizes.concurrent:
@@ -68,15 +69,15 @@ def _default(bench: Bench) -> list[Measurement]:
 
 @dataclass(frozen=True)
 class Models:
-    """The same weights twice."""
+    """The same weights, loaded twice."""
 
     ours: Any
     plain: Any
-    """As transformers has it."""
+    """The model as transformers alone loads it."""
 
     @classmethod
     def load(cls, bench: Bench, folder: Path) -> Models:
-        """From a Hugging Face directory."""
+        """Load both models from a Hugging Face directory."""
         place = folder, bench.dtype, bench.device
         return cls(load_causal_lm(*place), plain_model(*place))
 
@@ -90,12 +91,12 @@ def compare(
     tokens: int,
     targets: dict[str, float],
 ) -> list[Measurement]:
-    """Ours against transformers' `generate` and the model's bare steps, in the same rounds.
+    """Measure ours against transformers' `generate` and the model's bare steps, in the same rounds.
 
     Args:
-        count: samples at once, the same number of each prompt.
-        tokens: of each sample.
-        targets: least ratio by name of the other.
+        count: samples at once, the same number for each prompt.
+        tokens: length of each sample.
+        targets: least ratio that is wanted, by name of the baseline.
     """
     ids = torch.tensor(prompts, device=bench.device).repeat_interleave(count // len(prompts), 0)
     taken = rounds(
@@ -129,7 +130,7 @@ def compare(
 
 
 def sample(model: Any, prompts: Prompts, count: int, tokens: int) -> list[list[int]]:
-    """`count` completions of `tokens` tokens by our sampler, prompt after prompt."""
+    """Draw `count` completions of `tokens` tokens by our sampler, prompt after prompt."""
     each = count // len(prompts)
     requests = [
         Request(prompt, [number * each + index for index in range(each)])
@@ -141,14 +142,14 @@ def sample(model: Any, prompts: Prompts, count: int, tokens: int) -> list[list[i
 
 
 def generate(model: Any, ids: Tensor, tokens: int) -> Tensor:
-    """[rows, tokens] drawn by transformers from the whole distribution, no token ending a row.
+    """Draw [rows, tokens] by transformers from the whole distribution; no token ends a row.
 
     Args:
         ids: [rows, prompt tokens], int64.
     """
     from transformers import GenerationConfig
 
-    # What a call's configuration leaves open is taken from the model's own: replace that one too.
+    # What a call's configuration leaves open comes from the model's own, so replace that one too.
     own, model.generation_config = model.generation_config, GenerationConfig()
     try:
         drawn = model.generate(
@@ -165,7 +166,7 @@ def generate(model: Any, ids: Tensor, tokens: int) -> Tensor:
 
 @torch.inference_mode()
 def bare_steps(bench: Bench, model: Any, ids: Tensor, tokens: int) -> float:
-    """Seconds of the `tokens` - 1 forwards that follow the prompts' own; nothing is drawn."""
+    """Return the seconds of the `tokens` - 1 forwards after the prompts' own; nothing is drawn."""
     from transformers import StaticCache
 
     cache = StaticCache(config=model.config, max_cache_len=ids.shape[1] + tokens)
@@ -180,12 +181,12 @@ def bare_steps(bench: Bench, model: Any, ids: Tensor, tokens: int) -> float:
 
 
 def random_prompts(model: Any, count: int, tokens: int) -> Prompts:
-    """Prompts of equal length, of any tokens that the model has; the same in every run."""
+    """Return prompts of equal length, of any tokens that the model has; the same in every run."""
     return random_rows(count, tokens, model.config.get_text_config().vocab_size)
 
 
 def random_rows(count: int, tokens: int, vocabulary: int, seed: int = 0) -> list[list[int]]:
-    """`count` lists of `tokens` tokens, the same in every run."""
+    """Return `count` lists of `tokens` random tokens, the same in every run."""
     generator = torch.Generator().manual_seed(seed)
     drawn: Sequence[list[int]] = torch.randint(
         vocabulary, (count, tokens), generator=generator

@@ -1,7 +1,7 @@
 """How time grows: seconds fitted as a + b·n over samples, length and model size.
 
-`a` is what a call costs whatever it does, `b` what one more sample, token or layer costs. Lengths
-have a quadratic part too (attention); at these sizes it is small, and the fit's R² says so.
+`a` is what a call costs whatever it does, `b` what one more sample, token or layer costs. The cost
+of length has a quadratic part too (attention); it is small at these sizes, as the fit's R² says.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Law:
     a: float
     """Seconds."""
     b: float
-    """Seconds for each of n."""
+    """Seconds for each unit of n."""
     r_squared: float
     """1 where the law explains all differences between the points."""
     points: list[tuple[float, float]]
@@ -41,10 +41,10 @@ class Law:
 
 
 def fit(work: str, over: str, seconds: Mapping[float, Sequence[float]]) -> Law:
-    """Least squares over the medians.
+    """Fit a law to the medians by least squares.
 
     Args:
-        seconds: by n, of every round.
+        seconds: by n, the seconds of every round.
     """
     counts = np.array(list(seconds), dtype=np.float64)
     medians = np.array([np.median(taken) for taken in seconds.values()])
@@ -56,7 +56,7 @@ def fit(work: str, over: str, seconds: Mapping[float, Sequence[float]]) -> Law:
 
 
 def measure(bench: Bench) -> list[Law]:
-    """Sampling, and forward and backward of packs, each over samples, tokens and layers."""
+    """Fit sampling over samples, tokens and layers, and forward and backward over the first two."""
     return [*_sampling(bench), *_training(bench), *_model_size(bench)]
 
 
@@ -93,7 +93,7 @@ def _training(bench: Bench) -> list[Law]:
 
 
 def _model_size(bench: Bench) -> list[Law]:
-    """Random models that are the measured one but for their number of layers."""
+    """Fit sampling with random models that are the measured one but for the number of layers."""
     sizes = bench.sizes
     models = {n: _with_layers(bench, n) for n in sizes.scale_layers}
     prompts = random_prompts(next(iter(models.values())), 1, sizes.prompt_tokens)

@@ -3,9 +3,9 @@
     python -m workflows.bench.stage without-stops rollout --run demo --iteration 3
     python -m workflows.bench.stage until-work train --run demo --iteration 3 --overwrite
 
-`without-stops` takes the stop tokens from the sampler, so that every completion has the full
+`without-stops` takes the stop tokens away from the sampler, so that every completion has the full
 length. `until-work` ends the process where the stage begins its work and prints, as JSON, the
-seconds until then and how many of them imports took. The clock starts when it was asked for.
+seconds until then and how many of them imports took. The clock starts at the time in `STARTED`.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ WORK = {
     "logprobs": ("common.parallel.pipeline", "Pipeline", "run_forward"),
     "train": ("common.parallel.pipeline", "Pipeline", "run_step"),
 }
-"""Module, class and function whose first call is the beginning of a stage's work."""
+"""Module, class and function whose first call begins the stage's work."""
 
 STARTED = "STAGED_GRPO_BENCH_STARTED"
-"""Environment: the time at which the process was asked for, in seconds since 1970."""
+"""Environment variable: the time at which the process was asked for, in seconds since 1970."""
 
 
 class ImportClock:
-    """Seconds inside of imports, nested ones counted once."""
+    """A clock of the seconds inside imports, with nested ones counted once."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
         self._depth = 0
 
     def install(self) -> None:
-        """From now on, both import statements and `importlib.import_module`."""
+        """Time import statements and `importlib.import_module` from now on."""
         builtins.__import__ = self._timed(builtins.__import__)
         importlib.import_module = self._timed(importlib.import_module)
 

@@ -1,7 +1,7 @@
-"""What a stage costs before it works, what score judges in a second, what the default recipe takes.
+"""How long a stage takes to begin its work, score to judge rows, and the default recipe to iterate.
 
-A stage's beginning is the first call of the function that does its work: drawing, judging, the
-first forward. Until then it has imported, read the recipe, verified its inputs and loaded weights.
+A stage's work begins with the first call of the function that does it: drawing, judging, the first
+forward. Before that, it has imported, read the recipe, verified its inputs and loaded weights.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from workflows.bench.stage import STARTED, WORK
 from workflows.chain.launch import Command
 
 AFTER_IMPORTS_SECONDS = 1.0
-"""Most that a stage may take from its imports to its work."""
+"""Longest time that a stage may take before its work, without its imports."""
 DEFAULT_ITERATION_SECONDS = 12.0
 RUN = "startup"
 SMALL_RUN = (
@@ -35,7 +35,7 @@ SMALL_RUN = (
 
 
 def measure(bench: Bench) -> list[Measurement]:
-    """By stage: seconds from the call of the command to its work, and those without imports."""
+    """Measure by stage the seconds from its command to its work, with and without imports."""
     runs = bench.scratch / "startup"
     runs.mkdir()
     place = {"STAGED_GRPO_RUNS": str(runs)}
@@ -71,7 +71,10 @@ def measure(bench: Bench) -> list[Measurement]:
 
 
 def measure_score(bench: Bench) -> list[Measurement]:
-    """Judging rows of the default recipe's tasks and of MATH, half of them right, with `format`."""
+    """Measure the judging of rows of the default recipe's tasks, then of MATH rows.
+
+    Half of the rows are right, and `format` is judged too.
+    """
     count, found = bench.sizes.scored_rows, []
     for name, table in (("built-in tasks", task_rows(count)), ("MATH", math_rows(count))):
         with Scorer(RewardsConfig.model_validate({"format": {"weight": 0.1}})) as scorer:
@@ -84,21 +87,21 @@ def measure_score(bench: Bench) -> list[Measurement]:
 
 
 def task_rows(count: int) -> pa.Table:
-    """Completions of the three built-in tasks."""
+    """Return completions of the three built-in tasks."""
     per_task = [task.generate(100, split="train", seed=0) for task in TASKS.values()]
     questions = [per_task[i % len(per_task)][i // len(per_task) % 100] for i in range(count)]
     return _rows([(question.answer, question.verify_type) for question in questions])
 
 
 def math_rows(count: int) -> pa.Table:
-    """Completions whose answers are formulas."""
+    """Return completions whose answers are formulas."""
     return _rows(
         [(rf"\frac{{{index} \sqrt{{2}}}}{{{index + 1}}}", "MATH") for index in range(count)]
     )
 
 
 def _rows(golds: Sequence[tuple[str, str]]) -> pa.Table:
-    """Every other one answers with its gold."""
+    """Return one row for each gold; every other row answers with it."""
     return pa.Table.from_pylist(
         [
             {
@@ -114,8 +117,10 @@ def _rows(golds: Sequence[tuple[str, str]]) -> pa.Table:
 
 
 def measure_default(bench: Bench) -> list[Measurement]:
-    """Ten iterations of the default recipe, as `make iteration` chains them, evaluation left out;
-    seconds of one of them, start-up included."""
+    """Measure iterations of the default recipe, as `make iteration` chains them, not evaluated.
+
+    The figure is the mean of ten (of two if sizes are small), start-up included.
+    """
     runs = bench.scratch / "default"
     runs.mkdir()
     count = 10 if bench.sizes.default_tokens >= 128 else 2

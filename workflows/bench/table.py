@@ -1,4 +1,4 @@
-"""What was measured as tables on the terminal and as JSON."""
+"""Measurements, as tables on the terminal and as JSON."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def show(bench: Bench, measurements: Sequence[Measurement], laws: Sequence[Law])
 
 
 def ratio_row(record: dict[str, Any]) -> dict[str, Any]:
-    """A measurement in the table of ratios."""
+    """Return the row of a measurement in the table of ratios."""
     low, high = record["ratio_low"], record["ratio_high"]
     reached = {None: "", True: "yes", False: "no"}[record["reached"]]
     return {
@@ -57,7 +57,7 @@ def ratio_row(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def floor_row(record: dict[str, Any]) -> dict[str, Any]:
-    """A measurement in the table of floors; the same for each of its baselines."""
+    """Return the row of a measurement in the table of floors; its baselines do not change it."""
     return {
         "measured": record["name"],
         "giga_multiply_adds": sum(p["multiply_adds"] for p in record["phases"]) / 1e9,
@@ -72,7 +72,7 @@ def floor_row(record: dict[str, Any]) -> dict[str, Any]:
 def write(
     path: Path, bench: Bench, measurements: Sequence[Measurement], laws: Sequence[Law]
 ) -> None:
-    """All rounds of all measurements, and what they were made with."""
+    """Write all rounds of all measurements, and what they were made with, as JSON."""
     content = {
         "model": bench.model.name,
         "device": bench.device.type,

@@ -1,9 +1,9 @@
 """TRL's GRPOTrainer as a partner: one optimizer step whenever it is told to.
 
 A step is all that TRL does for one batch: it generates the completions, computes the reference's
-logprobs, scores, and takes one optimizer step. Its start-up (imports, model, trainer) is told
-apart. Settings are TRL's own but for those that would make it do other work than ours, and
-activation checkpointing, which is off as it is in ours: TRL is the faster without.
+logprobs, scores, and takes one optimizer step. Its start-up (imports, model, trainer) is reported
+separately. Settings are TRL's own but for those that would make it do other work than ours, and
+activation checkpointing, which is off as in ours: TRL is faster without it.
 
     python -m workflows.bench.trl SPEC.json         (started by `make bench`)
 """
@@ -26,7 +26,7 @@ BATCH = 8
 
 
 def main(spec: Mapping[str, Any]) -> None:
-    """Train on the spec's prompts in their order, each step when it is told to."""
+    """Train on the spec's prompts in their order, taking each step when told to."""
     from datasets import Dataset
     from transformers import TrainerCallback
     from trl import GRPOConfig, GRPOTrainer  # type: ignore[attr-defined]
@@ -38,7 +38,7 @@ def main(spec: Mapping[str, Any]) -> None:
     reward = open_repetition(RewardsConfig.model_validate(spec["rewards"]))
 
     class Turns(TrainerCallback):
-        """Waits before a step and tells how long it took behind it."""
+        """A callback that waits to be told before each step, and tells its seconds after it."""
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             self.channel = connect({"startup_seconds": time.perf_counter() - STARTED})
@@ -81,7 +81,7 @@ def _settings(spec: Mapping[str, Any]) -> dict[str, Any]:
         "gradient_accumulation_steps": prompts * size // batch,
         "num_generations": size,
         "max_completion_length": tokens,
-        # No completion ends before: both sides compute as many tokens.
+        # No completion ends earlier, so both sides compute the same number of tokens.
         "generation_kwargs": {"min_new_tokens": tokens},
         "shuffle_dataset": False,
         "beta": spec["kl_coef"],

@@ -80,7 +80,7 @@ def stage(
     dry_run: DryRun = False,
     under_make: UnderMake = False,
 ) -> None:
-    """Run one stage as its command is written."""
+    """Run one stage by its own command."""
     if name not in BY_NAME:
         raise UserError(f"no stage is called {name!r}; there are {', '.join(BY_NAME)}")
     command = command_of(name, options or [], processes)
@@ -98,14 +98,14 @@ def command_of(name: str, options: list[str], processes: int) -> Command:
 
 @dataclass(frozen=True)
 class _MakeOptions:
-    """Options of the make that has started us."""
+    """Options of the make that has started this process."""
 
     dry_run: bool = False
     jobs: int = 1
 
     @classmethod
     def of_environment(cls) -> _MakeOptions:
-        """As make hands them on: `kn -j4 --no-print-directory -- N=3`, letters first."""
+        """Read what make hands on: `kn -j4 --no-print-directory -- N=3`, letters first."""
         words = os.environ.get("MAKEFLAGS", "").partition("-- ")[0].split()
         letters = words[0] if words and not words[0].startswith("-") else ""
         jobs = [word.removeprefix("-j") for word in words if word.startswith("-j")]
@@ -114,7 +114,7 @@ class _MakeOptions:
 
 @dataclass
 class _Chain:
-    """Runs stages in order, each when all that it is made from is complete.
+    """Runs stages in order, each as soon as everything it is made from is complete.
 
     Two iterations are never made at once: the later one may prune what the earlier one reads.
     """
@@ -125,10 +125,13 @@ class _Chain:
     fork: bool
     quiet: bool
     end_with: int | None
-    """Our parent, if all is to end when it does."""
+    """Process id of the parent, if the stages must end when it does."""
 
     def run(self, commands: Mapping[PlannedStage, Command]) -> int:
-        """The exit code of the first that fails, or 0; after that one no other begins."""
+        """Run the stages and return the exit code of the first that fails, or 0.
+
+        After a stage that fails no other begins.
+        """
         for _, steps in groupby(commands, key=lambda step: step.number):
             if code := self._run_iteration({step: commands[step] for step in steps}):
                 return code
@@ -162,7 +165,7 @@ class _Chain:
         return start(command, fork=self.fork)
 
     def _may_begin(self, step: PlannedStage, before: list[PlannedStage]) -> bool:
-        """Whether a stage is made from nothing that is still to be made before it."""
+        """Return whether a stage is made from nothing that is still to be made before it."""
         inputs = inputs_of(self.place, step.stage.name, step.number, self.recipe)
         sources = {name.partition(":")[0] for name in inputs}
         return not sources & {made for other in before for made in self._made(other)}

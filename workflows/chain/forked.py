@@ -1,4 +1,4 @@
-"""What a forked process does to be a stage, or the ranks of one."""
+"""What a forked process does to become a stage, or one rank of a stage."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ THREADS = "OMP_NUM_THREADS"
 
 
 def be_stage(command: Command, environment: dict[str, str], log: Path | None) -> None:
-    """Be a stage, with what the fork server has imported."""
+    """Be a stage, with what the fork server has imported.
+
+    Where the fork server could not import them safely, the stage's command is run instead.
+    """
     preload = sys.modules.get("workflows.chain.preload")
     if preload is None or preload.PROBLEM:
         exec_stage(command, environment, log)
@@ -34,7 +37,7 @@ def be_stage(command: Command, environment: dict[str, str], log: Path | None) ->
 
 
 def exec_stage(command: Command, environment: dict[str, str], log: Path | None) -> NoReturn:
-    """Be the stage's command as it is written."""
+    """Replace this process by the stage's command as it is written."""
     os.set_inheritable(_enter(environment, log), True)
     words = command.words
     os.execvp(words[0], words)
@@ -52,12 +55,12 @@ def _enter(environment: dict[str, str], log: Path | None) -> int:
 
 
 def end_with_parent(number: signal.Signals) -> int:
-    """Have this process signalled when the one that asked for it ends, however that ends.
+    """Have this process get a signal when the process that asked for it ends, however that ends.
 
-    Linux sends the signal when the pipe between them closes; elsewhere nothing is sent.
+    Linux sends the signal when the pipe between the two closes; other systems send nothing.
 
     Returns:
-        The file descriptor of that pipe.
+        The file descriptor of the pipe.
     """
     parent = multiprocessing.parent_process()
     assert parent is not None
@@ -72,10 +75,10 @@ def end_with_parent(number: signal.Signals) -> int:
 
 
 def run_module(command: Command, threads: int | None) -> None:
-    """As `python -m module arguments…`.
+    """Run a module as `python -m module arguments…` does.
 
     Args:
-        threads: for torch, where OpenMP read another number when it was loaded.
+        threads: number of threads for torch, if OpenMP read another number when it was loaded.
     """
     if threads is not None:
         import torch
@@ -87,7 +90,7 @@ def run_module(command: Command, threads: int | None) -> None:
     sys.path[0] = str(Path.cwd())
     for name in list(sys.modules):
         if name.partition(".")[0] in ("common", "stages", "workflows"):
-            del sys.modules[name]  # as it is on the disk now
+            del sys.modules[name]  # to be imported as it is on the disk now
     try:
         runpy.run_module(command.module, run_name="__main__", alter_sys=True)
     except KeyboardInterrupt:
@@ -95,10 +98,10 @@ def run_module(command: Command, threads: int | None) -> None:
 
 
 def run_ranks(command: Command, threads: int | None) -> None:
-    """As `torchrun --standalone --nproc-per-node N -m -- module arguments…`, by its own agent.
+    """Run a module as `torchrun --standalone --nproc-per-node N -m -- module arguments…` does.
 
-    Its ranks are forked from here. It ends with the exit code of the rank that failed first, where
-    torchrun's is always 1.
+    The agent is torchrun's own, but forks the ranks from this process. The exit code is that of the
+    rank that failed first, where torchrun's is always 1.
     """
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -130,10 +133,10 @@ def run_ranks(command: Command, threads: int | None) -> None:
 
 
 def be_rank(command: Command, threads: int | None) -> None:
-    """Be one rank of a stage; the agent has said in the environment which."""
+    """Be one rank of a stage; the environment that the agent has set says which."""
     end_with_parent(signal.SIGKILL)
     os.setsid()  # as torchrun: Ctrl-C goes to the agent, which tells all ranks
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
-        signal.signal(number, signal.SIG_DFL)  # in place of the agent's
+        signal.signal(number, signal.SIG_DFL)  # in place of the agent's handlers
     run_module(command, threads)

@@ -1,9 +1,10 @@
 """How a stage is started, whoever starts it: as a process of its own that need not import torch.
 
 Importing torch and transformers takes longer than a small stage's work. So the standard library's
-fork server (`multiprocessing`) imports them at the first stage, and forks each stage: a process of
-its own, with its own memory, threads and exit code, as if started by hand. The project's own
-modules are imported in the stage, so that an edit takes effect in the next one.
+fork server (`multiprocessing`) imports them when the first stage starts, and every stage is forked
+from it. A stage is still a process of its own, with its own memory, threads and exit code, as if
+started by hand. The project's own modules are imported in the stage, so that an edit takes effect
+in the next one.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class Command:
 
     @property
     def words(self) -> list[str]:
-        """Program and arguments, the program as a path from this folder."""
+        """Return program and arguments; a program below this folder gets a relative path."""
         python, here = Path(sys.executable), Path.cwd()
         python = python.relative_to(here) if python.is_relative_to(here) else python
         launcher = [str(python), "-m"]
@@ -49,7 +50,10 @@ class Command:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Variables beside the caller's: torchrun warns of its default unless it is said."""
+        """Return variables to add to the caller's.
+
+        torchrun warns unless OMP_NUM_THREADS is set, so its default of 1 is set here.
+        """
         several = self.processes > 1 and "OMP_NUM_THREADS" not in os.environ
         return {"OMP_NUM_THREADS": "1"} if several else {}
 
@@ -67,10 +71,11 @@ def start(
     """Start a stage, which is ended when this process ends, however that ends.
 
     Args:
-        fork: with the fork server's imports, where processes may be forked that have imported;
-            else its command is run as it is written.
-        environment: variables beside those of this process.
-        log: file to which it adds what it says; by default it has this process's streams.
+        fork: fork the stage from the fork server and its imports, on systems where forking is
+            safe after imports; else its command is run as it is written.
+        environment: variables to add to those of this process.
+        log: file to which the stage appends its output; by default it shares this process's
+            streams.
     """
     # On macOS system libraries start threads, which a fork does not survive.
     work = be_stage if fork and sys.platform == "linux" else exec_stage
@@ -88,7 +93,7 @@ def run(
     environment: Mapping[str, str] | None = None,
     log: Path | None = None,
 ) -> int:
-    """`start` a stage and wait for its end; the exit code as a shell has it."""
+    """`start` a stage, wait for its end and return its exit code as a shell has it."""
     process = start(command, fork=fork, environment=environment, log=log)
     try:
         process.join()
@@ -99,7 +104,7 @@ def run(
 
 
 def stop(processes: Iterable[BaseProcess]) -> None:
-    """End stages: wait for those that Ctrl-C has reached as well, interrupt the others, kill."""
+    """End stages: wait for those that Ctrl-C has also reached, interrupt the rest, then kill."""
     running = [process for process in processes if process.is_alive()]
     for number in (None, signal.SIGINT, signal.SIGKILL):
         for process in running:
@@ -111,14 +116,14 @@ def stop(processes: Iterable[BaseProcess]) -> None:
 
 
 def exit_code(process: BaseProcess) -> int:
-    """Of a stage that has ended: 128 and the number of the signal that ended it."""
+    """Return the exit code of a stage that has ended; after a signal, 128 plus its number."""
     code = process.exitcode
     assert code is not None
     return code if code >= 0 else 128 - code
 
 
 def first_ended(processes: Iterable[BaseProcess], seconds: float) -> BaseProcess | None:
-    """One that has ended, waited for so long."""
+    """Wait until a process has ended and return it; None if all still run after `seconds`."""
     by_sentinel = {process.sentinel: process for process in processes}
     ended = wait(by_sentinel, seconds)
     return by_sentinel[ended[0]] if ended else None  # type: ignore[index]

@@ -1,7 +1,7 @@
-"""What stages import, without starting a thread: imported by the process that forks them.
+"""What stages import and the process that forks them has imported, without starting a thread.
 
-A thread's locks would stay locked in a forked process, and a GPU that was opened cannot be used in
-one. polars and pyarrow are left out: they load quickly and start threads.
+Locks that a thread holds would stay locked in a forked process, and a GPU that was opened before
+the fork cannot be used there. polars and pyarrow are left out: they load quickly and start threads.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ MODULES = (
 
 
 def why_not_fork() -> str | None:
-    """What a process forked from this one would suffer from, if anything."""
+    """Return what a process forked from this one would suffer from, or None."""
     if (threads := len(list(Path("/proc/self/task").iterdir()))) != 1:
         return f"{threads} threads are running after the imports"
     for fd in Path("/proc/self/fd").iterdir():
@@ -46,7 +46,7 @@ def why_not_fork() -> str | None:
 
 
 def preload() -> str | None:
-    """Import `MODULES`; returns why no stage may be forked from here, if so."""
+    """Import `MODULES` and return why no stage may be forked from here, or None if it may."""
     at_interrupt = signal.getsignal(signal.SIGINT)
     if at_interrupt != signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends us without a traceback

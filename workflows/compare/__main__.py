@@ -2,8 +2,8 @@
 
 Each variant is a child run beside its parent (`demo.3.dapo`), which begins with the parent's
 iteration N up to its rollout. Scores and logprobs are taken over where the variant would make the
-same, and made again where it would not; then the real train stage trains policy N. Of the parent
-nothing changes but link counts, and with them the stat that its manifests note. A child is an
+same, and made again where it would not; then the real train stage trains policy N. Nothing in the
+parent changes except link counts, and with them the stat that its manifests note. A child is an
 ordinary run: `make iteration N=10 RUN=demo.3.dapo` goes on with it.
 
     python -m workflows.compare --run demo --iteration 3 --preset grpo --preset dapo

@@ -1,4 +1,4 @@
-"""The runs of compared variants: made beside their parent, then trained by the ordinary stages."""
+"""The runs of compared variants, made beside their parent and trained by the ordinary stages."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from workflows.compare.variants import not_applied
 from workflows.variants import Variant
 
 AFTER_ROLLOUT = OF_AN_ITERATION[1:]
-"""What a child runs of the frozen iteration; the last one trains."""
+"""Stages of the frozen iteration that a child runs; the last one trains."""
 
 
 @dataclass
@@ -31,7 +31,7 @@ class VariantResult:
     variant: Variant
     child: Run
     failed: StageName | None = None
-    """The stage that ended it before its time."""
+    """The stage that failed, if one did."""
     exit_code: int = 0
 
     @property
@@ -44,11 +44,11 @@ class VariantResult:
 
 
 def make_children(frozen: Frozen, variants: Iterable[Variant], *, overwrite: bool) -> list[Run]:
-    """A child run for each variant; those that are there already are checked, all before any work.
+    """Make a child run for each variant; check runs that exist already before any work.
 
     Raises:
-        UserError: a run of that name is there and is not this variant's child; or, to overwrite,
-            not made from this iteration at all, or continued.
+        UserError: a run of that name exists and is not this variant's child; or, with `overwrite`,
+            it was not made from this iteration at all, or has gone on to later ones.
     """
     pairs = [(variant, frozen.child(variant.name)) for variant in variants]
     for variant, child in pairs:
@@ -76,7 +76,7 @@ def make_children(frozen: Frozen, variants: Iterable[Variant], *, overwrite: boo
 
 
 def take_over(frozen: Frozen, outcome: VariantResult, donors: list[Run]) -> None:
-    """Scores and logprobs from the parent or from a variant before, where they are alike."""
+    """Take over scores and logprobs from the parent or an earlier variant, where they are alike."""
     recipe, child, number = outcome.variant.recipe, outcome.child, frozen.iteration
     types = read_output(frozen.run.rollout(number), ["verify_type"])["verify_type"].unique()
     judged_by = package_versions(types.to_pylist()) | function_versions(recipe.rewards)
@@ -88,14 +88,14 @@ def take_over(frozen: Frozen, outcome: VariantResult, donors: list[Run]) -> None
 
 
 def run_stages(outcome: VariantResult, iteration: int, *, evaluate: bool, quiet: bool) -> None:
-    """Run the stages that are missing, as one would; the first that fails ends the variant."""
+    """Run the missing stages as one would by hand; the first that fails ends the variant."""
     child, variant = outcome.child, outcome.variant
     for stage in (*AFTER_ROLLOUT, *((BY_NAME["evaluate"],) if evaluate else ())):
         if _is_fresh(child, stage.name, iteration):
             if stage.name == "train":
                 _warn_of_edited_term(outcome, iteration)
             continue
-        # An evaluation is divided by questions, so it needs no mesh; its table is ours, below.
+        # An evaluation is divided by questions, so it needs no mesh; compare prints its table.
         processes = variant.processes if stage.processes == "mesh" else 1
         arguments = ["--run", child.name, "--iteration", str(iteration)]
         arguments += ["--quiet"] if quiet or stage.per == "policy" else []
@@ -107,7 +107,7 @@ def run_stages(outcome: VariantResult, iteration: int, *, evaluate: bool, quiet:
 
 
 def _warn_of_edited_term(outcome: VariantResult, iteration: int) -> None:
-    """Tell that a variant was trained by the recipe's own policy term as it was before an edit."""
+    """Warn if a variant was trained by the recipe's own policy term as it was before an edit."""
     objective, output = outcome.variant.recipe.objective, outcome.child.train(iteration)
     if not objective.has_own_term:
         return
@@ -121,7 +121,7 @@ def _warn_of_edited_term(outcome: VariantResult, iteration: int) -> None:
 
 
 def _is_fresh(child: Run, stage: StageName, iteration: int) -> bool:
-    """Whether there is nothing to do; what is damaged is left for the stage to name."""
+    """Return whether there is nothing to do; what is damaged is left to the stage to report."""
     try:
         return status_of(child, child.of(stage, iteration)).state == "fresh"
     except UserError:

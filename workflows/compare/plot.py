@@ -20,7 +20,7 @@ PANELS = {
     "ratio_max": "largest ratio",
     "kl": "KL to the reference (nats)",
 }
-"""Metrics that are drawn, with their titles; null where there is nothing to draw."""
+"""Metrics that are drawn, with their titles; null values are not drawn."""
 
 _COLUMNS = 4
 
@@ -39,14 +39,14 @@ def draw(steps: pl.DataFrame, path: Path, *, title: str) -> None:
 
 
 def _draw_panel(panel: Any, steps: pl.DataFrame, metric: str, name: str) -> None:
-    """One metric over the optimizer steps; steps that were left out are gaps."""
+    """Draw one metric over the optimizer steps; skipped steps are gaps."""
     shown = steps.with_columns(pl.when(~pl.col("skipped")).then(pl.col(metric)).alias("shown"))
     groups = shown.group_by(["variant"], maintain_order=True)
     most = max(rows.height for _, rows in groups)
     for index, ((variant,), rows) in enumerate(groups):
         values = rows["shown"].cast(pl.Float64).fill_null(math.nan).to_list()
         panel.plot(range(1, len(values) + 1), values, label=str(variant), **look(index))
-    # Fixed limits: of a single step matplotlib would make ticks between whole numbers.
+    # Fixed limits: for a single step matplotlib would put ticks between whole numbers.
     panel.set_xlim(0.5, most + 0.5)
     panel.ticklabel_format(axis="y", style="sci", scilimits=(-3, 4), useOffset=False)
     finish(panel, name, "optimizer step")

@@ -15,29 +15,31 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _CHUNK = 1 << 24
-"""Numbers of a tensor that are widened to float64 at once."""
+"""How many numbers of a tensor are widened to float64 at once."""
 
 
 @dataclass(frozen=True)
 class Update:
-    """What an iteration changed, over all weights, and how that lies to the baseline's change."""
+    """The change that an iteration made to all weights, and how it compares with the baseline's."""
 
     norm: float
     """||v||, v = policy N - policy N-1."""
     cosine: float | None
-    """Of v and the baseline's b; None where one of them is zero."""
+    """Of v and the baseline's change b; None where one of them is zero."""
     relative_difference: float | None
     """||v - b|| / ||b||; None where b is zero."""
 
 
 def compare_updates(before: Path, baseline: Path, policy: Path) -> Update:
-    """Sums in float64 over the tensors of `policy`, a Hugging Face directory.
+    """Compare two changes of a policy by sums in float64 over the tensors of `policy`.
 
     Args:
-        before: policy N-1, where both started; what it has beyond the others does not count.
+        before: policy N-1, where both started.
+        baseline: policy N of the baseline. All three are Hugging Face directories.
+        policy: policy N of the variant. Tensors that only the others have do not count.
 
     Raises:
-        UserError: one of the other directories has not all of the tensors.
+        UserError: one of the other directories lacks some of the tensors.
     """
     sums = [0.0, 0.0, 0.0, 0.0]
     for start, ours, theirs in _tensors(before, baseline, policy):
@@ -55,7 +57,7 @@ def compare_updates(before: Path, baseline: Path, policy: Path) -> Update:
 
 
 def _tensors(*folders: Path) -> Iterator[tuple[Tensor, ...]]:
-    """The tensors of the same name, one name at a time, whatever file each lies in."""
+    """Yield the tensors of the same name, one name at a time, whatever file each is in."""
     from safetensors import safe_open
 
     with ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""What compared variants came to, as tables, files and JSON."""
+"""Results of compared variants, as tables, files and JSON."""
 
 from __future__ import annotations
 
@@ -55,14 +55,17 @@ class SideBySide:
         return f"{self.run}, iteration {self.iteration}"
 
     def write(self, *, svg: Path | None, output: Path | None) -> None:
-        """The files that were asked for."""
+        """Write the files that were asked for."""
         if output is not None:
             write_atomically(output, encode_parquet(self.steps.to_arrow()))
         if svg is not None and self.steps.height:
             draw(self.steps, svg, title=f"{self.title}: the same completions, several recipes")
 
     def print(self) -> None:
-        """Results, updates, metrics and accuracies, if there are any: a row per variant each."""
+        """Print results with updates, then metrics and accuracies if there are any.
+
+        Variants are rows, except in the table of metrics, where they are columns.
+        """
         means = tables.metrics_table(self.steps)
         taken = means.select("variant", "steps", "seconds")
         results = self.results.drop("run").join(taken, on="variant", how="left")
@@ -81,7 +84,7 @@ class SideBySide:
             print_table(self.accuracy, title=f"held-out questions, policy {number}, {against}")
 
     def as_json(self) -> dict[str, Any]:
-        """Everything that is printed, a row per variant."""
+        """Return everything that is printed, with one row per variant."""
         whole = self.results
         for table in (tables.metrics_table(self.steps), self.policies, self.accuracy):
             whole = whole.join(table, on="variant", how="left") if table.width else whole

@@ -1,4 +1,4 @@
-"""Metrics of variants side by side: a row per optimizer step, a row per variant."""
+"""Metrics of variants side by side: one row per optimizer step, or one row per variant."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ METRICS = (
     *("policy_loss", "grad_norm", "kl", "approx_kl", "entropy"),
     *("clip_fraction_low", "clip_fraction_high", "ratio_max", "sampler_weight_mean"),
 )
-"""Metrics of which one number stands for a variant, in the order of the table."""
+"""Metrics that are reduced to one number per variant, in the order of the table."""
 
 Row = dict[str, Any]
 
 
 def step_table(children: Mapping[str, Run], iteration: int) -> pl.DataFrame:
-    """`variant` and the columns of `schemas.TRAIN`: one row per variant and optimizer step.
+    """Return one row per variant and optimizer step: `variant` and the columns of `schemas.TRAIN`.
 
-    `kl` is null where the objective has no reference that could be measured against.
+    `kl` is null where the objective has no reference to measure against.
     """
     frames = [polars_frame(TRAIN.empty_table()).select(pl.lit("").alias("variant"), pl.all())]
     for name, child in children.items():
@@ -44,9 +44,9 @@ def step_table(children: Mapping[str, Run], iteration: int) -> pl.DataFrame:
 
 
 def metrics_table(steps: pl.DataFrame) -> pl.DataFrame:
-    """One row per variant: its steps and seconds of training, metrics over the steps it took.
+    """Return one row per variant: its steps, its seconds of training, and its metrics.
 
-    Of `ratio_max` the largest, of the others the mean.
+    A metric is the mean over the steps that were not skipped; `ratio_max` is the largest of them.
     """
 
     def over_steps(name: str) -> pl.Expr:
@@ -61,9 +61,9 @@ def metrics_table(steps: pl.DataFrame) -> pl.DataFrame:
 
 
 def policies_table(children: Mapping[str, Run], iteration: int, baseline: str) -> pl.DataFrame:
-    """One row per variant: its update of the policy, and how it lies to the baseline's.
+    """Return one row per variant: its update of the policy, compared with the baseline's.
 
-    Where the baseline has no policy, or tensors do not match, nothing is compared.
+    Nothing is compared where the baseline has no policy or tensors do not match.
     """
     rows = []
     for name, child in children.items():
@@ -83,9 +83,9 @@ def policies_table(children: Mapping[str, Run], iteration: int, baseline: str) -
 
 
 def accuracy_table(children: Mapping[str, Run], iteration: int, baseline: str) -> pl.DataFrame:
-    """One row per variant: greedy held-out accuracy with its interval, and minus the baseline's.
+    """Return one row per variant: greedy held-out accuracy, and its difference to the baseline's.
 
-    The difference is paired by question; means are over the tasks.
+    Both come with intervals. The difference is paired by question; means are over the tasks.
     """
     rows: list[Row] = []
     evaluated = {n: c for n, c in children.items() if has_manifest(c.evaluation(iteration))}

@@ -20,16 +20,17 @@ def read_variants(
     variants: list[str],
     common: list[str],
 ) -> list[Variant]:
-    """The variants of a command line; the first is the baseline.
+    """Read the variants of a command line; the first is the baseline.
 
     Args:
-        presets: names of presets, over the recipe of the frozen run.
+        presets: names of presets, each put into the recipe of the frozen run.
         recipes: recipe files, each a variant called by its stem.
-        variants: `NAME:section.key=value,…`, over the recipe of the frozen run.
-        common: `section.key=value` for all variants, below their own keys.
+        variants: `NAME:section.key=value,…`, each put into the recipe of the frozen run.
+        common: `section.key=value` for all variants, put in after a preset and before other keys.
 
     Raises:
-        UserError: everything wrong with one of them, or two of the same name.
+        UserError: a variant is faulty (the message says everything that is wrong with it), two
+            have the same name, or there are fewer than two.
     """
     path = frozen.run.recipe
     parent = read_recipe_text(path)
@@ -53,7 +54,7 @@ def read_variants(
 
 
 def not_applied(frozen: Frozen, variant: Variant) -> list[str]:
-    """Keys that would have made another rollout: they hold from the next iteration on."""
+    """Return keys that would have made another rollout; they hold from the next iteration on."""
     recorded = read_manifest(frozen.run.rollout(frozen.iteration)).recipe
     keys = differing_keys(recorded, variant.recipe.model_dump(mode="json"))
     if "rewards" in recorded:  # of dynamic sampling

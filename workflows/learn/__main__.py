@@ -4,10 +4,10 @@ Reads   a recipe
 Writes  data/runs/NAME-SEED by the recipe's name; --svg a picture, --output a folder with the
         tables that are printed and what is drawn, as Parquet
 
-Accuracy on held-out questions before and after, how much of the gain is another choice among the
-ways to answer and how much is accuracy within them, and how all of it moved from iteration to
-iteration. Every run is an ordinary one, brought to its iteration as `make iteration` does: killed
-and called again it goes on.
+It shows accuracy on held-out questions before and after, how much of the gain is another choice
+among the ways to answer and how much is accuracy within them, and how all of it moved from
+iteration to iteration. Every run is an ordinary one, brought to its iteration as `make iteration`
+does: if killed, it goes on when the command is called again.
 
     python -m workflows.learn --svg learn.svg
     python -m workflows.learn --recipe workflows/recipes/sums-smollm2.toml --seeds 0
@@ -45,7 +45,7 @@ Runs = Annotated[
 ]
 Svg = Annotated[Path | None, typer.Option("--svg", help="Draw the curves into this file.")]
 SHOWING = ("svg", "quiet", "as_json", "debug")
-"""Options about what is shown."""
+"""Options that only decide what is shown."""
 
 
 def main(
@@ -62,7 +62,10 @@ def main(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Accuracy before and after, where the gain comes from, and the curves between."""
+    """Train a recipe with several seeds and show what was learned.
+
+    That is accuracy before and after, where the gain comes from, and the curves between.
+    """
     set_quiet(quiet or as_json)
     check_file("--svg", svg, ".svg")
     check_folder("--output", output)
@@ -93,7 +96,7 @@ def trained(
     """Bring a run of each seed to its last iteration.
 
     Returns:
-        Those that were, and of each other one what stopped it.
+        The runs that got there, and for each other one what stopped it.
 
     Raises:
         UserError: the last policy would not be evaluated, or no run could be trained.
@@ -116,10 +119,10 @@ def trained(
 
 
 def opened(name: str) -> Run:
-    """The run of that name.
+    """Return the run of that name.
 
     Raises:
-        UserError: there is none, or not two of its policies are evaluated.
+        UserError: there is none, or fewer than two of its policies are evaluated.
     """
     run = Run.named(name)
     if run.last_policy() < 0:

@@ -1,4 +1,4 @@
-"""Curves of runs of one recipe: their mean as a line, from the least to the largest a band."""
+"""Curves of the runs of one recipe: the mean as a line, a band from the least to the largest."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from common.reporting.opening_tables import RIGHT, SELDOM
 from workflows.plotting import finish, legend_below, look, panels
 
 TOO_MANY_FOR_MARKERS = 25
-"""Points of a line."""
+"""Number of points from which a line is drawn without markers."""
 
 
 def draw(curves: pl.DataFrame, evaluations: pl.DataFrame, path: Path) -> None:
-    """Six panels into an SVG file: accuracy and length; ways to answer; entropy.
+    """Draw six panels into an SVG file: accuracy, length, ways to answer and entropy.
 
     Args:
-        curves: as `tables.results` has them.
-        evaluations: the same.
+        curves: the table of this name that `tables.results` returns.
+        evaluations: likewise.
     """
     runs = curves["run"].unique(maintain_order=True).to_list()
     title = runs[0] if len(runs) == 1 else f"{', '.join(runs)}: mean, least and largest"
@@ -50,7 +50,7 @@ def draw(curves: pl.DataFrame, evaluations: pl.DataFrame, path: Path) -> None:
 
 
 def _line(panel: Any, rows: pl.DataFrame, x: str, y: str, label: str, index: int) -> None:
-    """The mean over runs of `y`, and a band from their least to their largest."""
+    """Draw the mean of `y` over the runs, and a band from the least to the largest."""
     by_x = (
         rows.drop_nulls(y)
         .group_by(x)

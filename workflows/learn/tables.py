@@ -1,4 +1,4 @@
-"""What runs have learned, as polars tables: one row per run and task, or a run and iteration."""
+"""What runs have learned, as polars tables: one row per run and task, or per run and iteration."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ COLUMNS = {
     "gain": ["run", "task", "choice", "within"],
     "ways": ["run", "task", "opening", "choice", "within"],
 }
-"""The tables of a folder that `--output` wrote, and columns by which each is known."""
+"""The tables of a folder that `--output` wrote, with columns that tell each from the others."""
 
 
 def results(runs: list[Run], with_curves: bool) -> dict[str, pl.DataFrame]:
-    """What is known of the runs: evaluations, and on demand `curves` over the iterations.
+    """Return the tables that the evaluations give, and on demand `curves` over the iterations.
 
-    The curves take reading every completion that was drawn.
+    For the curves, every completion that was drawn has to be read.
     """
     found = {
         "evaluations": _by_run(runs, evaluation_facts),
@@ -50,7 +50,7 @@ def results(runs: list[Run], with_curves: bool) -> dict[str, pl.DataFrame]:
 
 
 def printed(found: dict[str, pl.DataFrame], *, as_json: bool) -> list[Table]:
-    """What the command prints of `results`; `ways`, long with several runs, in JSON only."""
+    """Return what the command prints of `results`; only JSON has `ways`, long with several runs."""
     ends = pl.col("policy").min().alias("first"), pl.col("policy").max().alias("last")
     of_runs = found["evaluations"].group_by("run").agg(ends)
     pairs = of_runs.select("first", "last").unique().sort("first", "last").rows()
@@ -66,11 +66,11 @@ def printed(found: dict[str, pl.DataFrame], *, as_json: bool) -> list[Table]:
 
 
 def _curves(runs: list[Run]) -> pl.DataFrame:
-    """One row per run and iteration: what was drawn and what training said of it.
+    """Return one row per run and iteration: what was drawn, and what training said of it.
 
-    `correct` and `tokens` are means over all completions drawn, also of groups that dynamic
-    sampling left out of the batch; then each opening's share and accuracy. A ledger passes over
-    prompts that are solved, so with one `correct` is lower than it would be.
+    `correct` and `tokens` are means over all completions drawn, including groups that dynamic
+    sampling left out of the batch. The last columns are each opening's share and accuracy. With a
+    ledger, `correct` is lower than without, because solved prompts are passed over.
     """
     drawn = {run.name: rollouts(run) for run in runs}
     common = most_common(pl.concat(drawn.values()))
@@ -92,7 +92,10 @@ def _by_run(runs: list[Run], table: Callable[[Run], pl.DataFrame]) -> pl.DataFra
 
 
 def _greedy(run: Run) -> pl.DataFrame:
-    """Accuracy after with its interval, and the difference, question by question, with its own."""
+    """Return greedy accuracy before and after by task, and the difference paired by question.
+
+    Accuracy after and the difference come with their intervals.
+    """
     first, last = first_and_last(run)
     after = evaluation_facts(run).filter(pl.col("policy") == last)
     of_after = after.select(
@@ -109,7 +112,10 @@ def _greedy(run: Run) -> pl.DataFrame:
 
 
 def _sampled(run: Run) -> pl.DataFrame:
-    """Accuracy, how many answers are well-formed and how many of these right, pass@k, length."""
+    """Return figures of sampled answers by task, before and after.
+
+    They are accuracy, how many answers are well-formed and how many of these right, pass@k, length.
+    """
     before, after = (
         facts.drop("tokens").join(answers.drop("accuracy"), on="task", maintain_order="left")
         for facts, answers in zip(
