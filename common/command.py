@@ -6,6 +6,7 @@ Exit codes: 0 done or nothing to do, 2 an error the user can fix, 3 a program or
 
 from __future__ import annotations
 
+import inspect
 import json
 import multiprocessing
 import os
@@ -146,11 +147,16 @@ def launch(*commands: Callable[..., None], about: str = "") -> None:
         no_args_is_help=True,
     )
     for command in commands:
-        app.command(help=command.__doc__)(_guarded(command))
+        app.command(help=_help(command))(_guarded(command))
     try:
         app()
     except SystemExit as end:
         _leave(end.code)
+
+
+def _help(command: Callable[..., None]) -> str:
+    """Return a command's docstring without the sections for readers of the code."""
+    return re.split(r"\n\n(?:Args|Raises|Returns):", inspect.getdoc(command) or "")[0]
 
 
 def _leave(code: object) -> None:
