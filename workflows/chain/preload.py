@@ -11,8 +11,10 @@ import importlib
 import os
 import signal
 import sys
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from common.process import wait_briefly
 
@@ -32,6 +34,10 @@ MODULES = (
     "tomlkit",
     "typer",
 )
+
+LEFT_OUT = ("sklearn", "pandas")
+"""Packages that some versions of transformers import when they are installed, with pyarrow behind
+them, and that nothing here uses. A stage can still import them."""
 
 
 def why_not_fork() -> str | None:
@@ -53,9 +59,10 @@ def preload() -> str | None:
     wait_briefly(os.environ)
     before = os.environ.get("OPENBLAS_NUM_THREADS")
     os.environ["OPENBLAS_NUM_THREADS"] = "1"  # or numpy starts threads when it is loaded
-    for name in MODULES:
-        with suppress(Exception):  # a stage that needs it will say what is wrong
-            importlib.import_module(name)
+    with _left_out(LEFT_OUT):
+        for name in MODULES:
+            with suppress(Exception):  # a stage that needs it will say what is wrong
+                importlib.import_module(name)
     gc.freeze()
     signal.signal(signal.SIGINT, at_interrupt)
     if before is None:
@@ -64,6 +71,18 @@ def preload() -> str | None:
         print(f"chain: {reason}, so every stage imports by itself", file=sys.stderr)
         return reason
     return None
+
+
+@contextmanager
+def _left_out(names: Sequence[str]) -> Iterator[None]:
+    """Make packages look as if they were not installed, unless they are imported already."""
+    absent: dict[str, Any] = {name: None for name in names if name not in sys.modules}
+    sys.modules.update(absent)
+    try:
+        yield
+    finally:
+        for name in absent:
+            del sys.modules[name]
 
 
 PROBLEM = preload()
