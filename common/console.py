@@ -85,3 +85,21 @@ def track(items: Iterable[Item], label: str, total: int) -> Iterator[Item]:
         for item in items:
             yield item
             shown.advance()
+
+
+@contextmanager
+def stdout_to_stderr() -> Iterator[None]:
+    """Send to standard error whatever is written to standard output, by native libraries too.
+
+    What a command prints on standard output is for programs: lines that are not its own must not
+    get among them.
+    """
+    sys.stdout.flush()
+    kept = os.dup(1)
+    try:
+        os.dup2(2, 1)
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(kept, 1)
+        os.close(kept)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from common.command import open_run
 from common.config import Recipe
-from common.console import clean
+from common.console import clean, stdout_to_stderr
 from common.errors import (
     NoLearningSignalError,
     NonFiniteError,
@@ -115,3 +116,11 @@ def test_a_mistyped_run_is_not_begun(runs: Path) -> None:
     with pytest.raises(UserError, match="make prepare RUN=nosuch"):
         recipe_of("nosuch")
     assert not list(runs.iterdir())
+
+
+def test_native_lines_do_not_get_among_a_command_s_own(capfd: pytest.CaptureFixture[str]) -> None:
+    print("before")
+    with stdout_to_stderr():
+        os.write(1, b"of a library\n")
+    print("after", flush=True)
+    assert capfd.readouterr() == ("before\nafter\n", "of a library\n")

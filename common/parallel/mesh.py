@@ -25,7 +25,7 @@ from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 
 from common.config import MeshConfig
-from common.console import clean
+from common.console import clean, stdout_to_stderr
 from common.errors import UserError
 from common.parallel import failure
 
@@ -158,23 +158,24 @@ class Mesh:
         # The launcher's store outlives a mesh, so each mesh of these processes has its own keys.
         number = next(_MESHES)
         self._store = PrefixStore(f"mesh-{number}", store)
-        dist.init_process_group(
-            backend,
-            store=PrefixStore(f"groups-{number}", store),
-            rank=self.rank,
-            world_size=self.world_size,
-            timeout=timeout,
-            device_id=self.device if backend == "nccl" else None,
-        )
-        self._groups["world"] = dist.group.WORLD  # type: ignore[assignment]
-        by_replica = [
-            [replica * self.pp_degree + stage for stage in range(self.pp_degree)]
-            for replica in range(self.dp_degree)
-        ]
-        # Every rank takes part in making every group, even those it is not in.
-        self._make("pp", by_replica, timeout)
-        self._make("dp", [list(ranks) for ranks in zip(*by_replica, strict=True)], timeout)
-        self._make("embedding", [[ranks[0], ranks[-1]] for ranks in by_replica], timeout)
+        with stdout_to_stderr():  # gloo tells of its connections in some versions of torch
+            dist.init_process_group(
+                backend,
+                store=PrefixStore(f"groups-{number}", store),
+                rank=self.rank,
+                world_size=self.world_size,
+                timeout=timeout,
+                device_id=self.device if backend == "nccl" else None,
+            )
+            self._groups["world"] = dist.group.WORLD  # type: ignore[assignment]
+            by_replica = [
+                [replica * self.pp_degree + stage for stage in range(self.pp_degree)]
+                for replica in range(self.dp_degree)
+            ]
+            # Every rank takes part in making every group, even those it is not in.
+            self._make("pp", by_replica, timeout)
+            self._make("dp", [list(ranks) for ranks in zip(*by_replica, strict=True)], timeout)
+            self._make("embedding", [[ranks[0], ranks[-1]] for ranks in by_replica], timeout)
         failure.announce_process(self._store, self.rank)
         self.at(self.position)
         if threading.current_thread() is threading.main_thread():

@@ -178,6 +178,7 @@ def load(folder: Path) -> Embed:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    logging.set_verbosity_error()  # some versions print which tensors they leave out
     torch.set_num_threads(1)
     model = SentenceTransformer(
         str(folder),

@@ -99,7 +99,12 @@ def test_counts_equal_torch_s_counter(make_policy: Callable[..., Path]) -> None:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(input_ids=torch.tensor([[3], [4], [5]]), use_cache=False)
     counted = Shape.of(model.config, torch.float32).forward(3, 3, 3)
-    assert counter.get_total_flops() == 2 * counted.multiply_adds
+    # Some versions of transformers multiply rotary frequencies and positions as matrices.
+    rotary = model.config.head_dim // 2
+    assert counter.get_total_flops() in (
+        2 * counted.multiply_adds,
+        2 * (counted.multiply_adds + rotary),
+    )
 
 
 def test_what_a_pack_computes_is_what_is_counted(pipeline: Pipeline) -> None:

@@ -148,6 +148,20 @@ def test_no_stage_is_forked_from_a_process_with_threads() -> None:
     assert "2 threads are running after the imports, so every stage imports" in done.stderr
 
 
+def test_packages_that_start_threads_are_not_imported() -> None:
+    """Some versions of transformers import sklearn, and with it pandas and pyarrow."""
+    code = (
+        "import sys\n"
+        "from workflows.chain import preload\n"
+        "print([name for name in ('sklearn', 'pandas', 'pyarrow') if name in sys.modules])\n"
+        "import pandas"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "[]\n"
+
+
 def test_forked_training_makes_the_same_bytes(
     stages: Stages, untrained: Path, trained: Path, at: Callable[[Path], Run]
 ) -> None:
