@@ -25,7 +25,7 @@ from common.config.recipe_file import preset_remark, read_recipe_text
 from common.console import clean, say
 from common.errors import UserError
 from common.process import keep_freed_memory, leave_pandas_out, wait_briefly
-from common.runs.layout import Run
+from common.runs.layout import Run, no_such_run
 from common.runs.recipe import recipe_in_force
 
 wait_briefly(os.environ)  # before torch is loaded
@@ -69,7 +69,7 @@ def open_run(
     """
     run = Run.named(name)
     if not create and not run.root.is_dir():
-        raise UserError(f"{run.root}: no such run; begin it with: make prepare RUN={run.name}")
+        raise no_such_run(run)
     writes = write and rank() == 0
     in_force = recipe_in_force(run, recipe, overrides or [], write=writes)
     if writes and (recipe or overrides):

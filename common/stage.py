@@ -37,6 +37,7 @@ from common.runs.layout import Output, Run
 from common.runs.manifest import Manifest, has_manifest, read_manifest
 from common.runs.shards import OutputWriter
 from common.runs.stages import BY_NAME, Stage, StageName
+from common.tasks.outside import accept_changed_files
 
 if TYPE_CHECKING:
     from common.parallel.mesh import Mesh
@@ -221,6 +222,8 @@ def run_stage(
     job = StageRun(stage, place, iteration, stage.view(in_force), as_json)
     if accept_edits:
         names = accept(job.output, stage.schema(read_manifest(job.output).recipe))
+        if stage.per == "run":
+            names += accept_changed_files(place, in_force.data)
         job.tell({"accepted": names}, f"{job.output.name}: accepted {', '.join(names) or 'none'}")
         return
     with job.processes():

@@ -35,6 +35,7 @@ from common.errors import SamplerGapError
 from common.modeling.token_texts import TokenTexts
 from common.objective.sampler_gap import SamplerGap, exceeded, sampler_gap
 from common.reporting.gap_tables import describe, position_table, show_command
+from common.rewards.unanswered import refuse_unanswered
 from common.runs.columns import flat_values, without_rejected
 from common.runs.freshness import require_fresh
 from common.runs.layout import Output
@@ -119,11 +120,13 @@ def find_models(stage: StageRun) -> Models:
 
     Raises:
         UserError: the rollout is missing, damaged or stale.
+        NoLearningSignalError: the iteration is scored, and hardly a completion has an answer.
     """
     run, iteration, recipe = stage.run, stage.iteration, stage.recipe
     rollout = run.rollout(iteration)
     manifest = read_manifest(rollout)
     require_fresh(run, rollout)
+    refuse_unanswered(run.score(iteration), recipe.train.on_no_signal)
     reference = reference_of(run, iteration, recipe)
     if iteration > 1 and keeps_average(recipe) and reference == run.policy(0):
         warn(

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import pyarrow as pa
 
@@ -24,9 +25,10 @@ from common.console import say, warn
 from common.errors import MissingToolError, UserError
 from common.modeling.install import Model, find_model, install
 from common.rewards.scorer import Scorer
-from common.runs.manifest import Manifest
+from common.runs.manifest import FileRecord, Manifest
 from common.runs.policies import commit_policy
 from common.stage import StageRun, stage_command
+from common.tasks.outside import changed_files, data_files, outside_records, what_to_do
 from common.tasks.prompts import Prompt, to_table
 from common.tasks.records import Faults
 from common.tasks.sources import Prompts, read_sources
@@ -58,7 +60,12 @@ def prepare(stage: StageRun) -> None:
         facts=parameters,
     )
     counts = {"train": count_tasks(prompts.train), "eval": count_tasks(prompts.eval)}
-    write_prompts(stage, prompts, counts, installed)
+    files = data_files(recipe.data)
+    if Path(recipe.model.path).expanduser().is_dir():  # the hub's cache never changes
+        files += model.files
+    hashed = {str((model.folder / file.name).absolute()): file.sha256 for file in installed.files}
+    outside = outside_records(files, hashed)
+    write_prompts(stage, prompts, counts, installed, outside)
     tasks = ", ".join(
         f"{task} {counts['train'].get(task, 0)} + {counts['eval'].get(task, 0)}"
         for task in recipe.data
@@ -152,8 +159,18 @@ def check_tokenizer(recipe: Recipe, model: Model, prompt: Prompt) -> None:
         )
 
 
+def tell_changed(stage: StageRun) -> None:
+    """Warn if files that the prompts or policy 0 were made from have another content by now."""
+    if changed := changed_files(stage.run, stage.recipe.data):
+        warn(what_to_do(stage.run, changed))
+
+
 def write_prompts(
-    stage: StageRun, prompts: Prompts, counts: dict[str, dict[str, int]], policy: Manifest
+    stage: StageRun,
+    prompts: Prompts,
+    counts: dict[str, dict[str, int]],
+    policy: Manifest,
+    outside: dict[str, FileRecord],
 ) -> None:
     """Write both splits, a bounded number of prompts per file.
 
@@ -162,12 +179,14 @@ def write_prompts(
         prompts: both splits.
         counts: number of prompts by split and task.
         policy: manifest of policy 0, which the manifest of the prompts completes.
+        outside: records of the files that both were made from.
     """
     shards = {**cut("train", prompts.train), **cut("eval", prompts.eval)}
     writer = stage.writer(list(shards)).open()
     for name, table in shards.items():
         writer.write(name, table)
-    writer.commit(counts | {stage.run.policy(0).name: policy.content_hash})
+    facts = counts | {stage.run.policy(0).name: policy.content_hash}
+    writer.commit(facts, outside=outside)
 
 
 def cut(split: str, prompts: Sequence[Prompt]) -> dict[str, pa.Table]:
@@ -185,7 +204,7 @@ def count_tasks(prompts: Iterable[Prompt]) -> dict[str, int]:
     return dict(Counter(prompt.task for prompt in prompts))
 
 
-main = stage_command("prepare", prepare)
+main = stage_command("prepare", prepare, afterwards=tell_changed)
 
 if __name__ == "__main__":
     launch(main)

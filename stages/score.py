@@ -60,6 +60,7 @@ from common.rewards.scorer import (
     types_in,
     with_columns,
 )
+from common.rewards.unanswered import FACT, explain, refuse_unanswered, unanswered_facts
 from common.runs.freshness import require_fresh
 from common.runs.layout import DEFAULT_RECIPE
 from common.runs.manifest import read_manifest, write_atomically
@@ -127,6 +128,8 @@ def score(stage: StageRun, shards: str) -> None:
     Raises:
         UserError: the rollout is missing or stale, a gold answer cannot be read, or the rules
             failed on more than 1 % of the completions.
+        NoLearningSignalError: hardly a completion has an answer, see `refuse_unanswered`. The
+            scores are complete, so that they can be looked at.
     """
     recipe, source = stage.recipe, stage.run.rollout(stage.iteration)
     rollout = read_manifest(source)
@@ -147,8 +150,17 @@ def score(stage: StageRun, shards: str) -> None:
         return
     settings = advantage_settings(recipe, stage.iteration)
     facts = take_advantages(writer, completions, settings, reasons)
+    facts |= unanswered_facts(
+        pa.concat_tables(completions.values()),
+        writer.read_all(["verdict"])["verdict"],
+        rewards,
+        rollout.recipe["rollout"]["max_completion_tokens"],
+    )
     stage.commit(writer, facts, summary(writer.output.name, facts))
     tell_faults(facts, reasons)
+    refuse_unanswered(writer.output, recipe.train.on_no_signal)
+    if FACT in facts:
+        warn(explain(facts[FACT], writer.output))
 
 
 def make_ready(scorer: Scorer, tables: Mapping[str, pa.Table]) -> None:

@@ -51,7 +51,8 @@ from common.reporting.terminal import (
     shortened,
 )
 from common.reporting.token_tables import for_terminal, token_summary, token_tables
-from common.runs.layout import Run
+from common.runs.layout import Run, no_such_run
+from common.tasks.outside import changed_files, what_to_do
 
 Svg = Annotated[Path | None, typer.Option("--svg", help="Also draw the table into this file.")]
 Task = Annotated[str, typer.Option("--task", help="Only this source of questions.")]
@@ -218,6 +219,8 @@ def status(run: RunName = "demo", as_json: Json = False, debug: Debug = False) -
     changes = run_tables.recipe_changes(place, recipe)
     if not changes.is_empty() and not as_json:
         print_table(changes, title="made with other values than those now in force")
+    if (changed := changed_files(place, recipe.data)) and not as_json:
+        print(clean(what_to_do(place, changed)))
 
 
 def evaluations(run: RunName = "demo", as_json: Json = False, debug: Debug = False) -> None:
@@ -276,7 +279,7 @@ def _open(name: str) -> Run:
 def _open_with_recipe(name: str) -> tuple[Run, Recipe]:
     run, recipe = open_run(name)
     if run.last_policy() < 0:
-        raise UserError(f"{run.root}: no such run yet; make iteration N=1 RUN={name}")
+        raise no_such_run(run)
     return run, recipe
 
 

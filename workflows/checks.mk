@@ -1,5 +1,15 @@
-# Refuses values of N, FROM, RUN and NPROC that are not plain names or numbers. Only $(value …) is
-# used until then: expanding a variable that holds $(shell …) would run it.
+# Refuses variables that no target knows, and values of N, FROM, RUN and NPROC that are not plain
+# names or numbers. Only $(value …) is used until then: expanding a variable that holds $(shell …)
+# would run it.
+
+# Each in small letters too, as it is easily typed.
+VARIABLES := n:N run:RUN recipe:RECIPE set:SET nproc:NPROC from:FROM chain:CHAIN presets:PRESETS \
+	pp:PP variants:VARIANTS args:ARGS venv:VENV python3:PYTHON3
+KNOWN := $(foreach pair,$(VARIABLES),$(lastword $(subst :, ,$(pair))))
+GIVEN := $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
+meant = $(patsubst $(1):%, (did you mean %=?),$(filter $(1):%,$(VARIABLES)))
+$(foreach name,$(filter-out $(KNOWN) PYTHON PIP SHELL,$(GIVEN)),$(error $(name)= is no variable of \
+	this Makefile$(call meant,$(name)); there are $(KNOWN)))
 
 DIGITS := 0 1 2 3 4 5 6 7 8 9
 LETTERS := a b c d e f g h i j k l m n o p q r s t u v w x y z \

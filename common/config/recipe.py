@@ -36,7 +36,7 @@ class PromptConfig(Section):
     DeepSeek-R1-Zero (arXiv 2501.12948, table 1); `auto` takes `chat` if the tokenizer has one."""
     system: str = ""
     """System message before the question; empty for none."""
-    assistant_prefix: str = "<think>"
+    assistant_prefix: str = ""
     """Text that opens the assistant's turn. The completion continues it; rules judge both."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -126,8 +127,10 @@ def _explain(fault: Any, document: dict[str, Any]) -> str:
     if fault["type"] == "extra_forbidden":
         if key in FORMER_KEYS:
             return f"unknown key {key!r}: {FORMER_KEYS[key]}"
-        near = difflib.get_close_matches(path[-1], _fields_beside(path, kind), n=1, cutoff=0.5)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        near = [name for name in _keys(Recipe) if name.split(".")[-1] == path[-1]]
+        if not near or kind:
+            near = difflib.get_close_matches(path[-1], _fields_beside(path, kind), n=1, cutoff=0.5)
+        hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
         return f"unknown key {key!r}{hint}"
     if fault["type"] == "missing":
         return f"{key} is required"
@@ -138,6 +141,15 @@ def _explain(fault: Any, document: dict[str, Any]) -> str:
         return message
     shown = "" if isinstance(fault["input"], (dict, list)) else f" = {fault['input']!r}"
     return f"{key}{shown}: {message[0].lower()}{message[1:]}"
+
+
+def _keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Yield the dotted names of all keys of a recipe that do not depend on names given in it."""
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _keys(field.annotation, f"{prefix}{name}.")
+        else:
+            yield prefix + name
 
 
 def _fields_beside(path: list[str], kind: str) -> list[str]:

@@ -21,7 +21,7 @@ from common.objective.sampler_gap import (
 )
 from common.reporting.terminal import Table, first_rows
 from common.runs.columns import without_rejected
-from common.runs.layout import Output, Run
+from common.runs.layout import Output, Run, python
 from common.runs.manifest import has_manifest, read_manifest
 from common.runs.schemas import KEY
 from common.runs.shards import read_partial, read_shards
@@ -129,7 +129,7 @@ def gap_of_iteration(run: Run, iteration: int, *, worst: int | None) -> SamplerG
 
 def show_command(rollout: Output) -> str:
     """Return the command that prints the tables of an iteration."""
-    return f"python -m stages.show gap --run {rollout.run.name} --iteration {rollout.iteration}"
+    return f"{python()} -m stages.show gap --run {rollout.run.name} --iteration {rollout.iteration}"
 
 
 def _logprobs_shards(logprobs: Output, rollout: Output) -> Iterator[pa.Table]:

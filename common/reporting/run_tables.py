@@ -9,9 +9,9 @@ from common.errors import UserError
 from common.runs.columns import polars_frame
 from common.runs.freshness import status_of
 from common.runs.layout import Output, Run
-from common.runs.manifest import has_manifest, read_manifest
+from common.runs.manifest import read_manifest
 from common.runs.metrics import training_steps
-from common.runs.recipe import differences
+from common.runs.recipe import made_otherwise
 from common.runs.shards import read_output
 from common.runs.stages import SIDE_STAGES, STAGES
 
@@ -38,7 +38,7 @@ def run_table(run: Run) -> pl.DataFrame:
     """
     steps = polars_frame(training_steps(run))
     if steps.is_empty():
-        raise UserError(f"{run.root}: no iteration is complete yet; make iteration N=1")
+        raise UserError(f"{run.root}: no iteration is complete yet; make one: {run.make(1)}")
     first_pass = pl.col("epoch") == 0
     tokens = pl.col("completion_tokens").filter(first_pass).sum()
     return steps.group_by("iteration", maintain_order=True).agg(
@@ -79,10 +79,7 @@ def scored_completions(run: Run, iteration: int) -> pl.DataFrame:
         UserError: the iteration is not scored.
     """
     rollout = polars_frame(read_output(run.rollout(iteration)))
-    if not has_manifest(run.score(iteration)):
-        raise UserError(
-            f"{run.score(iteration).path} is missing; make it with: {run.score(iteration).command}"
-        )
+    read_manifest(run.score(iteration))
     score = polars_frame(read_output(run.score(iteration)))
     return rollout.join(score, on="rollout_id", how="inner", maintain_order="left")
 
@@ -96,19 +93,11 @@ def status_table(run: Run) -> pl.DataFrame:
 
 def recipe_changes(run: Run, recipe: Recipe) -> pl.DataFrame:
     """Return one row per recipe key and finished stage that was made with another value."""
-    rows = []
-    for iteration in run.iterations():
-        for stage in STAGES:
-            output = run.of(stage.name, iteration)
-            if stage.per != "iteration" or not has_manifest(output):
-                continue
-            made_with = read_manifest(output).recipe
-            now = recipe.model_dump(mode="json")
-            rows += [
-                {"iteration": iteration, "stage": stage.name, "key": key}
-                | {"made with": str(a), "now": str(b)}
-                for key, a, b in differences(made_with, now)
-            ]
+    rows = [
+        {"iteration": found.iteration, "stage": found.stage, "key": key}
+        | {"made with": str(then), "now": str(now)}
+        for found, key, then, now in made_otherwise(run, recipe)
+    ]
     return pl.DataFrame(rows, infer_schema_length=None)
 
 

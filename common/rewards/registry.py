@@ -37,15 +37,24 @@ GIB = 2**30
 
 VERIFY: dict[str, Verifier] = {
     "LAST_NUMBER": Verifier(
-        always(short_answers.judge_last_number), short_answers.read_last_number_gold
+        always(short_answers.judge_last_number), short_answers.read_last_number_gold, "a number"
     ),
-    "BOXED_NUMERICAL": Verifier(always(short_answers.judge_boxed), short_answers.read_boxed_gold),
-    "ANSWER_TAG": Verifier(always(short_answers.judge_tag), short_answers.read_tag_gold),
-    "EXACT": Verifier(always(short_answers.judge_exact), short_answers.read_exact_gold),
-    "MULTIPLE_CHOICE": Verifier(always(multiple_choice.judge), multiple_choice.read_gold),
+    "BOXED_NUMERICAL": Verifier(
+        always(short_answers.judge_boxed),
+        short_answers.read_boxed_gold,
+        r"a number in \boxed{…}",
+    ),
+    "ANSWER_TAG": Verifier(
+        always(short_answers.judge_tag), short_answers.read_tag_gold, "<answer>…</answer>"
+    ),
+    "EXACT": Verifier(always(short_answers.judge_exact), short_answers.read_exact_gold, "any text"),
+    "MULTIPLE_CHOICE": Verifier(
+        always(multiple_choice.judge), multiple_choice.read_gold, "one letter, as Answer: B"
+    ),
     "MATH": Verifier(
         math_answer.open_rule,
         math_answer.read_gold,
+        r"a number or formula, as \boxed{…}",
         place="worker",
         gold_place="worker",
         seconds=lambda rewards: rewards.math.seconds,
@@ -56,6 +65,7 @@ VERIFY: dict[str, Verifier] = {
     "CODE": Verifier(
         code.open_rule,
         code.read_gold,
+        "a block ```python … ```",
         place="worker",
         seconds=code.seconds,
         require=code.require,
@@ -63,6 +73,7 @@ VERIFY: dict[str, Verifier] = {
     "SIMILARITY": Verifier(
         similarity.open_rule,
         similarity.read_gold,
+        "any text",
         place="worker",
         seconds=lambda rewards: rewards.similarity.seconds,
         require=similarity.require,
@@ -71,6 +82,7 @@ VERIFY: dict[str, Verifier] = {
     "REASONING_GYM": Verifier(
         reasoning_gym.open_rule,
         reasoning_gym.read_gold,
+        r"<answer>…</answer>, \boxed{…} or any text",
         place="sandbox",
         gold_place="sandbox",
         seconds=lambda rewards: rewards.reasoning_gym.seconds,

@@ -73,6 +73,8 @@ class Verifier:
     """Makes the rule ready, once in a process: loads what it needs and takes its settings."""
     read_gold: Callable[[str], Any]
     """Reads a gold answer; raises `GoldError` if the type cannot."""
+    form: str
+    """What it looks for in a completion, told where hardly any completion has it."""
     place: Place = "here"
     gold_place: Place = "here"
     """Where `read_gold` runs."""

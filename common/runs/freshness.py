@@ -11,7 +11,7 @@ from typing import Literal
 
 from common.config import Recipe
 from common.errors import UserError
-from common.runs.layout import Output, Run
+from common.runs.layout import Output, Run, python
 from common.runs.manifest import Manifest, has_manifest, publish, read_manifest, verify_files
 from common.runs.policies import reference_of
 from common.runs.stages import BY_NAME, STAGES, Stage, StageName
@@ -134,8 +134,9 @@ def require_fresh(run: Run, output: Output) -> None:
     for found in needed:
         status = status_of(run, found)
         if status.state != "fresh":
+            command = found.command if status.state == "stale" else found.make_command
             raise UserError(
-                f"{found.path} is {status.state} ({status.reason}); make it first: {found.command}"
+                f"{found.path} is {status.state} ({status.reason}); make it first: {command}"
             )
 
 
@@ -251,7 +252,7 @@ def _refuse_pruned(
     )
     if pruned[0] == run.trainer(first - 1):
         message += (
-            f", or begin AdamW anew by hand: python -m stages.train --run {run.name} "
+            f", or begin AdamW anew by hand: {python()} -m stages.train --run {run.name} "
             f"--iteration {first} --fresh-optimizer"
         )
     raise UserError(message)

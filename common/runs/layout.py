@@ -11,11 +11,15 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
+import shutil
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import UserError
-from common.runs.stages import BY_NAME, STAGES, StageName
+from common.runs.stages import BY_NAME, SIDE_STAGES, STAGES, StageName
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DEFAULT_RECIPE = REPOSITORY / "workflows" / "recipes" / "arithmetic.toml"
@@ -62,7 +66,20 @@ class Output:
     def command(self) -> str:
         """Return the command line that makes this output again."""
         number = f" --iteration {self.iteration}" if BY_NAME[self.stage].has_number else ""
-        return f"python -m stages.{self.stage} --run {self.run.name}{number} --overwrite"
+        return f"{python()} -m stages.{self.stage} --run {self.run.name}{number} --overwrite"
+
+    @property
+    def make_command(self) -> str:
+        """Return the command line that makes this output, and all that it lacks, if it is missing.
+
+        An output that no other is made from has a target of its own, and needs its iteration.
+        """
+        run, stage = Run(self.run), BY_NAME[self.stage]
+        if stage.per == "run":
+            return f"make prepare RUN={run.name}"
+        if stage.name in SIDE_STAGES and run.last_policy() >= self.iteration:
+            return f"make {stage.name} N={self.iteration} RUN={run.name}"
+        return run.make(self.iteration)
 
 
 @dataclass(frozen=True)
@@ -85,6 +102,25 @@ class Run:
     @property
     def name(self) -> str:
         return self.root.name
+
+    def make(
+        self,
+        iteration: int,
+        *,
+        remake_from: int | None = None,
+        settings: Mapping[str, object] | None = None,
+    ) -> str:
+        """Return the make command that brings the run to an iteration.
+
+        Args:
+            remake_from: make this iteration and later ones again.
+            settings: values of keys of the recipe.
+        """
+        again = [f"FROM={remake_from}"] if remake_from else []
+        words = [f"N={iteration}", *again, f"RUN={self.name}"]
+        if settings:
+            words.append("SET=" + " ".join(f"{key}={value}" for key, value in settings.items()))
+        return shlex.join(["make", "iteration", *words])
 
     @property
     def recipe(self) -> Path:
@@ -191,6 +227,30 @@ class Run:
             for path in (self.root / folder).glob("*/manifest.json")
             if path.parent.name.isdecimal()
         ]
+
+
+def no_such_run(run: Run) -> UserError:
+    """Return the error about a run that does not exist, or is not prepared."""
+    there = ", ".join(run_names(run.root.parent))
+    others = f"there are {there} (RUN=…)" if there else "there is none yet"
+    return UserError(f"{run.root}: no such run; {others}; begin it with: {run.make(1)}")
+
+
+def run_names(runs_directory: Path) -> list[str]:
+    """Return the names of the runs in a directory, in alphabetical order."""
+    return sorted(
+        path.parent.name
+        for path in runs_directory.glob("*/recipe.toml")
+        if _RUN_NAME.fullmatch(path.parent.name)
+    )
+
+
+def python() -> str:
+    """Return the interpreter to put into a command line: as short as it works from here."""
+    here = Path(sys.executable)
+    if shutil.which("python") == str(here):
+        return "python"
+    return str(here.relative_to(Path.cwd()) if here.is_relative_to(Path.cwd()) else here)
 
 
 def default_runs_directory() -> Path:

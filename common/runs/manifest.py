@@ -46,10 +46,18 @@ class FileRecord(BaseModel):
     inode: int
 
     @classmethod
-    def of(cls, path: Path, *, rows: int | None = None, keys: str | None = None) -> FileRecord:
-        """Return the record of a file on disk, hashed now."""
+    def of(
+        cls,
+        path: Path,
+        *,
+        rows: int | None = None,
+        keys: str | None = None,
+        sha256: str | None = None,
+    ) -> FileRecord:
+        """Return the record of a file on disk, hashed now unless its `sha256` is known."""
         stat = _stat(path)
-        return cls(name=path.name, sha256=sha256_of_file(path), rows=rows, keys=keys, **stat)
+        sha256 = sha256 or sha256_of_file(path)
+        return cls(name=path.name, sha256=sha256, rows=rows, keys=keys, **stat)
 
     def seen(self, path: Path) -> FileRecord:
         """Return this record with the file's stat as it is now."""
@@ -87,6 +95,9 @@ class Manifest(BaseModel):
     """Content hash of each group of shards whose names begin alike, such as `train-` in prompts."""
     facts: dict[str, Any] = {}
     """Results for later stages or for people; they depend on inputs, recipe and seed alone."""
+    outside: dict[str, FileRecord] = {}
+    """Files outside the run that the output was made from, by absolute path. Another content makes
+    nothing stale; see `common/tasks/outside.py`."""
     edited: bool = False
     """Whether files were edited by hand and accepted."""
     pruned: bool = False
@@ -122,7 +133,7 @@ def read_manifest(output: Output) -> Manifest:
             )
         manifest = Manifest.model_validate(content)
     except FileNotFoundError:
-        raise UserError(f"{output.path} is missing; make it with: {output.command}") from None
+        raise UserError(f"{output.path} is missing; make it with: {output.make_command}") from None
     except (ValueError, AttributeError, ValidationError) as error:
         if isinstance(error, UserError):
             raise

@@ -10,9 +10,9 @@ from pydantic import TypeAdapter, ValidationError
 from common.config import Recipe, Source
 from common.config.recipe_file import override_text, parse_recipe, read_recipe_text
 from common.errors import UserError
-from common.runs.layout import DEFAULT_RECIPE, Run
+from common.runs.layout import DEFAULT_RECIPE, Output, Run
 from common.runs.manifest import has_manifest, read_manifest, write_atomically
-from common.runs.stages import BY_NAME
+from common.runs.stages import BY_NAME, STAGES
 
 
 def recipe_in_force(
@@ -57,6 +57,27 @@ def differences(recorded: Any, now: Any, key: str = "") -> list[tuple[str, Any, 
 def differing_keys(recorded: Any, now: Any) -> list[str]:
     """Return only the keys of `differences`."""
     return [key for key, _, _ in differences(recorded, now)]
+
+
+def made_otherwise(run: Run, recipe: Recipe) -> list[tuple[Output, str, Any, Any]]:
+    """Return what the finished stages of iterations were made with that a recipe has otherwise.
+
+    Returns:
+        Output, dotted key, the value it was made with and the recipe's, by iteration and stage.
+    """
+    now = recipe.model_dump(mode="json")
+    outputs = [
+        run.of(stage.name, iteration)
+        for iteration in run.iterations()
+        for stage in STAGES
+        if stage.per == "iteration"
+    ]
+    return [
+        (output, *difference)
+        for output in outputs
+        if has_manifest(output)
+        for difference in differences(read_manifest(output).recipe, now)
+    ]
 
 
 def changed_since_begun(run: Run, recipe: Recipe) -> list[str]:

@@ -160,6 +160,7 @@ class OutputWriter:
         recorded: dict[str, Any] | None = None,
         *,
         packages: Collection[str] = (),
+        outside: Mapping[str, FileRecord] | None = None,
         publish_output: bool = True,
     ) -> Manifest:
         """Write the manifest and give the directory its final name.
@@ -168,6 +169,7 @@ class OutputWriter:
             facts: results that are a function of the inputs.
             recorded: measurements to record besides wall time and memory.
             packages: distributions whose versions matter to the result.
+            outside: records of the files outside the run that it was made from.
             publish_output: False leaves the rename to a caller who commits several outputs as one.
         """
         hashes = PartHashes(self._schema)
@@ -188,6 +190,7 @@ class OutputWriter:
             content_hash=hashes.whole(),
             parts=hashes.parts(),
             facts=facts or {},
+            outside=dict(outside or {}),
             recorded=recorded_now(self._started, packages)
             | ({"made_by": self._made_by} if self._made_by else {})
             | (recorded or {}),

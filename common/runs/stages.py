@@ -157,6 +157,7 @@ STAGES: tuple[Stage, ...] = (
             RewardsConfig.model_validate(recipe["rewards"]).aux_weights()
         ),
         decides=(Keys((*_REWARDS, "advantages")),),
+        stops=("train.on_no_signal",),
         uses=(Keys(("run.seed", "rewards.workers")),),
     ),
     Stage(
@@ -181,6 +182,7 @@ STAGES: tuple[Stage, ...] = (
         stops=(
             *("logprobs.warn_gap_mean", "logprobs.warn_gap_max"),
             *("logprobs.stop_gap_mean", "logprobs.stop_gap_max"),
+            "train.on_no_signal",
         ),
         uses=(Keys(("run.seed", "mesh")),),
         processes="mesh",

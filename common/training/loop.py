@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from common.config import ObjectiveConfig, Recipe, TrainConfig
 from common.console import say, warn
-from common.errors import NonFiniteError
+from common.errors import NoLearningSignalError, NonFiniteError
 from common.modeling.load import compute_dtype
 from common.objective.loss import PolicyTerm, TokenBatch, grpo_loss, merge_sums, metrics
 from common.parallel.mesh import Mesh
@@ -37,6 +37,7 @@ from common.training.optimizer import MasterWeights, Optimizer, learning_rate
 from common.training.policy_term import load_policy_term
 from common.training.resume import continue_training, resume_progress, save_progress
 from common.training.samples import (
+    Group,
     IterationRows,
     check_old_logprobs,
     group_samples,
@@ -125,16 +126,28 @@ def _read_minibatches(
         with_reference=recipe.objective.kl_coef != 0,
         with_entropy=recipe.objective.top_entropy_quantile < 1,
     )
-    minibatches = plan_minibatches(
-        group_samples(data.samples),
-        recipe.objective,
-        epochs=recipe.train.epochs,
-        prompts_per_step=recipe.train.prompts_per_step,
-        seed=recipe.run.seed,
-        iteration=iteration,
-        on_no_signal=recipe.train.on_no_signal,
-    )
+    groups = group_samples(data.samples)
+    try:
+        minibatches = plan_minibatches(
+            groups,
+            recipe.objective,
+            epochs=recipe.train.epochs,
+            prompts_per_step=recipe.train.prompts_per_step,
+            seed=recipe.run.seed,
+            iteration=iteration,
+            on_no_signal=recipe.train.on_no_signal,
+        )
+    except NoLearningSignalError as error:
+        raise NoLearningSignalError(f"{error}.\n{_what_helps(run, iteration, groups)}") from None
     return data, minibatches
+
+
+def _what_helps(run: Run, iteration: int, groups: Sequence[Group]) -> str:
+    """Return the commands that get an iteration without a learning signal further."""
+    size = max((len(group.samples) for group in groups), default=1)
+    larger = run.make(iteration, remake_from=iteration, settings={"rollout.group_size": 2 * size})
+    keep = run.make(iteration, settings={"train.on_no_signal": "keep"})
+    return f"  Sample more of each prompt:  {larger}\n  Go on without an update:     {keep}"
 
 
 def _load_pipeline(source: Path, mesh: Mesh, recipe: Recipe, temperature: float) -> Pipeline:

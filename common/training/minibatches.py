@@ -149,9 +149,8 @@ def _no_signal(groups: Sequence[Group], iteration: int) -> NoLearningSignalError
     equal = f"in each of the {len(groups)} groups all rewards are equal (rewards: {shown})"
     return NoLearningSignalError(
         f"iteration {iteration}: {equal if groups else 'no group was kept'}, so no completion is "
-        "better than another: no learning signal, the policy stays as it is. Try easier or harder "
-        "prompts, a larger rollout.group_size, or a reward with degrees; "
-        'train.on_no_signal = "keep" carries the policy over and goes on'
+        "better than another: no learning signal, the policy stays as it is. Easier or harder "
+        "prompts help, larger groups, or a reward with degrees"
     )
 
 

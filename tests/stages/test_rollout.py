@@ -249,8 +249,10 @@ def test_shards_that_are_not_there_are_refused(run: Run, shards: str) -> None:
 def test_without_its_inputs_it_names_the_command_that_makes_them(
     runs: Path, recipe_file: Path
 ) -> None:
-    with pytest.raises(UserError, match="no such run; begin it with: make prepare RUN=b"):
+    with pytest.raises(
+        UserError, match="no such run; there is none yet; begin it with: make iteration N=1 RUN=b"
+    ):
         rollout.main("b", 1, recipe=recipe_file, quiet=True)
     (runs / "b").mkdir()
-    with pytest.raises(UserError, match=r"is missing; make it with: python -m stages\.prepare"):
+    with pytest.raises(UserError, match=r"is missing; make it with: make prepare RUN="):
         rollout.main("b", 1, recipe=recipe_file, quiet=True)

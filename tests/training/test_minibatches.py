@@ -100,7 +100,7 @@ def test_an_iteration_without_signal_can_be_passed_over() -> None:
     groups = group_samples([sample(g, 3, 0.0) for g in range(3) for _ in range(2)])
     how = {"epochs": 1, "prompts_per_step": None, "seed": 0, "iteration": 1}
     with_kl = ObjectiveConfig(kl_coef=0.1)
-    with pytest.raises(NoLearningSignalError, match="on_no_signal"):
+    with pytest.raises(NoLearningSignalError, match="no learning signal"):
         plan_minibatches(groups, with_kl, **how)
     (batch,) = plan_minibatches(groups, with_kl, on_no_signal="keep", **how)
     assert batch.computed == ()

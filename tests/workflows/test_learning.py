@@ -219,7 +219,7 @@ def test_runs_are_put_side_by_side(ablation: Ablation) -> None:
     alone = ablation.run("workflows.learn", *runs[:2])
     assert "choosing other openings" in alone.stdout
     nobody = ablation.run("workflows.learn", "--run", "nobody", expect=2)
-    assert "no such run; make iteration" in nobody.stderr
+    assert "no such run; there are" in nobody.stderr
     idle = ablation.run("workflows.learn", *runs[:2], "--seeds", "7", expect=2)
     assert "with --run nothing is trained: leave --seeds out" in idle.stderr
 

@@ -154,3 +154,15 @@ def test_a_faulty_recipe_stops_make_before_anything_is_made(make, runs: Path) ->
     text = make("iteration", "N=1", "SET=rollout.group_sise=2", expect=2)
     assert "did you mean 'group_size'" in text
     assert not list(runs.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("run=ux", "run= is no variable of this Makefile (did you mean RUN=?); there are N RUN"),
+        ("n=3", "did you mean N=?"),
+        ("ITERATION=3", "ITERATION= is no variable of this Makefile; there are N RUN"),
+    ],
+)
+def test_variables_that_no_target_knows_are_refused(make, given: str, said: str) -> None:  # type: ignore[no-untyped-def]
+    assert said in make("-n", "iteration", "N=1", given, expect=2)

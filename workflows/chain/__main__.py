@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from multiprocessing.process import BaseProcess
@@ -14,11 +14,13 @@ import typer
 from common.command import Overrides, Quiet, RecipePath, RunName
 from common.command import launch as launch_commands
 from common.config import Recipe
+from common.console import say
 from common.errors import UserError
 from common.runs.freshness import PlannedStage, inputs_of, plan
 from common.runs.layout import Run
-from common.runs.recipe import recipe_in_force
+from common.runs.recipe import made_otherwise, recipe_in_force
 from common.runs.stages import BY_NAME
+from common.tasks.outside import changed_files, what_to_do
 from workflows.chain.launch import Command, exit_code, first_ended, start, stop
 
 Processes = Annotated[
@@ -49,7 +51,12 @@ def iteration(
     place = Run.named(run)
     in_force = recipe_in_force(place, recipe, overrides)
     given = recipe is not None or bool(overrides)
+    if changed := changed_files(place, in_force.data):
+        raise UserError(what_to_do(place, changed))
     steps = plan(place, in_force, to=to, remake_from=remake_from, prepare=given)
+    if given and not quiet:
+        for line in _keep_their_values(place, in_force, steps, to):
+            say(line)
     # A recipe that was given is written into the run by `prepare`, so the others need not see it.
     given_options = ["--recipe", str(recipe)] if recipe else []
     given_options += [word for override in overrides or () for word in ("--set", override)]
@@ -71,6 +78,25 @@ def iteration(
     if not quiet:
         done = f"run {place.name} is complete up to iteration {to}"
         print(done if steps else f"{done}; nothing to do")
+
+
+def _keep_their_values(
+    place: Run, recipe: Recipe, steps: list[PlannedStage], to: int
+) -> Iterator[str]:
+    """Yield what a changed recipe does not change: finished iterations keep their values."""
+    remade = {place.of(step.stage.name, step.number).name for step in steps}
+    kept: dict[tuple[str, str, str], list[int]] = {}
+    for output, key, then, now in made_otherwise(place, recipe):
+        if output.iteration <= to and output.name not in remade:
+            kept.setdefault((key, repr(then), repr(now)), []).append(output.iteration)
+    for (key, then, now), numbers in kept.items():
+        first, last = numbers[0], numbers[-1]
+        which = f"iteration {first}" if first == last else f"iterations {first} to {last}"
+        yield f"{which} were made with {key} = {then} and stay so, {now} holds for what is new"
+    if kept:
+        first = min(numbers[0] for numbers in kept.values())
+        again = place.make(to, remake_from=first)
+        yield f"  to make them again with the recipe as it is now: {again}"
 
 
 def stage(

@@ -21,9 +21,8 @@ import typer
 
 from common.command import Debug, Iteration, Json, Quiet, RunName, launch
 from common.console import set_quiet
-from common.errors import UserError
 from common.runs.child import Frozen
-from common.runs.layout import Run
+from common.runs.layout import Run, no_such_run
 from common.runs.manifest import has_manifest
 from workflows.compare.children import VariantResult, make_children, run_stages, take_over
 from workflows.compare.side_by_side import SideBySide
@@ -86,7 +85,7 @@ def main(
     check_file("--output", output, ".parquet")
     parent = Run.named(run)
     if not has_manifest(parent.prompts):
-        raise UserError(f"{parent.root}: no such run; begin it with: make iteration RUN={run} N=1")
+        raise no_such_run(parent)
     frozen = Frozen(parent, iteration)
     frozen.check()
     variants = read_variants(

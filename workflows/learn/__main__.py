@@ -28,7 +28,7 @@ from common.console import set_quiet
 from common.errors import UserError
 from common.reporting.evaluation_tables import first_and_last
 from common.reporting.terminal import print_tables
-from common.runs.layout import DEFAULT_RECIPE, Run
+from common.runs.layout import DEFAULT_RECIPE, Run, no_such_run
 from workflows.learn import tables
 from workflows.learn.plot import draw
 from workflows.plotting import check_file
@@ -126,7 +126,7 @@ def opened(name: str) -> Run:
     """
     run = Run.named(name)
     if run.last_policy() < 0:
-        raise UserError(f"{run.root}: no such run; make iteration N=10 RUN={name}")
+        raise no_such_run(run)
     first_and_last(run)  # raises before any table is made
     return run
 
