@@ -17,10 +17,16 @@ from typing import Any
 from common.console import bars_wanted
 from common.errors import UserError
 from common.runs.hashing import DESCRIPTIONS, description_files, tokenizer_files
-from common.tasks.hub import first_line, is_hub_name
+from common.tasks.hub import first_line, is_hub_name, use_cache_if_unreachable
 
 INDEX = "model.safetensors.index.json"
 WHOLE = "model.safetensors"
+
+TARGETS = {
+    Path("data/models/smollm2-135m-instruct"): "make smollm2",
+    Path("data/models/arithmetic-base"): "make base",
+}
+"""Models of the recipes, and what makes them."""
 
 # One of these makes a tokenizer; the other files refine it.
 VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "tekken.json", "*.model", "*.tiktoken")
@@ -51,6 +57,8 @@ def find_model(name: str) -> Model:
         beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         near = difflib.get_close_matches(path.name, beside, n=1)
         hint = f"; did you mean {str(path.parent / near[0])!r}?" if near else ""
+        if path in TARGETS:
+            hint = f"; make it with: {TARGETS[path]}"
         raise UserError(f"model.path = {name!r}: no such folder{hint}")
     return check_model(_download(name))
 
@@ -146,9 +154,11 @@ def _download(name: str) -> Path:
     if not bars_wanted():
         disable_progress_bars()
     patterns = ["*.safetensors", *DESCRIPTIONS]
+    unreachable = use_cache_if_unreachable()
     try:
         return Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=["*/*"]))
     except Exception as error:  # a dozen types, from the library, its HTTP client and file system
         raise UserError(
-            f"model.path = {name!r}: not a local folder, and the hub gives: {first_line(error)}"
+            f"model.path = {name!r}: not a local folder, and "
+            + (unreachable or f"the hub gives: {first_line(error)}")
         ) from None

@@ -211,3 +211,31 @@ def test_model_and_data_by_hub_name(
     assert "mine/sum (split 'train'): not a local path, and the hub gives: " in unknown.stderr
     assert "model.path = 'my/m': not a local folder, and the hub gives: " in unknown.stderr
     assert "Traceback" not in unknown.stderr
+
+
+def test_a_hub_that_cannot_be_reached_is_said_in_seconds() -> None:
+    code = (
+        "import time\n"
+        "from common.errors import UserError\n"
+        "from common.modeling.install import find_model\n"
+        "from common.tasks import hub\n"
+        "import datasets\n"
+        "for ask in (lambda: find_model('a/b'), lambda: hub.read_hub('a/b', '', 'train')):\n"
+        "    began = time.monotonic()\n"
+        "    try:\n"
+        "        ask()\n"
+        "    except UserError as error:\n"
+        "        print(error)\n"
+        "    assert time.monotonic() - began < 3 * hub.SECONDS_TO_ANSWER\n"
+    )
+    environment = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=REPOSITORY,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.count("http://127.0.0.1:9 cannot be reached (Connection refused)") == 2
+    assert done.stderr == ""

@@ -91,8 +91,10 @@ def _keep_their_values(
             kept.setdefault((key, repr(then), repr(now)), []).append(output.iteration)
     for (key, then, now), numbers in kept.items():
         first, last = numbers[0], numbers[-1]
-        which = f"iteration {first}" if first == last else f"iterations {first} to {last}"
-        yield f"{which} were made with {key} = {then} and stay so, {now} holds for what is new"
+        one = first == last
+        which = f"iteration {first} was" if one else f"iterations {first} to {last} were"
+        stay = "stays so" if one else "stay so"
+        yield f"{which} made with {key} = {then} and {stay}; {now} holds for what is new"
     if kept:
         first = min(numbers[0] for numbers in kept.values())
         again = place.make(to, remake_from=first)
