@@ -14,7 +14,7 @@ class MissingToolError(UserError):
 
 
 class NoLearningSignalError(UserError):
-    """Every group of the iteration has equal rewards, so no gradient exists. Exit code 4."""
+    """Rewards are equal in every group, or hardly a completion has an answer. Exit code 4."""
 
     exit_code = 4
 

@@ -37,7 +37,8 @@ class PromptConfig(Section):
     system: str = ""
     """System message before the question; empty for none."""
     assistant_prefix: str = ""
-    """Text that opens the assistant's turn. The completion continues it; rules judge both."""
+    """Text that opens the assistant's turn. The completion continues it; rules judge both. A model
+    that was trained to begin with `<think>` may need it; one that was not will not close it."""
 
 
 class RolloutConfig(Section):
@@ -128,7 +129,9 @@ class TrainConfig(Section):
     It is off by default because `tokens_per_pack` bounds that memory too and costs nothing."""
     on_no_signal: Literal["stop", "keep"] = "stop"
     """What to do when every group of an iteration has equal rewards: `stop` with exit code 4, or
-    `keep` the policy as it is and go on, as the next iteration may have groups that differ."""
+    `keep` the policy as it is and go on, as the next iteration may have groups that differ. With
+    `stop`, an iteration also ends after `score` if over 90 % of its completions have no answer that
+    the rules can read, unless the recipe has other rewards besides the answer's."""
     checkpoint_every_steps: Annotated[int, Field(ge=0)] = 0
     """Save trainer state every so many steps within an iteration. With 0, an interrupted iteration
     starts again from its first step."""
