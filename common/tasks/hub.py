@@ -12,6 +12,7 @@ from typing import Any
 
 from common.console import bars_wanted
 from common.errors import UserError
+from common.tasks.files import records_of
 from common.tasks.records import Record
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
@@ -75,4 +76,5 @@ def read_hub(name: str, configuration: str, split: str) -> list[Record]:
 
 
 def _records(rows: Any, where: str) -> list[Record]:
-    return [Record(dict(row), f"{where} row {number}") for number, row in enumerate(rows)]
+    # As Arrow, for `datasets` would decode images and sound, and needs further packages for that.
+    return list(records_of(rows.with_format("arrow")[:], where))

@@ -9,7 +9,6 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 from functools import cached_property
 from typing import Any
 
@@ -18,7 +17,7 @@ import pyarrow as pa
 from common.config import DatasetSource
 from common.errors import UserError
 from common.runs.schemas import PROMPTS
-from common.tasks.records import Faults, Record, UnreadableGolds
+from common.tasks.records import Faults, Record, UnreadableGolds, as_text
 
 Messages = list[dict[str, str]]
 
@@ -76,10 +75,18 @@ def read_prompts(
     """Return records as prompts, read by the source's column map and answer pattern.
 
     Faults of rows are added to `faults`. A column that no row has is a single fault, and then no
-    rows are read.
+    rows are read. Golds that can be read but look mistaken are told in the notices of `faults`.
     """
+    records = _with_nested(records, source.columns.model_dump().values())
     columns = {name for record in records for name in record.values}
-    reader = _Reader(task, source, columns)
+    inside = {
+        f"{name}.{key}"
+        for record in records[:1]
+        for name, value in record.values.items()
+        if isinstance(value, dict)
+        for key in value
+    }
+    reader = _Reader(task, source, columns, inside)
     for fault in reader.missing_columns():
         faults.add(f"data.{task}", f"{source.path}: {fault}")
         records = []
@@ -89,27 +96,99 @@ def read_prompts(
             prompts.append(reader.read(record))
         except UserError as error:
             faults.add(record.where, str(error))
+        except RecursionError:
+            faults.add(record.where, "is nested too deep; leave the part out that is")
     golds = [(prompt.verify_type, prompt.answer) for prompt in prompts]
     for prompt, wrong in zip(prompts, unreadable_golds(golds), strict=True):
         if wrong is not None:
-            faults.add(prompt.where, wrong)
+            hint = f"; {_after_mark(task)}" if _is_solution(prompt, source) else ""
+            faults.add(prompt.where, wrong + hint)
+    faults.notices += [f"data.{task}: {line}" for line in _doubtful_golds(prompts, task, source)]
     return prompts
+
+
+def _with_nested(records: Sequence[Record], names: Iterable[str]) -> Sequence[Record]:
+    """Return records in which a name such as `a.b` is a column, if the objects in `a` have a `b`.
+
+    A column of that very name comes first. The items of a list have numbers: `a.0.b`.
+    """
+    for name in names:
+        if "." in name and not any(name in record.values for record in records):
+            values = [_inside(record.values, name.split(".")) for record in records]
+            if any(value is not None for value in values):
+                records = [
+                    Record(record.values | {name: value}, record.where)
+                    for record, value in zip(records, values, strict=True)
+                ]
+    return records
+
+
+def _inside(value: Any, path: Sequence[str]) -> Any:
+    for part in path:
+        if isinstance(value, dict):
+            value = value.get(part)
+        elif isinstance(value, list) and part.isdecimal() and int(part) < len(value):
+            value = value[int(part)]
+        else:
+            return None
+    return value
+
+
+SOLUTION_MARK = "####"
+"""What stands before the answer in GSM8K's solutions."""
+
+
+def _is_solution(prompt: Prompt, source: DatasetSource) -> bool:
+    """Return whether a gold seems to be a whole solution, with the answer at its end."""
+    named = source.answer_after or source.answer_pattern
+    return not named and SOLUTION_MARK in prompt.answer and prompt.verify_type not in STRUCTURED
+
+
+def _after_mark(task: str) -> str:
+    mark = SOLUTION_MARK
+    return f'if the answer is what follows {mark}, set data.{task}.answer_after = "{mark}"'
+
+
+def _doubtful_golds(prompts: Sequence[Prompt], task: str, source: DatasetSource) -> list[str]:
+    """Return what looks mistaken about golds that their verify types can read."""
+    lines = []
+    if solutions := [prompt for prompt in prompts if _is_solution(prompt, source)]:
+        lines.append(
+            f"gold answers contain {SOLUTION_MARK} ({len(solutions)}, the first at "
+            f"{solutions[0].where}); {_after_mark(task)}"
+        )
+    exact = [prompt for prompt in prompts if prompt.verify_type == "EXACT"]
+    if floats := [prompt for prompt in exact if _FLOAT.fullmatch(prompt.answer.strip())]:
+        gold = floats[0].answer.strip()
+        lines.append(
+            f"gold answers of EXACT are numbers such as {gold} ({len(floats)}, the first at "
+            f"{floats[0].where}), so {gold.partition('.')[0]} is wrong; pandas makes such numbers "
+            "of integers where a value is missing: write them as integers, or set "
+            f'data.{task}.verify_type = "LAST_NUMBER"'
+        )
+    return lines
+
+
+_FLOAT = re.compile(r"-?[0-9]+\.0")
 
 
 class _Reader:
     """Reader of the rows of one source."""
 
-    def __init__(self, task: str, source: DatasetSource, columns: Iterable[str]) -> None:
+    def __init__(
+        self, task: str, source: DatasetSource, columns: Iterable[str], inside: Iterable[str]
+    ) -> None:
         self._task = task
         self._source = source
         self._columns = set(columns)
+        self._inside = set(inside)
         self._map = source.columns
         self._mapped = {
             name: column
             for name, column in source.columns.model_dump().items()
             if column in self._columns
         }
-        self._pattern = _compile(task, source.answer_pattern)
+        self._pattern = _answer_pattern(task, source)
 
     def missing_columns(self) -> list[str]:
         """Return what is wrong with the columns: one is missing, or two give the verify type."""
@@ -149,7 +228,7 @@ class _Reader:
 
     def _no_column(self, name: str) -> str:
         column = getattr(self._map, name)
-        near = difflib.get_close_matches(column, self._columns, n=1, cutoff=0.5)
+        near = difflib.get_close_matches(column, [*self._columns, *self._inside], n=1, cutoff=0.5)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         return (
             f"no column {column!r} among {', '.join(map(repr, sorted(self._columns)))}{hint}; "
@@ -162,14 +241,28 @@ class _Reader:
     def _text(self, record: Record, name: str) -> str:
         column, value = self._mapped[name], self._value(record, name)
         if value is None:
-            raise UserError(f"no value in column {column!r}")
-        if name == "answer" and _is_number(value):
-            value = str(value)
-        if not isinstance(value, str):
-            raise UserError(f"column {column!r} holds {_shown(value)}, not text")
-        if not value.strip():
-            raise UserError(f"column {column!r} is empty")
-        return _writable(value, column)
+            raise UserError(f"no value in column {column!r}; give it one, or leave the row out")
+        readable = isinstance(value, (str, bytes)) or name == "answer"
+        text = as_text(value) if readable else None
+        if text is None:
+            raise UserError(f"column {column!r} {self._not_text(value, name)}")
+        if not text.strip():
+            raise UserError(f"column {column!r} is empty; fill it in, or leave the row out")
+        return _writable(text, column)
+
+    def _not_text(self, value: Any, name: str) -> str:
+        """Return what is wrong with a value that is to be text."""
+        if isinstance(value, bytes):
+            try:
+                value.decode()
+            except UnicodeDecodeError as error:
+                return f"is not UTF-8 at byte {error.start}; write it as UTF-8"
+        key = f"data.{self._task}.columns.{name}"
+        if isinstance(value, dict):
+            inner = next(iter(value), "name")
+            column = f"{self._mapped[name]}.{inner}"
+            return f'holds {_shown(value)}, not text; name what is inside, as {key} = "{column}"'
+        return f"holds {_shown(value)}, not text; write it as text, or name another column in {key}"
 
     def _messages(self, record: Record) -> Messages:
         given = self._value(record, "messages")
@@ -201,9 +294,7 @@ class _Reader:
             return text
         match = self._pattern.search(text)
         if match is None or not (match[1] or "").strip():
-            raise UserError(
-                f"answer_pattern {self._source.answer_pattern!r} finds no answer in {_shown(text)}"
-            )
+            raise UserError(f"{_answer_key(self._source)} finds no answer in {_shown(text)}")
         return str(match[1]).strip()
 
     def _given_id(self, record: Record) -> str:
@@ -231,7 +322,17 @@ class _Reader:
         return plain
 
 
-def _compile(task: str, pattern: str) -> re.Pattern[str] | None:
+def _answer_key(source: DatasetSource) -> str:
+    """Return the key that says where in its column the answer stands, and its value."""
+    name = "answer_after" if source.answer_after else "answer_pattern"
+    return f"{name} {getattr(source, name)!r}"
+
+
+def _answer_pattern(task: str, source: DatasetSource) -> re.Pattern[str] | None:
+    """Return the pattern whose first group is the answer in its column; None for the whole."""
+    if source.answer_after:
+        return re.compile(rf"(?s).*{re.escape(source.answer_after)}(.*)")  # after the last one
+    pattern = source.answer_pattern
     if not pattern:
         return None
     try:
@@ -243,11 +344,6 @@ def _compile(task: str, pattern: str) -> re.Pattern[str] | None:
             f"data.{task}.answer_pattern {pattern!r} has no group; put the answer in parentheses"
         )
     return compiled
-
-
-def _is_number(value: Any) -> bool:
-    number = isinstance(value, (int, float, Decimal)) and not isinstance(value, bool)
-    return number and math.isfinite(value)
 
 
 def _writable(text: str, column: str) -> str:
