@@ -94,8 +94,8 @@ def _of_small_floats(array: pa.Array) -> list[Any]:
 def _of_dates(array: pa.Array) -> list[Any]:
     kind, numbers = array.type, _integers(array)
     if pa.types.is_timestamp(kind):
-        zone = "UTC" if kind.tz else "naive"
-        texts = np.datetime_as_string(numbers.view(f"datetime64[{kind.unit}]"), timezone=zone)
+        moments = numbers.view(f"datetime64[{kind.unit}]")
+        texts = np.datetime_as_string(moments, timezone="UTC" if kind.tz else "naive")
     else:
         unit = "D" if pa.types.is_date32(kind) else "ms"
         texts = np.datetime_as_string(numbers.view(f"datetime64[{unit}]"), unit="D")

@@ -17,7 +17,7 @@ import pyarrow as pa
 from common.config import DatasetSource
 from common.errors import UserError
 from common.runs.schemas import PROMPTS
-from common.tasks.records import Faults, Record, UnreadableGolds, as_text
+from common.tasks.records import Faults, Record, UnreadableGolds, as_text, shown
 
 Messages = list[dict[str, str]]
 
@@ -242,27 +242,25 @@ class _Reader:
         column, value = self._mapped[name], self._value(record, name)
         if value is None:
             raise UserError(f"no value in column {column!r}; give it one, or leave the row out")
-        readable = isinstance(value, (str, bytes)) or name == "answer"
-        text = as_text(value) if readable else None
-        if text is None:
-            raise UserError(f"column {column!r} {self._not_text(value, name)}")
+        if name == "question" and not isinstance(value, (str, bytes)):
+            raise UserError(f"column {column!r} {self._no_question(value, column)}")
+        try:
+            text = as_text(value)
+        except UserError as error:
+            raise UserError(f"column {column!r} {error}") from None
         if not text.strip():
             raise UserError(f"column {column!r} is empty; fill it in, or leave the row out")
-        return _writable(text, column)
+        return text
 
-    def _not_text(self, value: Any, name: str) -> str:
-        """Return what is wrong with a value that is to be text."""
-        if isinstance(value, bytes):
-            try:
-                value.decode()
-            except UnicodeDecodeError as error:
-                return f"is not UTF-8 at byte {error.start}; write it as UTF-8"
-        key = f"data.{self._task}.columns.{name}"
-        if isinstance(value, dict):
-            inner = next(iter(value), "name")
-            column = f"{self._mapped[name]}.{inner}"
-            return f'holds {_shown(value)}, not text; name what is inside, as {key} = "{column}"'
-        return f"holds {_shown(value)}, not text; write it as text, or name another column in {key}"
+    def _no_question(self, value: Any, column: str) -> str:
+        """Return what is wrong with a value that is no text, with the key that names another."""
+        fault = f"holds {shown(value)}, not text; name another column in"
+        key = f"data.{self._task}.columns.question"
+        if isinstance(value, dict) and value:
+            return (
+                f'{fault} {key}, or what is inside this one: {key} = "{column}.{next(iter(value))}"'
+            )
+        return f"{fault} {key}"
 
     def _messages(self, record: Record) -> Messages:
         given = self._value(record, "messages")
@@ -281,7 +279,7 @@ class _Reader:
         if not well_formed or not given or given[-1]["role"] != "user":
             raise UserError(
                 f"column {column!r} is to be a list of role ({', '.join(ROLES)}) and content, none "
-                f"empty and the last the user's; found {_shown(given)}"
+                f"empty and the last the user's; found {shown(given)}"
             )
         return [{"role": m["role"], "content": m["content"]} for m in given]
 
@@ -294,7 +292,7 @@ class _Reader:
             return text
         match = self._pattern.search(text)
         if match is None or not (match[1] or "").strip():
-            raise UserError(f"{_answer_key(self._source)} finds no answer in {_shown(text)}")
+            raise UserError(f"{_answer_key(self._source)} finds no answer in {shown(text)}")
         return str(match[1]).strip()
 
     def _given_id(self, record: Record) -> str:
@@ -303,7 +301,7 @@ class _Reader:
             return ""
         if not isinstance(value, (str, int)) or isinstance(value, bool) or value == "":
             column = self._mapped["prompt_id"]
-            raise UserError(f"column {column!r} holds {_shown(value)}, which is no id")
+            raise UserError(f"column {column!r} holds {shown(value)}, which is no id")
         return _writable(str(value), "prompt_id")
 
     def _metadata(self, record: Record) -> dict[str, Any]:
@@ -368,11 +366,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return None if isinstance(value, (bytes, bytearray)) else str(value)
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _hash(content: Any) -> str:

@@ -25,16 +25,35 @@ class Record:
     where: str
 
 
-def as_text(value: Any) -> str | None:
-    """Return a value as text, or None if it is no text or number, or text that is not UTF-8."""
-    if isinstance(value, str):
-        return value
+def as_text(value: Any) -> str:
+    r"""Return a value as text: text and numbers, and bytes that are UTF-8.
+
+    Raises:
+        UserError: it is something else, or has half a character: JSON allows a "\ud800". The
+            message begins with "holds" or "is", for a column's name before it.
+    """
     if isinstance(value, bytes):
         try:
             return value.decode()
-        except UnicodeDecodeError:
-            return None
-    return str(value) if is_number(value) else None
+        except UnicodeDecodeError as error:
+            raise UserError(f"is not UTF-8 at byte {error.start}; write it as UTF-8") from None
+    if not isinstance(value, str):
+        if is_number(value):
+            return str(value)
+        raise UserError(f"holds {shown(value)}, not text; write it as text")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"has half a character (a lone surrogate) at {error.start}; leave it out"
+        ) from None
+    return value
+
+
+def shown(value: Any) -> str:
+    """Return a value for a message, in 80 characters at most."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def is_number(value: Any) -> bool:

@@ -166,7 +166,7 @@ def test_what_is_inside_a_column_has_a_name_with_points(tmp_path: Path) -> None:
             pq.write_table(pa.Table.from_pylist(rows), path)
         assert pairs(read(path, columns=names).train) == EXPECTED
     text = faults(path, columns=names.model_copy(update={"question": "task"}))
-    assert 'name what is inside, as data.mine.columns.question = "task.' in text
+    assert 'what is inside this one: data.mine.columns.question = "task.text"' in text
     text = faults(path, columns=names.model_copy(update={"question": "text"}))
     assert "no column 'text' among 'task', " in text
     assert "; did you mean 'task.text'?; name it in data.mine.columns.question" in text
