@@ -320,7 +320,7 @@ def read_parquet(path: Path, source: Any, faults: Faults) -> pa.Table | None:
     try:
         with pq.ParquetFile(source, page_checksum_verification=True) as file:
             table = file.read()
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         faults.add(
             str(path),
             f"not a readable Parquet file: {str(error).strip()}; write it or copy it anew",
