@@ -11,7 +11,6 @@ import json
 import re
 import shlex
 from collections.abc import Callable, Iterable, Iterator
-from decimal import Decimal, InvalidOperation
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ import pyarrow.parquet as pq
 
 from common.errors import UserError
 from common.tasks.arrow_values import distinct_names, python_values, repeated_names
+from common.tasks.json_files import read_json
 from common.tasks.records import Faults, Record
 
 NOT_ROWS = ("manifest.json", "dataset_info.json", "dataset_infos.json")
@@ -28,9 +28,6 @@ NOT_ROWS = ("manifest.json", "dataset_info.json", "dataset_infos.json")
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 """What may stand between the columns of a CSV file."""
-
-MOST_DIGITS = 4300
-"""Digits of the longest number that Python converts between text and integer."""
 
 
 def files_of(path: Path, split: str) -> list[Path]:
@@ -112,153 +109,6 @@ def _of_text(
     if not encoding.startswith("utf-8"):
         faults.notices.append(f"{path}: is {encoding.upper()} and is read as such")
     yield from read(path, text.removeprefix("\ufeff"), faults)
-
-
-def _read_json(path: Path, text: str, faults: Faults) -> Iterator[Record]:
-    """Yield the objects of a file, whichever way they are written.
-
-    That is one object in a line, or objects over several lines one after another, or lists of them.
-    """
-    if _is_spread(text):
-        rows = _read_json_values(path, text, faults)
-    else:
-        rows = _read_json_lines(path, text, faults)
-    only = next(rows, None)
-    if only is None:
-        return
-    yield only
-    second = next(rows, None)
-    if second is None:
-        faults.notices += _rows_inside(path, only.values)
-    else:
-        yield second
-        yield from rows
-
-
-def _read_json_lines(path: Path, text: str, faults: Faults) -> Iterator[Record]:
-    """Yield the objects of a file that has one in each line."""
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            try:
-                value, end = _json_value(line, _after_blanks(line, 0))
-                if (rest := _after_blanks(line, end)) < len(line):
-                    raise json.JSONDecodeError("Extra data", line, rest)
-            except ValueError as error:
-                faults.add(*_json_fault(path, error, number))
-            else:
-                yield from _record(value, f"{path}:{number}", faults)
-
-
-def _is_spread(text: str) -> bool:
-    """Return whether a file is anything but an object in each line, as its first line shows."""
-    start = _after_blanks(text, 0)
-    end = text.find("\n", start)
-    first = text[start : end if end >= 0 else None].rstrip()
-    try:
-        _, end = _json_value(first, 0)
-    except json.JSONDecodeError as error:
-        return error.pos >= len(first) or first.startswith("[")
-    except ValueError:
-        return False
-    return end < len(first) or first.startswith("[")
-
-
-def _read_json_values(path: Path, text: str, faults: Faults) -> Iterator[Record]:
-    """Yield the objects of values that follow each other, and those in lists among them."""
-    position, number = _after_blanks(text, 0), 0
-    while position < len(text):
-        try:
-            value, end = _json_value(text, position)
-        except ValueError as error:
-            faults.add(*_json_fault(path, error, 1))
-            return
-        for item in value if isinstance(value, list) else [value]:
-            yield from _record(item, f"{path}[{number}]", faults)
-            number += 1
-        position = _after_blanks(text, end)
-
-
-def _rows_inside(path: Path, only: dict[str, Any]) -> list[str]:
-    """Return how to get at the rows that may be inside the only object of a file, if there are any.
-
-    That is a list of objects under one of its keys, or lists or objects that are its columns.
-    """
-    file = json.dumps(str(path))
-    lists = {name for name, value in only.items() if isinstance(value, list) and len(value) > 1}
-    objects = {name for name, value in only.items() if isinstance(value, dict)}
-    of_objects = [n for n in sorted(lists) if all(isinstance(item, dict) for item in only[n])]
-    if len(only) > 1 and only.keys() in (lists, objects):
-        code = (
-            f"import pandas; pandas.read_json({file}, dtype=False)"
-            '.to_json("rows.jsonl", orient="records", lines=True)'
-        )
-    elif of_objects:
-        code = (
-            f"import json; rows = json.load(open({file}))[{json.dumps(of_objects[0])}]; "
-            'open("rows.jsonl", "w").writelines(json.dumps(row) + "\\n" for row in rows)'
-        )
-    else:
-        return []
-    return [
-        f"{path}: holds a single object. If the rows are inside it, write them to a file of their "
-        f"own: python -c {shlex.quote(code)}"
-    ]
-
-
-def _after_blanks(text: str, start: int) -> int:
-    while start < len(text) and text[start].isspace():
-        start += 1
-    return start
-
-
-def _json_value(text: str, start: int) -> tuple[Any, int]:
-    """Return the JSON value that begins at `start`, and where it ends.
-
-    Raises:
-        ValueError: there is none, or its lists and objects are nested too deep to be read.
-    """
-    try:
-        return _DECODER.raw_decode(text, start)
-    except RecursionError:
-        raise ValueError("it is nested too deep; leave the part out that is") from None
-
-
-def _json_fault(path: Path, error: ValueError, first_line: int) -> tuple[str, str]:
-    """Return where a fault is and what it is, in a text that begins at `first_line`."""
-    if not isinstance(error, json.JSONDecodeError):
-        return f"{path}:{first_line}", f"not readable JSON: {error}"
-    line = first_line + error.lineno - 1
-    return f"{path}:{line}:{error.colno}", f"not JSON: {error.msg}"
-
-
-def _integer(digits: str) -> int | str:
-    return int(digits) if len(digits) <= MOST_DIGITS else digits
-
-
-def _real(digits: str) -> float | str:
-    """Return a number as a float if that is the same number, else its text."""
-    value = float(digits)
-    if len(digits) <= 16 and "e" not in digits.lower():  # so short, each has a float of its own
-        return value
-    try:
-        return value if Decimal(repr(value)) == Decimal(digits) else digits
-    except InvalidOperation:  # an exponent of more than 18 digits
-        return digits
-
-
-_DECODER = json.JSONDecoder(
-    parse_int=_integer,
-    parse_float=_real,
-    parse_constant=lambda name: None,  # NaN and Infinity, which some libraries write for no value
-)
-
-
-def _record(value: Any, where: str, faults: Faults) -> Iterator[Record]:
-    if isinstance(value, dict):
-        yield Record(value, where)
-    else:
-        kind = "null" if value is None else f"a {type(value).__name__}"
-        faults.add(where, f'expected an object such as {{"question": "..."}}, found {kind}')
 
 
 def _read_csv(path: Path, text: str, faults: Faults) -> Iterator[Record]:
@@ -346,9 +196,9 @@ def records_of(table: pa.Table, where: str) -> Iterator[Record]:
 
 
 READERS: dict[str, Callable[[Path, bytes, Faults], Iterator[Record]]] = {
-    ".jsonl": partial(_of_text, _read_json),
-    ".ndjson": partial(_of_text, _read_json),
-    ".json": partial(_of_text, _read_json),
+    ".jsonl": partial(_of_text, read_json),
+    ".ndjson": partial(_of_text, read_json),
+    ".json": partial(_of_text, read_json),
     ".parquet": _read_parquet,
     ".csv": partial(_of_text, _read_csv),
     ".tsv": partial(_of_text, _read_csv),

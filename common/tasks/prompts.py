@@ -17,7 +17,14 @@ import pyarrow as pa
 from common.config import DatasetSource
 from common.errors import UserError
 from common.runs.schemas import PROMPTS
-from common.tasks.records import Faults, Record, UnreadableGolds, as_text, shown
+from common.tasks.records import (
+    Faults,
+    Record,
+    UnreadableGolds,
+    as_text,
+    shown,
+    with_nested,
+)
 
 Messages = list[dict[str, str]]
 
@@ -77,7 +84,7 @@ def read_prompts(
     Faults of rows are added to `faults`. A column that no row has is a single fault, and then no
     rows are read. Golds that can be read but look mistaken are told in the notices of `faults`.
     """
-    records = _with_nested(records, source.columns.model_dump().values())
+    records = with_nested(records, source.columns.model_dump().values())
     columns = {name for record in records for name in record.values}
     inside = {
         f"{name}.{key}"
@@ -105,33 +112,6 @@ def read_prompts(
             faults.add(prompt.where, wrong + hint)
     faults.notices += [f"data.{task}: {line}" for line in _doubtful_golds(prompts, task, source)]
     return prompts
-
-
-def _with_nested(records: Sequence[Record], names: Iterable[str]) -> Sequence[Record]:
-    """Return records in which a name such as `a.b` is a column, if the objects in `a` have a `b`.
-
-    A column of that very name comes first. The items of a list have numbers: `a.0.b`.
-    """
-    for name in names:
-        if "." in name and not any(name in record.values for record in records):
-            values = [_inside(record.values, name.split(".")) for record in records]
-            if any(value is not None for value in values):
-                records = [
-                    Record(record.values | {name: value}, record.where)
-                    for record, value in zip(records, values, strict=True)
-                ]
-    return records
-
-
-def _inside(value: Any, path: Sequence[str]) -> Any:
-    for part in path:
-        if isinstance(value, dict):
-            value = value.get(part)
-        elif isinstance(value, list) and part.isdecimal() and int(part) < len(value):
-            value = value[int(part)]
-        else:
-            return None
-    return value
 
 
 SOLUTION_MARK = "####"
@@ -163,8 +143,8 @@ def _doubtful_golds(prompts: Sequence[Prompt], task: str, source: DatasetSource)
         lines.append(
             f"gold answers of EXACT are numbers such as {gold} ({len(floats)}, the first at "
             f"{floats[0].where}), so {gold.partition('.')[0]} is wrong; pandas makes such numbers "
-            "of integers where a value is missing: write them as integers, or set "
-            f'data.{task}.verify_type = "LAST_NUMBER"'
+            "of integers where a value is missing: write them as integers, or give them the verify "
+            "type LAST_NUMBER"
         )
     return lines
 

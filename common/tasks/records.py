@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
@@ -63,6 +63,33 @@ def is_number(value: Any) -> bool:
     if isinstance(value, float):
         return math.isfinite(value)
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def with_nested(records: Sequence[Record], names: Iterable[str]) -> Sequence[Record]:
+    """Return records in which a name such as `a.b` is a column, if the objects in `a` have a `b`.
+
+    A column of that very name comes first. The items of a list have numbers: `a.0.b`.
+    """
+    for name in names:
+        if "." in name and not any(name in record.values for record in records):
+            values = [_inside(record.values, name.split(".")) for record in records]
+            if any(value is not None for value in values):
+                records = [
+                    Record(record.values | {name: value}, record.where)
+                    for record, value in zip(records, values, strict=True)
+                ]
+    return records
+
+
+def _inside(value: Any, path: Sequence[str]) -> Any:
+    for part in path:
+        if isinstance(value, dict):
+            value = value.get(part)
+        elif isinstance(value, list) and part.isdecimal() and int(part) < len(value):
+            value = value[int(part)]
+        else:
+            return None
+    return value
 
 
 @dataclass
