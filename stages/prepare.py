@@ -4,7 +4,7 @@ Reads   the recipe's [data] (generators, files, folders, hub data sets) and [mod
 Writes  prompts/train-*.parquet, prompts/eval-*.parquet, policies/0000
 
 Everything is checked before the first byte is written: each row's columns and gold answer, the
-model's files, and that its tokenizer renders a prompt. No training prompt is an evaluation prompt.
+model's files, and each prompt as the model will see it. No training prompt is an evaluation prompt.
 Policy 0 consists of hard links where the file system allows them; only safetensors are accepted.
 
     python -m stages.prepare --run demo --recipe workflows/recipes/arithmetic.toml
@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from common.command import launch
 from common.config import ObjectiveConfig, Recipe
-from common.console import say, warn
+from common.console import say
 from common.errors import MissingToolError, UserError
 from common.modeling.install import Model, find_model, install
 from common.rewards.scorer import Scorer
@@ -78,12 +78,15 @@ def prepare(stage: StageRun) -> None:
 
 
 def check_inputs(recipe: Recipe) -> tuple[Prompts, Model]:
-    """Read the data, find the model, render a prompt, and try the recipe's own policy term.
+    """Read the data, find the model, render all prompts, and try the recipe's own policy term.
 
     Raises:
         UserError: they have faults; it lists all of them at once.
         MissingToolError: a program or package that judges the questions is not installed.
     """
+    from common.rollout.prompt_checks import check_prompts
+    from common.rollout.prompts import SamplingPolicy
+
     faults = Faults()
     prompts = model = None
     rewards = recipe.rewards.with_limit(recipe.rollout.max_completion_tokens)
@@ -106,7 +109,8 @@ def check_inputs(recipe: Recipe) -> tuple[Prompts, Model]:
         faults.lines += str(error).splitlines()
     faults.raise_any()
     assert prompts and model
-    check_tokenizer(recipe, model, prompts.train[0])
+    policy = SamplingPolicy(model.folder, recipe.prompt)
+    prompts.notices += check_prompts(policy, recipe, prompts)
     return prompts, model
 
 
@@ -119,7 +123,7 @@ def check_policy_term(objective: ObjectiveConfig) -> None:
 
 
 def check_counts(recipe: Recipe, prompts: Prompts) -> None:
-    """Check that each later stage has questions.
+    """Check that each later stage has questions; tell if there are few.
 
     Raises:
         UserError: there is no training question, or no evaluation question though some are needed.
@@ -134,28 +138,11 @@ def check_counts(recipe: Recipe, prompts: Prompts) -> None:
             f"evaluate.every = {recipe.evaluate.every}, but there are no evaluation questions; "
             "raise eval of a source in [data], or set evaluate.every = 0"
         )
-
-
-def check_tokenizer(recipe: Recipe, model: Model, prompt: Prompt) -> None:
-    """Check that a prompt renders as `rollout` needs it; warn if its text is not given back.
-
-    Raises:
-        UserError: configuration or tokenizer cannot be used, the chat template is missing or
-            refuses the prompt, or nothing would end a completion.
-    """
-    from common.modeling.chat import load_tokenizer
-    from common.rollout.prompts import SamplingPolicy
-
-    (row,) = to_table([prompt]).to_pylist()
-    if not SamplingPolicy(model.folder, recipe.prompt).render(row).ids:
-        raise UserError(f"{model.folder}: its tokenizer makes no tokens of {prompt.question!r}")
-    tokenizer = load_tokenizer(model.folder)
-    ids = tokenizer(prompt.question, add_special_tokens=False)["input_ids"]
-    text = str(tokenizer.decode(ids, clean_up_tokenization_spaces=False))
-    if text.strip() != prompt.question.strip():
-        warn(
-            f"{model.folder}: its tokenizer does not give back the text of a prompt: "
-            f"{prompt.question[:80]!r} becomes {text[:80]!r}, and rules judge such text"
+    groups = recipe.rollout.prompts_per_iteration
+    if len(prompts.train) < groups:
+        prompts.notices.append(
+            f"{len(prompts.train)} training prompts fill the {groups} groups of an iteration, so "
+            "prompts are drawn more than once; add data, or lower rollout.prompts_per_iteration"
         )
 
 

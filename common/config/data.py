@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from common.config.section import Positive, Section
 
@@ -37,12 +37,15 @@ class GeneratorSource(Section):
 
 
 class ColumnMap(Section):
-    """The data set's own name for each of our columns; empty to ignore a column."""
+    """The data set's own name for each of our columns; empty to ignore a column.
+
+    In `a.b`, `b` is a key of the objects in the column `a`; items of a list have numbers from 0.
+    """
 
     question: str = "question"
     """What the model is asked."""
     answer: str = "answer"
-    """The gold answer, or a text that contains it (see `answer_pattern`)."""
+    """The gold answer, or a text that contains it (see `answer_after`)."""
     verify_type: str = "verify_type"
     """The rule that judges answers to this row."""
     messages: str = "messages"
@@ -56,7 +59,7 @@ class ColumnMap(Section):
 class DatasetSource(Section):
     kind: Literal["dataset"] = "dataset"
     path: str
-    """A JSONL, JSON, Parquet or CSV file, a folder of such files, a folder that
+    """A JSONL, JSON, Parquet, CSV or TSV file, a folder of such files, a folder that
     `Dataset.save_to_disk` wrote, or the name of a data set on the hub."""
     eval_path: str = ""
     """The same for the evaluation questions, if they are elsewhere."""
@@ -71,11 +74,23 @@ class DatasetSource(Section):
     eval: Annotated[int, Field(ge=0)] = 200
     """Number of evaluation questions to take or to hold out."""
     columns: ColumnMap = ColumnMap()
+    answer_after: str = ""
+    """Text in the answer column whose last occurrence is followed by the gold answer (GSM8K:
+    `####`); empty: the column is the answer."""
     answer_pattern: str = ""
-    """Regular expression whose first group is the gold answer inside the answer column
-    (GSM8K: `####\\s*(.+)`); empty: the column is the answer."""
+    """Regular expression whose first group is the gold answer inside the answer column, where
+    `answer_after` does not suffice."""
     verify_type: VerifyType | None = None
     """The rule that judges answers, for a data set without a `verify_type` column."""
+
+    @model_validator(mode="after")
+    def _one_way_to_the_answer(self) -> DatasetSource:
+        if self.answer_after and self.answer_pattern:
+            raise ValueError(
+                f"answer_after = {self.answer_after!r} and answer_pattern = "
+                f"{self.answer_pattern!r} both say where the answer stands; remove one of them"
+            )
+        return self
 
 
 class GymSource(Section):

@@ -15,21 +15,23 @@ from typing import TYPE_CHECKING, Any
 
 from common.config import PromptConfig
 from common.errors import UserError
+from common.tasks.hub import first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Tokens by which chat models end a turn. Some checkpoints name only end-of-text as their eos.
-TURN_ENDS = (
-    "<|im_end|>",  # ChatML: Qwen, SmolLM2
-    "<|eot_id|>",  # Llama 3
-    "<|eom_id|>",
-    "<|eot|>",  # Llama 4
-    "<end_of_turn>",  # Gemma
-    "<|end|>",  # Phi 3
-    "<|end_of_text|>",
-    "<|endoftext|>",
-)
+# Tokens that end a turn in vocabularies that have the token beside them, which begins one. Alone it
+# may mean something else: in harmony's, which has no <|assistant|>, <|end|> ends a message, and
+# the turn goes on with the next channel.
+TURN_ENDS = {
+    "<|im_end|>": "<|im_start|>",  # ChatML: Qwen, SmolLM2
+    "<|eot_id|>": "<|start_header_id|>",  # Llama 3
+    "<|eom_id|>": "<|start_header_id|>",
+    "<|eot|>": "<|header_start|>",  # Llama 4
+    "<end_of_turn>": "<start_of_turn>",  # Gemma
+    "<|end|>": "<|assistant|>",  # Phi 3
+}
+TEXT_ENDS = ("<|end_of_text|>", "<|endoftext|>")
 
 # Table 1 of DeepSeek-R1 (arXiv 2501.12948), with a line break before each speaker.
 R1_ZERO = (
@@ -52,12 +54,18 @@ def load_tokenizer(policy_dir: Path) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(
+        tokenizer = AutoTokenizer.from_pretrained(
             policy_dir, local_files_only=True, trust_remote_code=False
         )
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise UserError(f"{policy_dir}: no tokenizer that transformers can use: {reason}") from None
+        if not isinstance(tokenizer.model_max_length, (int, float)):
+            raise TypeError(f"model_max_length = {tokenizer.model_max_length!r} is no number")
+    except Exception as error:  # files that are not what it expects give errors of a dozen types
+        remedy = "; copy its files anew from where the model came from"
+        raise UserError(
+            f"{policy_dir}: no tokenizer that transformers can use: {first_line(error)}"
+            + remedy * (not isinstance(error, ImportError))
+        ) from None
+    return tokenizer
 
 
 def render(
@@ -90,21 +98,26 @@ def render(
 def stop_ids(policy_dir: Path, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return the ids of all tokens that end a completion, in ascending order.
 
-    These are the end-of-sequence tokens of config, generation config and tokenizer, and the special
-    tokens by which chat models end a turn.
+    These are the end-of-sequence tokens of config, generation config and tokenizer, those that end
+    a text, and those that end a turn: the token that the chat template writes after an answer, or
+    else those of the vocabulary that end turns in their families.
 
     Raises:
-        UserError: there is none, so that no completion would ever stop.
+        UserError: there is none, so that no completion would ever stop, or one is no id.
     """
     found: set[int] = set()
     for name in ("generation_config.json", "config.json"):
         path = Path(policy_dir) / name
         if path.is_file():
-            found.update(_eos_of(json.loads(path.read_text(encoding="utf-8"))))
+            found.update(_eos_of(path))
     if tokenizer.eos_token_id is not None:
         found.add(tokenizer.eos_token_id)
-    added = tokenizer.added_tokens_decoder
-    found.update(id for id, token in added.items() if token.special and token.content in TURN_ENDS)
+    added = {token.content: id for id, token in tokenizer.added_tokens_decoder.items()}
+    special = {t.content for t in tokenizer.added_tokens_decoder.values() if t.special}
+    in_families = [end for end, begin in TURN_ENDS.items() if {end, begin} <= special]
+    end = _end_of_turn(tokenizer)
+    ends = {*special.intersection(TEXT_ENDS), *([end] if end else in_families)}
+    found.update(added[content] for content in ends)
     if not found:
         raise UserError(
             f"{policy_dir}: no end-of-sequence token; set eos_token_id in generation_config.json"
@@ -122,6 +135,23 @@ def completion_text(
     text = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
     assert isinstance(text, str)
     return text
+
+
+def _end_of_turn(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """Return the added token that the chat template writes right after an answer, if there is one.
+
+    Some checkpoints name only the end of a text as their eos, and chat with another token.
+    """
+    answer = "Forty-two"
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}]
+    try:
+        rendered = str(tokenizer.apply_chat_template(turns, tokenize=False))
+    except Exception:  # there is none, or it refuses these turns; prompts are checked elsewhere
+        return None
+    _, found, behind = rendered.rpartition(answer)
+    contents = [token.content for token in tokenizer.added_tokens_decoder.values()]
+    after = [content for content in contents if behind.lstrip().startswith(content)]
+    return max(after, key=len) if found and after else None
 
 
 def _with_system(messages: Sequence[Mapping[str, str]], system: str) -> list[dict[str, str]]:
@@ -142,10 +172,11 @@ def _chat(turns: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase) -> st
         raise UserError(f'{name}: there is no chat template; use prompt.template = "r1_zero"')
     try:
         rendered = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    except TemplateError as error:
+    except Exception as error:  # a template is a program
         roles = [turn["role"] for turn in turns]
+        reason = str(error) if isinstance(error, TemplateError) else first_line(error)
         fix = "; if it takes no system message, leave prompt.system empty" * ("system" in roles)
-        raise UserError(f"{name}: its chat template refuses roles {roles}: {error}{fix}") from None
+        raise UserError(f"{name}: its chat template refuses roles {roles}: {reason}{fix}") from None
     assert isinstance(rendered, str)
     return rendered
 
@@ -165,8 +196,33 @@ def _r1_zero(turns: list[dict[str, str]], prefix: str) -> str:
     return f"{text}\nAssistant: {prefix}" if prefix else f"{text}\nAssistant:"
 
 
-def _eos_of(config: dict[str, Any]) -> list[int]:
-    eos = config.get("eos_token_id")
-    if eos is None:
-        return []
-    return [int(id) for id in eos] if isinstance(eos, list) else [int(eos)]
+def _eos_of(path: Path) -> list[int]:
+    eos = read_json_object(path).get("eos_token_id")
+    ids = eos if isinstance(eos, list) else [eos] * (eos is not None)
+    for id in ids:
+        if not isinstance(id, int) or isinstance(id, bool) or id < 0:
+            raise UserError(
+                f"{path}: eos_token_id = {json.dumps(eos)} is no token id; write the number of the "
+                "token that ends a completion, or a list of numbers"
+            )
+    return list(ids)
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file of a model.
+
+    Raises:
+        UserError: the file holds something else.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"{path}: not JSON: {error}; copy it anew from where the model came from"
+        ) from None
+    if not isinstance(content, dict):
+        raise UserError(
+            f"{path}: holds {json.dumps(content)[:40]} and no JSON object; copy it anew from where "
+            "the model came from"
+        )
+    return content

@@ -32,6 +32,13 @@ TARGETS = {
 VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "tekken.json", "*.model", "*.tiktoken")
 
 
+# transformers meets other content with an error of its own code, which names no file.
+JSON_OBJECTS = (
+    *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"),
+    *("special_tokens_map.json", "added_tokens.json", "vocab.json"),
+)
+
+
 @dataclass(frozen=True)
 class Model:
     """A Hugging Face directory whose files have been checked."""
@@ -71,6 +78,7 @@ def check_model(folder: Path) -> Model:
     Raises:
         UserError: any of these is missing, damaged or different.
     """
+    from common.modeling.chat import read_json_object
     from common.modeling.load import check_checkpoint
 
     if not (folder / "config.json").is_file():
@@ -78,6 +86,9 @@ def check_model(folder: Path) -> Model:
     if not any(Path(name).match(v) for name in tokenizer_files(folder) for v in VOCABULARIES):
         # transformers would silently make an empty one.
         raise UserError(f"{folder}: no tokenizer; there is none of {', '.join(VOCABULARIES)}")
+    for name in JSON_OBJECTS:
+        if (folder / name).is_file():
+            read_json_object(folder / name)
     weights = _weights(folder)
     parameters = sum(_parameters(path) for path in weights)
     check_checkpoint(folder)

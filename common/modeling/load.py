@@ -23,6 +23,7 @@ from common.errors import UserError
 from common.modeling.linear import use_fast_products
 from common.runs.layout import Output, Run
 from common.runs.manifest import read_manifest
+from common.tasks.hub import first_line
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -34,7 +35,6 @@ def load_config(policy_dir: Path) -> PretrainedConfig:
     Raises:
         UserError: config.json is missing or unreadable, or the architecture needs remote code.
     """
-    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     path = Path(policy_dir) / "config.json"
@@ -44,12 +44,11 @@ def load_config(policy_dir: Path) -> PretrainedConfig:
         return AutoConfig.from_pretrained(
             policy_dir, local_files_only=True, trust_remote_code=False
         )
-    except StrictDataclassError as error:
+    except Exception as error:  # values that it does not expect give errors of a dozen types
         reason = " ".join(str(error).split())
-        raise UserError(f"{path}: transformers cannot use it: {reason}") from error
-    except (ValueError, KeyError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{path}: transformers cannot use it: {reason}") from error
+        raise UserError(
+            f"{path}: transformers cannot use it: {reason[:500] or type(error).__name__}"
+        ) from error
 
 
 def load_causal_lm(
@@ -73,7 +72,16 @@ def check_checkpoint(policy_dir: Path) -> None:
     Raises:
         UserError: as `load_causal_lm`.
     """
-    _from_pretrained(model_class(load_config(policy_dir)), policy_dir, "auto")
+    cls = model_class(load_config(policy_dir))
+    try:
+        _from_pretrained(cls, policy_dir, "auto")
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:  # a value in a configuration gives whatever its use leads to
+        raise UserError(
+            f"{policy_dir}: transformers cannot make a model of config.json and "
+            f"generation_config.json: {first_line(error)}"
+        ) from error
 
 
 def load_part(

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Callable
-from functools import partial
+import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from common.console import say
 from common.errors import UserError
 from common.runs.schemas import KEY, score_schema
-from common.tasks.files import files_of, read_files
-from common.tasks.records import Faults, Record
+from common.tasks.arrow_values import python_values
+from common.tasks.files import files_of, read_files, read_parquet
+from common.tasks.records import Faults, Record, as_text, shown
 
 NEEDED = ("completion_text", "answer", "verify_type")
 TEXTS = (*NEEDED, "assistant_prefix", "question", "task")
@@ -23,35 +23,44 @@ TEXTS = (*NEEDED, "assistant_prefix", "question", "task")
 Where = Callable[[int], str]
 """A function from a row's number to its file and row, for messages."""
 
-_REFUSALS = (pa.ArrowException, UnicodeError, OverflowError)
+_REFUSALS = (pa.ArrowException, UnicodeError, OverflowError, RecursionError)
 
 
 def read_completions(path: Path) -> pa.Table:
     """Read all rows and columns of a Parquet, JSON Lines, JSON or CSV file, or a folder of those.
 
-    A folder must hold files of one kind. `completion_text`, `answer` and `verify_type` must be
-    there; `group_id` and `assistant_prefix` may be.
+    `completion_text`, `answer` and `verify_type` must be there; `group_id` and `assistant_prefix`
+    may be. What was not read as it might seem is told.
 
     Raises:
-        UserError: nothing readable is there, or a column is missing or holds anything but text;
-            with file, column and row.
+        UserError: nothing readable is there, or a column is missing or cannot be read as text; with
+            file, column and row.
     """
     if not path.exists():
         raise UserError(f"{path}: no such file")
     files = files_of(path, "train")
     faults = Faults()
     if all(file.suffix.lower() == ".parquet" for file in files):
-        tables = [_checked_parquet(file, faults) for file in files]
+        found = [_checked_parquet(file, faults) for file in files]
+        tables = [table for table in found if table is not None]
     else:
         records = read_files(files, faults)
         faults.raise_any()
         table = _table(records, faults)
         tables = [_checked(table, str(path), lambda row: records[row].where, faults)]
+    grouped = ["group_id" in table.column_names for table in tables]
+    if any(grouped) and not all(grouped):
+        faults.add(str(files[grouped.index(False)]), "no column 'group_id', which other files have")
     faults.raise_any()
+    for notice in faults.notices:
+        say(notice)
     try:
-        return pa.concat_tables(tables)
+        return pa.concat_tables(tables, promote_options="permissive")
     except pa.ArrowException as error:
-        raise UserError(f"{path}: cannot be read as one table: {error}") from None
+        raise UserError(
+            f"{path}: a column has types in different files that do not fit together: "
+            f"{str(error).strip().splitlines()[0]}; score the files one by one"
+        ) from None
 
 
 def former_scores(columns: list[str]) -> list[str]:
@@ -65,9 +74,9 @@ def group_numbers(completions: pa.Table) -> list[int]:
     """Return the group of each row as a number from 0; an empty list if the file has no groups."""
     if "group_id" not in completions.column_names:
         return []
-    column = completions["group_id"].combine_chunks()
-    numbers: list[int] = column.dictionary_encode().indices.to_pylist()
-    return numbers
+    groups = python_values(completions["group_id"])
+    numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
+    return [numbers[group] for group in groups]
 
 
 def kept_rows(completions: pa.Table, groups: list[int], where: str) -> list[bool]:
@@ -101,44 +110,81 @@ def kept_rows(completions: pa.Table, groups: list[int], where: str) -> list[bool
     return kept
 
 
-def _checked_parquet(file: Path, faults: Faults) -> pa.Table:
+def _checked_parquet(file: Path, faults: Faults) -> pa.Table | None:
     """Read a Parquet file with its own column types, which its rows as Python values would lose."""
-    try:
-        table = pq.read_table(file, page_checksum_verification=True)
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{file}: cannot be read: {error}") from None
+    table = read_parquet(file, file, faults)
+    if table is None:
+        return None
+
+    def where(row: int) -> str:
+        return f"{file} row {row}"
+
     try:
         table.validate(full=True)
     except pa.ArrowException as error:
-        # Arrow says that something is not UTF-8, the reader of records which row and byte.
-        read_files([file], faults)
+        # Arrow says that some text is not UTF-8, this which column, row and byte.
+        for name, column in zip(table.column_names, table.columns, strict=True):
+            if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+                _texts(name, python_values(column), where, faults)
         faults.raise_any()
-        raise UserError(f"{file}: damaged: {error}") from None
-    return _checked(table, str(file), lambda row: f"{file} row {row}", faults)
+        raise UserError(f"{file}: damaged: {error}; write it or copy it anew") from None
+    return _checked(table, str(file), where, faults)
 
 
 def _table(records: list[Record], faults: Faults) -> pa.Table:
-    """Return the records as columns, of all names that occur.
-
-    Raises:
-        UserError: values of a column have no type in common, or cannot be written as UTF-8.
-    """
-    columns: dict[str, pa.ChunkedArray] = {}
+    """Return the records as columns, of all names that occur."""
+    columns: dict[str, Any] = {}
     for name in dict.fromkeys(name for record in records for name in record.values):
-        columns[name] = _converted(
-            [record.values.get(name) for record in records],
-            partial(_named_column, name),
-            lambda row: records[row].where,
-            f"column {name!r} cannot be stored",
-            faults,
-        )
+        values = [record.values.get(name) for record in records]
+        if name in TEXTS:
+            columns[name] = _texts(name, values, lambda row: records[row].where, faults)
+        else:
+            columns[name] = _column(name, values, faults)
     faults.raise_any()
-    return pa.table(columns)
+    try:
+        return pa.table(columns)
+    except UnicodeEncodeError:
+        name = next(name for name in columns if not name.isascii())
+        raise UserError(
+            f"{records[0].where}: the name of column {name!r} has half a character; rename it"
+        ) from None
 
 
-def _named_column(name: str, values: list[Any]) -> pa.ChunkedArray:
-    # As a table, since the name too must have bytes in UTF-8.
-    return pa.table({name: values})[name]
+def _column(name: str, values: list[Any], faults: Faults) -> pa.Array:
+    """Return values as a column of the type that fits them all, else of their JSON, which is told.
+
+    No type fits text beside numbers, integers of more than 64 bits, or objects without keys.
+    """
+    try:
+        column = pa.array(values)
+        if not _has_empty_object(column.type):
+            return column
+    except _REFUSALS:
+        pass
+    faults.notices.append(f"column {name!r}: no single type fits its values; it is kept as JSON")
+    return pa.array([None if value is None else json.dumps(value) for value in values], pa.string())
+
+
+def _has_empty_object(kind: pa.DataType) -> bool:
+    """Return whether a type is or holds an object without keys, which Parquet cannot store."""
+    if pa.types.is_struct(kind):
+        return not kind.num_fields or any(_has_empty_object(field.type) for field in kind)
+    return pa.types.is_list(kind) and _has_empty_object(kind.value_type)
+
+
+def _texts(name: str, values: Sequence[Any], where: Where, faults: Faults) -> pa.Array | None:
+    """Return values as a column of text, or None after adding the first that is none to `faults`.
+
+    They are the text that a run would have for them.
+    """
+    texts = []
+    for row, value in enumerate(values):
+        try:
+            texts.append(None if value is None else as_text(value))
+        except UserError as error:
+            faults.add(where(row), f"column {name!r} {error}")
+            return None
+    return pa.array(texts, pa.string())
 
 
 def _checked(table: pa.Table, file: str, where: Where, faults: Faults) -> pa.Table:
@@ -148,40 +194,30 @@ def _checked(table: pa.Table, file: str, where: Where, faults: Faults) -> pa.Tab
         return table
     for name in NEEDED:
         if name not in table.column_names:
-            faults.add(file, f"no column {name!r} among {', '.join(table.column_names)}")
+            faults.add(
+                file,
+                f"no column {name!r} among {', '.join(table.column_names)}; rename the column that "
+                "holds it, or add one",
+            )
     for name in (*NEEDED, "group_id"):
         if name in table.column_names and table[name].null_count:
             row = table[name].is_null().to_pylist().index(True)
-            faults.add(where(row), f"no value in column {name!r}")
+            faults.add(
+                where(row), f"no value in column {name!r}; give it one, or leave the row out"
+            )
     for name in TEXTS:
         if name not in table.column_names:
             continue
-        what = f"column {name!r} is not text"
-        text = _converted(table[name], lambda part: part.cast(pa.string()), where, what, faults)
+        column = table[name]
+        if pa.types.is_string(column.type):
+            continue
+        text = _texts(name, python_values(column), where, faults)
         if text is not None:
             table = table.set_column(table.column_names.index(name), name, text)
-    if "group_id" in table.column_names and pa.types.is_nested(table["group_id"].type):
-        kind = table["group_id"].type
-        faults.add(where(0), f"column 'group_id' holds {kind}; text or numbers name a group")
+    if "group_id" in table.column_names:
+        for row, group in enumerate(python_values(table["group_id"])):
+            if isinstance(group, (list, dict)):
+                what = f"column 'group_id' holds {shown(group)}; name a group by text or a number"
+                faults.add(where(row), what)
+                break
     return table
-
-
-def _converted(
-    values: Any, convert: Callable[[Any], Any], where: Where, what: str, faults: Faults
-) -> Any:
-    """Return `convert(values)`, or None after adding the first row that it refuses to `faults`."""
-
-    def refusal(count: int) -> Exception | None:
-        try:
-            convert(values[:count])
-        except _REFUSALS as error:
-            return error
-        return None
-
-    try:
-        return convert(values)
-    except _REFUSALS:
-        # Bisection for the shortest beginning that is refused: its last row is at fault.
-        row = bisect_left(range(1, len(values)), True, key=lambda n: refusal(n) is not None)
-        faults.add(where(row), f"{what}: {refusal(row + 1)}")
-        return None

@@ -37,15 +37,24 @@ class SamplingPolicy:
             UserError: tokenizer or configuration cannot be used, or no token ends a completion.
         """
         self.policy_dir = policy_dir
+        self.tokenizer = load_tokenizer(policy_dir)
+        self.config = load_config(policy_dir).get_text_config()
         self._prompt = prompt
-        self._tokenizer = load_tokenizer(policy_dir)
-        self._stops = stop_ids(policy_dir, self._tokenizer)
-        self._config = load_config(policy_dir).get_text_config()
+        self._stops = stop_ids(policy_dir, self.tokenizer)
+        if min(self._stops) >= self.config.vocab_size:
+            raise UserError(
+                f"{policy_dir}: the tokens that end a completion ({self._stops}) are beyond the "
+                f"{self.config.vocab_size} of the model; set eos_token_id in generation_config.json"
+            )
 
     def render(self, row: Mapping[str, Any]) -> RenderedPrompt:
         """Render a row of `prompts/`."""
-        ids, prefix = render(row["messages"], self._tokenizer, self._prompt)
+        ids, prefix = render(row["messages"], self.tokenizer, self._prompt)
         return RenderedPrompt(row, ids, prefix)
+
+    def has_room(self, prompt_tokens: int, max_completion_tokens: int) -> bool:
+        """Return whether a prompt of so many tokens and the longest completion fit the context."""
+        return beyond_context(prompt_tokens, max_completion_tokens, self.config) is None
 
     def fits(
         self, prompt: RenderedPrompt, max_completion_tokens: int, on_long: Literal["error", "drop"]
@@ -55,7 +64,7 @@ class SamplingPolicy:
         Raises:
             UserError: it does not, and `on_long` is "error".
         """
-        fault = beyond_context(len(prompt.ids), max_completion_tokens, self._config)
+        fault = beyond_context(len(prompt.ids), max_completion_tokens, self.config)
         if fault and on_long == "error":
             raise UserError(f"prompt {prompt.row['prompt_id']} ({prompt.row['task']}) {fault}")
         return fault is None
@@ -72,7 +81,7 @@ class SamplingPolicy:
             "prompt_ids": prompt.ids,
             "completion_ids": sample.completion_ids,
             "assistant_prefix": prompt.prefix,
-            "completion_text": completion_text(sample.completion_ids, self._tokenizer, self._stops),
+            "completion_text": completion_text(sample.completion_ids, self.tokenizer, self._stops),
             "finish_reason": sample.finish_reason,
             "question": prompt.row["question"],
             "answer": prompt.row["answer"],

@@ -127,7 +127,8 @@ STAGES: tuple[Stage, ...] = (
         decides=(Keys(("model.path", "data")),),
         uses=(
             Keys(("run.seed", "prompt", "rewards", "objective")),
-            Keys(("rollout.max_completion_tokens", "evaluate.every")),
+            Keys(("rollout.prompts_per_iteration", "rollout.max_completion_tokens")),
+            Keys(("rollout.on_long", "evaluate.every", "evaluate.max_completion_tokens")),
         ),
         companions={"policies": "policies/{:04d}"},
     ),

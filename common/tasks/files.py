@@ -8,20 +8,26 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
+import shlex
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from common.errors import UserError
+from common.tasks.arrow_values import distinct_names, python_values, repeated_names
+from common.tasks.json_files import read_json
 from common.tasks.records import Faults, Record
 
 NOT_ROWS = ("manifest.json", "dataset_info.json", "dataset_infos.json")
 """JSON files in a folder that describe its data and hold no rows."""
 
-_BOM = b"\xef\xbb\xbf"
+SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
+"""What may stand between the columns of a CSV file."""
 
 
 def files_of(path: Path, split: str) -> list[Path]:
@@ -80,115 +86,120 @@ def read_file(path: Path, faults: Faults) -> Iterator[Record]:
     return reader(path, data, faults)
 
 
-def _read_json_lines(path: Path, data: bytes, faults: Faults) -> Iterator[Record]:
-    for number, line in enumerate(data.removeprefix(_BOM).split(b"\n"), start=1):
-        if line.strip():
-            found = _parse_json(path, line, faults, first_line=number)
-            yield from _record(found, f"{path}:{number}", faults)
-
-
-def _read_json(path: Path, data: bytes, faults: Faults) -> Iterator[Record]:
-    """Yield the objects of a JSON list, or those of JSON Lines in a file called `.json`."""
-    data = data.removeprefix(_BOM)
-    if not data.lstrip().startswith(b"["):
-        yield from _read_json_lines(path, data, faults)
-        return
-    for position, item in enumerate(_parse_json(path, data, faults) or []):
-        yield from _record(item, f"{path}[{position}]", faults)
-
-
-def _parse_json(path: Path, data: bytes, faults: Faults, first_line: int = 1) -> Any:
-    """Return the JSON value, or add a fault and return None if it is not JSON."""
-    text = _decode(path, data, faults, first_line)
-    if text is None:
-        return None
+def _of_text(
+    read: Callable[[Path, str, Faults], Iterator[Record]], path: Path, data: bytes, faults: Faults
+) -> Iterator[Record]:
+    """Yield the rows that `read` finds in the text of a file; UTF-16 and UTF-32 are told."""
+    encoding = json.detect_encoding(data)  # by the zero bytes of the first characters
     try:
-        return json.loads(text, parse_constant=_refuse_constant)
-    except json.JSONDecodeError as error:
-        line = first_line + error.lineno - 1
-        faults.add(f"{path}:{line}:{error.colno}", f"not JSON: {error.msg}")
-    except (ValueError, RecursionError) as error:
-        faults.add(f"{path}:{first_line}", f"not readable JSON: {error}")
-    return None
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON value")
-
-
-def _record(value: Any, where: str, faults: Faults) -> Iterator[Record]:
-    if isinstance(value, dict):
-        yield Record(value, where)
-    elif value is not None:
-        kind = type(value).__name__
-        faults.add(where, f'expected an object such as {{"question": "..."}}, found a {kind}')
-
-
-def _read_csv(path: Path, data: bytes, faults: Faults) -> Iterator[Record]:
-    text = _decode(path, data.removeprefix(_BOM), faults)
-    if text is None:
+        text = data.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = 1 + data.count(b"\n", 0, error.start)
+        byte = error.start - (data.rfind(b"\n", 0, error.start) + 1)
+        shown = data[error.start : error.start + 1].hex()
+        named, new = (
+            shlex.quote(str(path)),
+            shlex.quote(f"{path.with_suffix('')}-utf8{path.suffix}"),
+        )
+        kind = "UTF-8" if encoding.startswith("utf-8") else encoding.upper()
+        remedy = f"if it is Windows' or Latin-1: iconv -f WINDOWS-1252 -t UTF-8 {named} > {new}"
+        what = f"not {kind} at byte {byte} of the line (0x{shown}); "
+        faults.add(f"{path}:{line}", what + (remedy if kind == "UTF-8" else "save it as UTF-8"))
         return
-    rows = csv.reader(io.StringIO(text, newline=""), strict=True)
+    if not encoding.startswith("utf-8"):
+        faults.notices.append(f"{path}: is {encoding.upper()} and is read as such")
+    yield from read(path, text.removeprefix("\ufeff"), faults)
+
+
+def _read_csv(path: Path, text: str, faults: Faults) -> Iterator[Record]:
+    # The limit of the csv module is for streams; this text is in memory already.
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))
+    separator = _separator(text)
+    if separator != ("\t" if path.suffix.lower() == ".tsv" else ","):
+        faults.notices.append(f"{path}: its columns are separated by {SEPARATORS[separator]}")
+    rows = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=separator)
+    line = 1
     try:
-        header = next(rows, [])
-        for name in sorted({name for name in header if header.count(name) > 1}):
-            faults.add(f"{path}:1", f"two columns are called {name!r}")
+        names = _csv_names(path, next(rows, []), faults)
         line = rows.line_num + 1
         for row in rows:
             where, line = f"{path}:{line}", rows.line_num + 1
-            if len(row) == len(header):
-                yield Record(dict(zip(header, row, strict=True)), where)
+            if len(row) == len(names):
+                values = zip(names, row, strict=True)
+                yield Record({name: value for name, value in values if name}, where)
             elif row:
-                faults.add(where, f"{len(row)} values, but the header names {len(header)} columns")
+                faults.add(
+                    where,
+                    f"{len(row)} values, but the header names {len(names)} columns; put double "
+                    f"quotes around values that contain {SEPARATORS[separator]}",
+                )
     except csv.Error as error:
-        faults.add(f"{path}:{rows.line_num}", f"not CSV: {error}")
+        faults.add(
+            f"{path}:{line}",
+            f"not CSV: {error}, in the row that begins here; a double quote inside a quoted value "
+            "is written twice",
+        )
+
+
+def _separator(text: str) -> str:
+    """Return what separates the columns: that by which the header has most of them."""
+    header = re.match(r"[^\r\n]*", text)[0]  # type: ignore[index]
+    return max(SEPARATORS, key=lambda mark: len(next(csv.reader([header], delimiter=mark), [])))
+
+
+def _csv_names(path: Path, header: list[str], faults: Faults) -> list[str]:
+    """Return distinct names of the columns; those without a name stay so, and nobody can use them.
+
+    pandas writes its index as such a column, and spreadsheets write empty ones.
+    """
+    named = [name for name in header if name]
+    if twice := repeated_names(named):
+        faults.notices.append(f"{path}: {twice}")
+    distinct = iter(distinct_names(named))
+    return [name and next(distinct) for name in header]
+
+
+def read_parquet(path: Path, source: Any, faults: Faults) -> pa.Table | None:
+    """Return the table in a Parquet file, or add a fault and return None if it cannot be read.
+
+    Args:
+        path: what to call the file in messages.
+        source: the file, as a path or a buffer.
+        faults: also gets a notice if several columns have one name; they are numbered.
+    """
+    try:
+        with pq.ParquetFile(source, page_checksum_verification=True) as file:
+            table = file.read()
+    except (pa.ArrowException, OSError, ValueError) as error:
+        faults.add(
+            str(path),
+            f"not a readable Parquet file: {str(error).strip()}; write it or copy it anew",
+        )
+        return None
+    if twice := repeated_names(table.column_names):
+        faults.notices.append(f"{path}: {twice}")
+    return table.rename_columns(distinct_names(table.column_names))
 
 
 def _read_parquet(path: Path, data: bytes, faults: Faults) -> Iterator[Record]:
-    try:
-        table = pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
-    except (pa.ArrowException, OSError) as error:
-        faults.add(str(path), f"not a readable Parquet file: {error}")
-        return
-    columns = {name: _values(path, name, table.column(name), faults) for name in table.column_names}
-    for row in range(table.num_rows):
-        values = {name: column[row] for name, column in columns.items()}
-        yield Record(values, f"{path} row {row}")
+    table = read_parquet(path, pa.BufferReader(data), faults)
+    if table is not None:
+        yield from records_of(table, str(path))
 
 
-def _values(path: Path, name: str, column: pa.ChunkedArray, faults: Faults) -> list[Any]:
-    """Return a column's Python values; text that is not UTF-8 becomes None and a fault."""
-    try:
-        return column.to_pylist()
-    except UnicodeDecodeError:
-        if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
-            faults.add(str(path), f"column {name!r} is not UTF-8")
-            return [None] * len(column)
-    values: list[str | None] = []
-    for row, value in enumerate(column.cast(pa.large_binary()).to_pylist()):
-        try:
-            values.append(None if value is None else value.decode())
-        except UnicodeDecodeError as error:
-            faults.add(f"{path} row {row}", f"column {name!r} is not UTF-8 at byte {error.start}")
-            values.append(None)
-    return values
-
-
-def _decode(path: Path, data: bytes, faults: Faults, first_line: int = 1) -> str | None:
-    """Return `data` as text, or add a fault and return None if it is not UTF-8."""
-    try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        line = first_line + data.count(b"\n", 0, error.start)
-        byte = error.start - (data.rfind(b"\n", 0, error.start) + 1)
-        shown = data[error.start : error.start + 1].hex()
-        faults.add(f"{path}:{line}", f"not UTF-8 at byte {byte} of the line (0x{shown})")
-        return None
+def records_of(table: pa.Table, where: str) -> Iterator[Record]:
+    """Yield the rows of a table, in Python's types; `where` is what to call it in messages."""
+    names = table.column_names
+    columns = (python_values(column) for column in table.columns)
+    for number, row in enumerate(zip(*columns, strict=True)):
+        yield Record(dict(zip(names, row, strict=True)), f"{where} row {number}")
 
 
 READERS: dict[str, Callable[[Path, bytes, Faults], Iterator[Record]]] = {
-    ".jsonl": _read_json_lines,
-    ".json": _read_json,
+    ".jsonl": partial(_of_text, read_json),
+    ".ndjson": partial(_of_text, read_json),
+    ".json": partial(_of_text, read_json),
     ".parquet": _read_parquet,
-    ".csv": _read_csv,
+    ".csv": partial(_of_text, _read_csv),
+    ".tsv": partial(_of_text, _read_csv),
 }

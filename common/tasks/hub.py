@@ -18,6 +18,7 @@ from urllib.request import getproxies, proxy_bypass
 
 from common.console import bars_wanted
 from common.errors import UserError
+from common.tasks.files import records_of
 from common.tasks.records import Record
 
 SECONDS_TO_ANSWER = 2.0
@@ -115,4 +116,5 @@ def read_hub(name: str, configuration: str, split: str) -> list[Record]:
 
 
 def _records(rows: Any, where: str) -> list[Record]:
-    return [Record(dict(row), f"{where} row {number}") for number, row in enumerate(rows)]
+    # As Arrow, for `datasets` would decode images and sound, and needs further packages for that.
+    return list(records_of(rows.with_format("arrow")[:], where))

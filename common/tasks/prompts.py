@@ -9,7 +9,6 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 from functools import cached_property
 from typing import Any
 
@@ -18,7 +17,14 @@ import pyarrow as pa
 from common.config import DatasetSource
 from common.errors import UserError
 from common.runs.schemas import PROMPTS
-from common.tasks.records import Faults, Record, UnreadableGolds
+from common.tasks.records import (
+    Faults,
+    Record,
+    UnreadableGolds,
+    as_text,
+    shown,
+    with_nested,
+)
 
 Messages = list[dict[str, str]]
 
@@ -76,10 +82,18 @@ def read_prompts(
     """Return records as prompts, read by the source's column map and answer pattern.
 
     Faults of rows are added to `faults`. A column that no row has is a single fault, and then no
-    rows are read.
+    rows are read. Golds that can be read but look mistaken are told in the notices of `faults`.
     """
+    records = with_nested(records, source.columns.model_dump().values())
     columns = {name for record in records for name in record.values}
-    reader = _Reader(task, source, columns)
+    inside = {
+        f"{name}.{key}"
+        for record in records[:1]
+        for name, value in record.values.items()
+        if isinstance(value, dict)
+        for key in value
+    }
+    reader = _Reader(task, source, columns, inside)
     for fault in reader.missing_columns():
         faults.add(f"data.{task}", f"{source.path}: {fault}")
         records = []
@@ -89,27 +103,72 @@ def read_prompts(
             prompts.append(reader.read(record))
         except UserError as error:
             faults.add(record.where, str(error))
+        except RecursionError:
+            faults.add(record.where, "is nested too deep; leave the part out that is")
     golds = [(prompt.verify_type, prompt.answer) for prompt in prompts]
     for prompt, wrong in zip(prompts, unreadable_golds(golds), strict=True):
         if wrong is not None:
-            faults.add(prompt.where, wrong)
+            hint = f"; {_after_mark(task)}" if _is_solution(prompt, source) else ""
+            faults.add(prompt.where, wrong + hint)
+    faults.notices += [f"data.{task}: {line}" for line in _doubtful_golds(prompts, task, source)]
     return prompts
+
+
+SOLUTION_MARK = "####"
+"""What stands before the answer in GSM8K's solutions."""
+
+
+def _is_solution(prompt: Prompt, source: DatasetSource) -> bool:
+    """Return whether a gold seems to be a whole solution, with the answer at its end."""
+    named = source.answer_after or source.answer_pattern
+    return not named and SOLUTION_MARK in prompt.answer and prompt.verify_type not in STRUCTURED
+
+
+def _after_mark(task: str) -> str:
+    mark = SOLUTION_MARK
+    return f'if the answer is what follows {mark}, set data.{task}.answer_after = "{mark}"'
+
+
+def _doubtful_golds(prompts: Sequence[Prompt], task: str, source: DatasetSource) -> list[str]:
+    """Return what looks mistaken about golds that their verify types can read."""
+    lines = []
+    if solutions := [prompt for prompt in prompts if _is_solution(prompt, source)]:
+        lines.append(
+            f"gold answers contain {SOLUTION_MARK} ({len(solutions)}, the first at "
+            f"{solutions[0].where}); {_after_mark(task)}"
+        )
+    exact = [prompt for prompt in prompts if prompt.verify_type == "EXACT"]
+    if floats := [prompt for prompt in exact if _FLOAT.fullmatch(prompt.answer.strip())]:
+        gold = floats[0].answer.strip()
+        lines.append(
+            f"gold answers of EXACT are numbers such as {gold} ({len(floats)}, the first at "
+            f"{floats[0].where}), so {gold.partition('.')[0]} is wrong; pandas makes such numbers "
+            "of integers where a value is missing: write them as integers, or give them the verify "
+            "type LAST_NUMBER"
+        )
+    return lines
+
+
+_FLOAT = re.compile(r"-?[0-9]+\.0")
 
 
 class _Reader:
     """Reader of the rows of one source."""
 
-    def __init__(self, task: str, source: DatasetSource, columns: Iterable[str]) -> None:
+    def __init__(
+        self, task: str, source: DatasetSource, columns: Iterable[str], inside: Iterable[str]
+    ) -> None:
         self._task = task
         self._source = source
         self._columns = set(columns)
+        self._inside = set(inside)
         self._map = source.columns
         self._mapped = {
             name: column
             for name, column in source.columns.model_dump().items()
             if column in self._columns
         }
-        self._pattern = _compile(task, source.answer_pattern)
+        self._pattern = _answer_pattern(task, source)
 
     def missing_columns(self) -> list[str]:
         """Return what is wrong with the columns: one is missing, or two give the verify type."""
@@ -149,7 +208,7 @@ class _Reader:
 
     def _no_column(self, name: str) -> str:
         column = getattr(self._map, name)
-        near = difflib.get_close_matches(column, self._columns, n=1, cutoff=0.5)
+        near = difflib.get_close_matches(column, [*self._columns, *self._inside], n=1, cutoff=0.5)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         return (
             f"no column {column!r} among {', '.join(map(repr, sorted(self._columns)))}{hint}; "
@@ -162,14 +221,26 @@ class _Reader:
     def _text(self, record: Record, name: str) -> str:
         column, value = self._mapped[name], self._value(record, name)
         if value is None:
-            raise UserError(f"no value in column {column!r}")
-        if name == "answer" and _is_number(value):
-            value = str(value)
-        if not isinstance(value, str):
-            raise UserError(f"column {column!r} holds {_shown(value)}, not text")
-        if not value.strip():
-            raise UserError(f"column {column!r} is empty")
-        return _writable(value, column)
+            raise UserError(f"no value in column {column!r}; give it one, or leave the row out")
+        if name == "question" and not isinstance(value, (str, bytes)):
+            raise UserError(f"column {column!r} {self._no_question(value, column)}")
+        try:
+            text = as_text(value)
+        except UserError as error:
+            raise UserError(f"column {column!r} {error}") from None
+        if not text.strip():
+            raise UserError(f"column {column!r} is empty; fill it in, or leave the row out")
+        return text
+
+    def _no_question(self, value: Any, column: str) -> str:
+        """Return what is wrong with a value that is no text, with the key that names another."""
+        fault = f"holds {shown(value)}, not text; name another column in"
+        key = f"data.{self._task}.columns.question"
+        if isinstance(value, dict) and value:
+            return (
+                f'{fault} {key}, or what is inside this one: {key} = "{column}.{next(iter(value))}"'
+            )
+        return f"{fault} {key}"
 
     def _messages(self, record: Record) -> Messages:
         given = self._value(record, "messages")
@@ -188,7 +259,7 @@ class _Reader:
         if not well_formed or not given or given[-1]["role"] != "user":
             raise UserError(
                 f"column {column!r} is to be a list of role ({', '.join(ROLES)}) and content, none "
-                f"empty and the last the user's; found {_shown(given)}"
+                f"empty and the last the user's; found {shown(given)}"
             )
         return [{"role": m["role"], "content": m["content"]} for m in given]
 
@@ -201,9 +272,7 @@ class _Reader:
             return text
         match = self._pattern.search(text)
         if match is None or not (match[1] or "").strip():
-            raise UserError(
-                f"answer_pattern {self._source.answer_pattern!r} finds no answer in {_shown(text)}"
-            )
+            raise UserError(f"{_answer_key(self._source)} finds no answer in {shown(text)}")
         return str(match[1]).strip()
 
     def _given_id(self, record: Record) -> str:
@@ -212,7 +281,7 @@ class _Reader:
             return ""
         if not isinstance(value, (str, int)) or isinstance(value, bool) or value == "":
             column = self._mapped["prompt_id"]
-            raise UserError(f"column {column!r} holds {_shown(value)}, which is no id")
+            raise UserError(f"column {column!r} holds {shown(value)}, which is no id")
         return _writable(str(value), "prompt_id")
 
     def _metadata(self, record: Record) -> dict[str, Any]:
@@ -231,7 +300,17 @@ class _Reader:
         return plain
 
 
-def _compile(task: str, pattern: str) -> re.Pattern[str] | None:
+def _answer_key(source: DatasetSource) -> str:
+    """Return the key that says where in its column the answer stands, and its value."""
+    name = "answer_after" if source.answer_after else "answer_pattern"
+    return f"{name} {getattr(source, name)!r}"
+
+
+def _answer_pattern(task: str, source: DatasetSource) -> re.Pattern[str] | None:
+    """Return the pattern whose first group is the answer in its column; None for the whole."""
+    if source.answer_after:
+        return re.compile(rf"(?s).*{re.escape(source.answer_after)}(.*)")  # after the last one
+    pattern = source.answer_pattern
     if not pattern:
         return None
     try:
@@ -243,11 +322,6 @@ def _compile(task: str, pattern: str) -> re.Pattern[str] | None:
             f"data.{task}.answer_pattern {pattern!r} has no group; put the answer in parentheses"
         )
     return compiled
-
-
-def _is_number(value: Any) -> bool:
-    number = isinstance(value, (int, float, Decimal)) and not isinstance(value, bool)
-    return number and math.isfinite(value)
 
 
 def _writable(text: str, column: str) -> str:
@@ -272,11 +346,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return None if isinstance(value, (bytes, bytearray)) else str(value)
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _hash(content: Any) -> str:

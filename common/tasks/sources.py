@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -64,6 +64,7 @@ def read_sources(data: Mapping[str, Source], unreadable_golds: UnreadableGolds) 
             faults.lines += str(error).splitlines()
     _check_ids(prompts, faults)
     faults.raise_any()
+    prompts.notices += faults.notices
     _keep_apart(prompts)
     return prompts
 
@@ -133,6 +134,12 @@ class _SourceReader:
             kept.setdefault((prompt.prompt_id, prompt.where if prompt.given_id else ""), prompt)
         if len(kept) < len(rows):
             self._notice(f"left out {len(rows) - len(kept)} repeated rows of {path}")
+        if several := _questions_with_several_answers(kept.values()):
+            self._notice(
+                f"questions of {path} are asked in several rows with different answers "
+                f"({len(several)}, the first at {several[0].where}); each row is a prompt of its "
+                "own, and only its own answer is right there"
+            )
         return list(kept.values())
 
     def _records(self, name: str, split: str) -> Sequence[Record]:
@@ -184,6 +191,16 @@ def _first_by_hash(prompts: list[Prompt], count: int) -> list[Prompt]:
     """Return the first `count` prompts by hash of the question, in their original order."""
     by_hash = sorted(range(len(prompts)), key=lambda i: (prompts[i].key, prompts[i].prompt_id))
     return [prompts[i] for i in sorted(by_hash[:count])]
+
+
+def _questions_with_several_answers(prompts: Iterable[Prompt]) -> list[Prompt]:
+    """Return the first prompt of each question that has different answers in different rows."""
+    golds: dict[str, set[tuple[str, str]]] = {}
+    firsts: dict[str, Prompt] = {}
+    for prompt in prompts:
+        golds.setdefault(prompt.key, set()).add((prompt.verify_type, prompt.answer))
+        firsts.setdefault(prompt.key, prompt)
+    return [firsts[key] for key, answers in golds.items() if len(answers) > 1]
 
 
 def _near(path: Path) -> str:

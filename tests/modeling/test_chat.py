@@ -128,6 +128,9 @@ def test_what_a_template_cannot_render_is_said(word_tokenizer: Callable[..., Pat
     message = [{"role": "user", "content": "a"}]
     with pytest.raises(UserError, match=r"System role not supported.*prompt\.system"):
         render(message, gemma, PromptConfig(system="Be brief."))
+    broken = load_tokenizer(word_tokenizer([], chat_template="{{ 1 / 0 }}"))
+    with pytest.raises(UserError, match=r"chat template refuses .*: ZeroDivisionError: division"):
+        render(message, broken, PromptConfig())
     plain = load_tokenizer(word_tokenizer([]))
     with pytest.raises(UserError, match=r"no chat template.*r1_zero"):
         render(message, plain, PromptConfig(template="chat"))
@@ -138,7 +141,8 @@ def test_what_a_template_cannot_render_is_said(word_tokenizer: Callable[..., Pat
 def test_every_kind_of_stop_is_found(word_tokenizer: Callable[..., Path]) -> None:
     """trl#7039: one id is not enough. Qwen2.5's base says <|endoftext|> and chats with <|im_end|>;
     Llama 3 lists several in its generation config."""
-    special = ["<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<x>", "<y>", "<z>"]
+    begins = ["<|im_start|>", "<|start_header_id|>"]
+    special = ["<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<x>", "<y>", "<z>", *begins]
     folder = word_tokenizer(special, eos_token="<z>")
     tokenizer = load_tokenizer(folder)
 
@@ -153,6 +157,49 @@ def test_every_kind_of_stop_is_found(word_tokenizer: Callable[..., Path]) -> Non
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [id_of("<y>"), 1]}))
     found = stop_ids(folder, tokenizer)
     assert found == sorted(named | {id_of("<x>"), id_of("<y>"), 1})
+
+
+HARMONY = (
+    "{% for m in messages %}<|start|>{{ m['role'] }}"
+    "{% if m['role'] == 'assistant' %}<|channel|>final{% endif %}<|message|>{{ m['content'] }}"
+    "{% if m['role'] == 'assistant' and loop.last %}<|return|>{% else %}<|end|>{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}<|start|>assistant{% endif %}"
+)
+PHI = (
+    "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+OWN = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] | trim }} <turn>{% endfor %}"
+HARMONYS = ["<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|return|>", "<|endoftext|>"]
+PHIS = ["<|user|>", "<|assistant|>", "<|end|>", "<|endoftext|>"]
+
+
+@pytest.mark.parametrize(
+    ("special", "template", "stops"),
+    [
+        (HARMONYS, HARMONY, ["<|return|>", "<|endoftext|>"]),
+        (HARMONYS, "", ["<|endoftext|>"]),
+        (PHIS, PHI, ["<|end|>", "<|endoftext|>"]),
+        (PHIS, "", ["<|end|>", "<|endoftext|>"]),
+        # The template says which of several families this one is.
+        ([*PHIS, "<|im_start|>", "<|im_end|>"], PHI, ["<|end|>", "<|endoftext|>"]),
+        (["<turn>", "<|im_end|>"], OWN, ["<turn>"]),
+        (["<turn>", "<turn>ed"], OWN, ["<turn>"]),
+        # Nothing follows the answer, or the template refuses: the vocabulary decides.
+        (["<|im_start|>", "<|im_end|>"], "{{ messages[-1]['content'] }}", ["<|im_end|>"]),
+        (["<|im_start|>", "<|im_end|>"], "{{ raise_exception('no') }}", ["<|im_end|>"]),
+        (["<|im_start|>", "<|im_end|>"], "{{ 1 / 0 }}", ["<|im_end|>"]),
+    ],
+)
+def test_a_token_stops_only_where_it_ends_turns(
+    special: list[str], template: str, stops: list[str], word_tokenizer: Callable[..., Path]
+) -> None:
+    """<|end|> ends Phi's turns, and in harmony's only a message: an answer follows its analysis."""
+    folder = word_tokenizer([*special, "</s>"], eos_token="</s>", chat_template=template)
+    tokenizer = load_tokenizer(folder)
+    assert stop_ids(folder, tokenizer) == sorted(
+        tokenizer.convert_tokens_to_ids(token) for token in ["</s>", *stops]
+    )
 
 
 def test_a_word_that_looks_like_a_stop_is_none(word_tokenizer: Callable[..., Path]) -> None:

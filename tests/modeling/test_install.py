@@ -29,8 +29,22 @@ def recipe(tmp_path: Path, tiny_policy: Path) -> Path:
         ("model.safetensors", b"\xff" * 100, "not a safetensors file"),
         ("model.safetensors", 0.5, "the file is cut"),
         ("tokenizer.json", None, "no tokenizer"),
-        ("tokenizer.json", b"{", "no tokenizer that transformers can use"),
+        ("tokenizer.json", b"{", "tokenizer.json: not JSON: Expecting property name"),
+        ("tokenizer.json", b"{}", "no tokenizer that transformers can use"),
+        (
+            "tokenizer_config.json",
+            b"[]",
+            "tokenizer_config.json: holds [] and no JSON object; copy",
+        ),
+        ("tokenizer_config.json", b'{"eos_token": 5}', "no tokenizer that transformers can use"),
+        ("tokenizer_config.json", b'{"model_max_length": "x"}', "no tokenizer that transformers"),
+        ("generation_config.json", b"", "generation_config.json: not JSON: Expecting value"),
+        ("generation_config.json", b'{"eos_token_id": "x"}', 'eos_token_id = "x" is no token id'),
+        ("generation_config.json", b'{"eos_token_id": [1, true]}', "is no token id; write the num"),
+        ("generation_config.json", b'{"pad_token_id": {}}', "transformers cannot make a model of"),
+        ("config.json", b"null", "config.json: holds null and no JSON object"),
         ("config.json", b'{"model_type": "no-such-model"}', "transformers cannot use it"),
+        ("config.json", b'{"model_type": []}', "transformers cannot use it"),
     ],
 )
 def test_models_that_cannot_be_used(
@@ -53,6 +67,31 @@ def test_models_that_cannot_be_used(
         (folder / name).write_bytes(content[: int(len(content) * change)])
     text = refusal(recipe, f"model.path={folder}")
     assert message in text
+    assert str(folder) in text
+    assert written(runs) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("num_attention_heads", 0),
+        ("num_key_value_heads", -1),
+        ("hidden_act", "no_such_function"),
+        ("dtype", "no_such_type"),
+        ("quantization_config", 5),
+        ("pad_token_id", 10**9),
+    ],
+)
+def test_values_that_no_model_can_have(
+    key: str, value: object, runs: Path, recipe: Path, tiny_policy: Path, tmp_path: Path
+) -> None:
+    """Each of them ended in a traceback of transformers or torch."""
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_policy, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {key: value}))
+    text = refusal(recipe, f"model.path={folder}")
+    assert "transformers cannot " in text
     assert str(folder) in text
     assert written(runs) == []
 

@@ -13,6 +13,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from support.question_files import read
 from support.scored_runs import start_scored_run
 
 from common.errors import UserError
@@ -117,17 +118,17 @@ def test_json_lines_are_scored(tmp_path: Path) -> None:
     [
         ({"answer": ["14", "x", "14", "14"]}, "row 1: answer 'x' cannot be read as LAST_NUMBER"),
         ({"answer": ["14", None, "14", "14"]}, "row 1: no value in column 'answer'"),
-        ({"completion_text": [[1]] * 4}, "column 'completion_text' is not text"),
+        ({"completion_text": [[1]] * 4}, "column 'completion_text' holds [1], not text; write it"),
         ({"group_id": [0, 0, 0, 1]}, "a single completion (first: row 3)"),
         ({"group_id": [0, 0, None, 1]}, "row 2: no value in column 'group_id'"),
         (
             {"group_id": [[0], [0], [1], [1]]},
-            "any.parquet row 0: column 'group_id' holds large_list<element: int64>; text",
+            "any.parquet row 0: column 'group_id' holds [0]; name a group by text",
         ),
-        ({"task": [["a"]] * 4}, "any.parquet row 0: column 'task' is not text"),
+        ({"task": [["a"]] * 4}, "any.parquet row 0: column 'task' holds ['a'], not text"),
         (
             {"completion_text": [b"1", b"2", b"3\xff", b"4"]},
-            "any.parquet row 2: column 'completion_text' is not text: Invalid UTF8",
+            "any.parquet row 2: column 'completion_text' is not UTF-8 at byte 1; write it as UTF-8",
         ),
     ],
 )
@@ -151,17 +152,18 @@ def test_parquet_text_that_is_not_utf8_is_told_with_its_row(tmp_path: Path, colu
     with pytest.raises(UserError) as raised:
         score_file(tmp_path / "b.parquet", tmp_path / "scored.parquet")
     place = f"{tmp_path / 'b.parquet'} row 2"
-    assert str(raised.value) == f"{place}: column {column!r} is not UTF-8 at byte 1"
+    assert (
+        str(raised.value) == f"{place}: column {column!r} is not UTF-8 at byte 1; write it as UTF-8"
+    )
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"completion_text": "1\ud8004"}, "column 'completion_text' cannot be stored: 'utf-8'"),
-        ({"notes": [{"a": "\udc00"}]}, "column 'notes' cannot be stored: 'utf-8'"),
-        ({"answer": 14}, "column 'answer' cannot be stored"),
-        ({"note": 2**70}, "column 'note' cannot be stored"),
-        ({"answer": None}, "no value in column 'answer'"),
+        ({"completion_text": "1\ud8004"}, "column 'completion_text' has half a character"),
+        ({"answer": [14]}, "column 'answer' holds [14], not text; write it as text"),
+        ({"answer": True}, "column 'answer' holds True, not text; write it as text"),
+        ({"answer": None}, "no value in column 'answer'; give it one, or leave the row out"),
     ],
 )
 def test_json_lines_that_are_no_table_are_told_with_their_line(
@@ -180,8 +182,8 @@ def test_json_lines_with_lists_for_groups_or_no_name_for_a_column(tmp_path: Path
     rows = pl.read_parquet(any_file(tmp_path)).to_dicts()
     source = tmp_path / "any.jsonl"
     for changes, message in [
-        ({"group_id": [1]}, "column 'group_id' holds list<item: int64>; text or numbers name"),
-        ({"\ud800": 1}, "column '\\ud800' cannot be stored: 'utf-8' codec can't encode"),
+        ({"group_id": [1]}, "column 'group_id' holds [1]; name a group by text or a number"),
+        ({"\ud800": 1}, "the name of column '\\ud800' has half a character; rename it"),
     ]:
         source.write_text("".join(json.dumps(row | changes) + "\n" for row in rows))
         with pytest.raises(UserError) as raised:
@@ -196,7 +198,88 @@ def test_files_of_a_folder_are_named_in_faults(tmp_path: Path) -> None:
     any_file(tmp_path, answer=["1", "2", None, "4"]).rename(folder / "b.parquet")
     with pytest.raises(UserError) as raised:
         score_file(folder, tmp_path / "s.parquet")
-    assert str(raised.value) == f"{folder / 'b.parquet'} row 2: no value in column 'answer'"
+    place = f"{folder / 'b.parquet'} row 2"
+    assert str(raised.value) == (
+        f"{place}: no value in column 'answer'; give it one, or leave the row out"
+    )
+
+
+def test_files_of_a_folder_may_have_different_columns_and_types(tmp_path: Path) -> None:
+    folder = tmp_path / "many"
+    folder.mkdir()
+    any_file(tmp_path).rename(folder / "a.parquet")
+    any_file(tmp_path, answer=[14, 1234, 14, 14], more=[0.5] * 4).rename(folder / "b.parquet")
+    frame = score_file(folder, tmp_path / "s.parquet")
+    assert frame["reward"].to_list() == [1, 1, 0, 0] * 2
+    assert frame["more"].to_list() == [None] * 4 + [0.5] * 4
+    any_file(tmp_path, note=["a"] * 4).rename(folder / "b.parquet")
+    with pytest.raises(UserError, match=r"do not fit together: .*note.*; score the files one by"):
+        score_file(folder, tmp_path / "other.parquet")
+    any_file(tmp_path, group_id=[0, 0, 1, 1]).rename(folder / "b.parquet")
+    with pytest.raises(
+        UserError, match=r"a\.parquet: no column 'group_id', which other files have"
+    ):
+        score_file(folder, tmp_path / "other.parquet")
+
+
+def test_names_of_folders_are_no_columns(tmp_path: Path) -> None:
+    (tmp_path / "temperature=3").mkdir()
+    source = any_file(tmp_path).rename(tmp_path / "temperature=3" / "a.parquet")
+    assert "temperature" not in score_file(source, tmp_path / "s.parquet").columns
+
+
+def test_values_of_any_type_and_length_are_kept(tmp_path: Path) -> None:
+    """They were refused, or stopped the command after all was judged."""
+    rows = pl.read_parquet(any_file(tmp_path)).to_dicts()
+    rows[0] |= {"note": 2**70, "tags": "a", "empty": {}, "text": "\ud800", "when": None}
+    rows[1] |= {"note": 1, "tags": ["a"], "empty": {}, "text": None, "when": None}
+    rows[2] |= {"answer": 14, "note": None}
+    source = tmp_path / "any.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    frame = score_file(source, tmp_path / "s.parquet")
+    assert frame["reward"].to_list() == [1, 1, 0, 0]
+    assert frame["note"].to_list() == [str(2**70), "1", None, "4"]
+    assert frame["tags"].to_list() == ['"a"', '["a"]', None, None]
+    assert frame["empty"].to_list() == ["{}", "{}", None, None]
+    assert frame["text"].to_list() == ['"\\ud800"', None, None, None]
+
+
+def test_golds_that_are_no_text_are_read_as_in_a_run(tmp_path: Path) -> None:
+    texts = {
+        "a": (pa.array([2**64 - 1], pa.uint64()), "18446744073709551615"),
+        "b": (pa.array([0.1], pa.float32()), "0.1"),
+        "c": (pa.array([3.0]), "3.0"),
+        "d": (pa.array([10**30], pa.decimal128(38, 1)), "1" + "0" * 30 + ".0"),
+        "e": (pa.array([2**31 - 1], pa.int32()).view(pa.date32()), "5881580-07-11"),
+        "f": (pa.array([0], pa.int64()).view(pa.timestamp("us", "+25:00")), "1970-01-01T00:00:00"),
+    }
+    for name, (golds, text) in texts.items():
+        zone = ".000000Z" if name == "f" else ""
+        columns = {"completion_text": [text + zone], "answer": golds, "verify_type": ["EXACT"]}
+        source = tmp_path / f"{name}.parquet"
+        pq.write_table(pa.table(columns), source)
+        questions = source.with_suffix(".questions.parquet")
+        pq.write_table(pa.table(columns).append_column("question", pa.array(["a?"])), questions)
+        frame = score_file(source, tmp_path / "s.parquet", overwrite=True)
+        assert frame["reward"].to_list() == [1], name
+        (prompt,) = read(questions).train
+        assert frame["answer"].to_list() == [prompt.answer] == [text + zone]
+
+
+def test_columns_with_one_name_and_other_separators_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ["completion_text", "answer", "verify_type", "note", "note"]
+    values = [["14"], ["14"], ["LAST_NUMBER"], [1], [2]]
+    source = tmp_path / "a.parquet"
+    pq.write_table(pa.table([pa.array(v) for v in values], names=names), source)
+    frame = score_file(source, tmp_path / "s.parquet")
+    assert frame.select("note.1", "note.2").row(0) == (1, 2)
+    assert "several columns are called 'note'; they are read as 'note.1'" in capsys.readouterr().out
+    table = tmp_path / "a.csv"
+    table.write_text("completion_text;answer;verify_type\n14;14;LAST_NUMBER\n")
+    assert score_file(table, tmp_path / "t.parquet")["reward"].to_list() == [1]
+    assert f"{table}: its columns are separated by semicolons" in capsys.readouterr().out
 
 
 def test_columns_that_only_later_json_lines_have_are_kept(tmp_path: Path) -> None:
@@ -222,7 +305,7 @@ def test_files_and_options_that_make_no_sense(tmp_path: Path) -> None:
         ({"input_path": source, "output_path": tmp_path / "no/a.parquet"}, "a folder that exists"),
         ({"input_path": tmp_path / "no", "output_path": target}, "no such file"),
         ({"input_path": renamed, "output_path": target}, "no column 'answer' among"),
-        ({"input_path": tmp_path / "text.parquet", "output_path": target}, "cannot be read"),
+        ({"input_path": tmp_path / "text.parquet", "output_path": target}, "not a readable"),
         ({"input_path": tmp_path / "empty.jsonl", "output_path": target}, "is empty: no rows"),
         ({}, "give either"),
     ]:

@@ -1,6 +1,8 @@
 """What is said about faulty data sets."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 from support.question_files import (
     ORIGINAL_ROWS,
     faults,
+    pairs,
     read,
     unreadable_golds,
     write_kind,
@@ -29,9 +32,11 @@ BAD_LINES = {
     "not JSON": ("{'question': 1}", ":2:2: not JSON: Expecting property name"),
     "cut": ('{"question": "a', ":2:14: not JSON: Unterminated string"),
     "a list": ("[1]", ":2: expected an object such as"),
-    "NaN": ('{"answer": NaN}', ":2: not readable JSON: NaN is no JSON value"),
-    "too deep": ("[" * 100_000, ":2: not readable JSON"),
-    "a long number": ('{"answer": ' + "9" * 5000 + "}", ":2: not readable JSON"),
+    "null": ("null", ":2: expected an object such as"),
+    "NaN": (line(answer=float("nan")), ":2: no value in column 'answer'; give it one, or leave"),
+    "too deep": ("[" * 100_000, ":2: not readable JSON: it is nested too deep; leave the part"),
+    "nested deep": (line(note=0)[:-2] + "[" * 500 + "]" * 500 + "}", ":2: is nested too deep; "),
+    "a long number": (line(answer=0).replace("0", "9" * 5000), ":2: answer '9999999999"),
     "empty question": (line(question=" "), ":2: column 'question' is empty"),
     "empty answer": (line(answer=""), ":2: column 'answer' is empty"),
     "no answer": (line(answer=None), ":2: no value in column 'answer'"),
@@ -104,6 +109,9 @@ def test_text_that_is_not_utf_8_is_told_by_row_and_byte(tmp_path: Path) -> None:
     table = tmp_path / "a.csv"
     table.write_bytes(b"question,answer,verify_type\na,1,EXACT\ncaf\xe9,1,EXACT\n")
     assert f"{table}:3: not UTF-8 at byte 3 of the line (0xe9)" in faults(table)
+    utf_16 = tmp_path / "b.csv"
+    utf_16.write_bytes("question,answer\na,1\n".encode("utf-16") + b"\x00")
+    assert faults(utf_16).endswith("(0x00); save it as UTF-8")
     parquet = tmp_path / "a.parquet"
     text = pa.array([b"a", b"caf\xe9"]).cast(pa.string(), safe=False)
     columns = {"question": text, "answer": ["1", "1"], "verify_type": ["EXACT"] * 2}
@@ -114,10 +122,20 @@ def test_text_that_is_not_utf_8_is_told_by_row_and_byte(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("question,answer,verify_type\na,1,EXACT\nb,1\n", ":3: 2 values, but the header names 3"),
-        ('question,answer,verify_type\n"a,1,EXACT\n', ": not CSV: "),
+        (
+            "question,answer,verify_type\na,1,EXACT\nWhat, then?,1,EXACT\n",
+            ":3: 4 values, but the header names 3 columns; put double quotes around values that "
+            "contain commas",
+        ),
+        (
+            'question,answer,verify_type\n"a,1,EXACT\nb,1,EXACT\n',
+            ":2: not CSV: unexpected end of data, in the row that begins here; a double quote",
+        ),
         ('question,answer,verify_type\n"a"b,1,EXACT\n', ":2: not CSV: "),
-        ("question,question\na,b\n", ":1: two columns are called 'question'"),
+        (
+            "question,question\na,b\n",
+            "several columns are called 'question'; they are read as 'question.1', 'question.2'",
+        ),
         ('question,answer,verify_type\n"a\nb",1,EXACT\nc,x,LAST_NUMBER\n', ":4: answer 'x'"),
     ],
 )
@@ -127,6 +145,65 @@ def test_faults_of_csv_name_the_line(content: str, message: str, tmp_path: Path)
     text = faults(path)
     assert str(path) in text
     assert message in text
+
+
+def test_the_remedy_for_another_encoding_works_as_it_is_printed(tmp_path: Path) -> None:
+    path = tmp_path / "it's mine.csv"
+    path.write_text("question,answer,verify_type\ncafé – 5 €?,1,EXACT\n", encoding="cp1252")
+    remedy = faults(path).partition("Latin-1: ")[2]
+    subprocess.run(["sh", "-c", remedy], check=True)
+    (prompt,) = read(tmp_path / "it's mine-utf8.csv").train
+    assert prompt.question == "café – 5 €?"
+
+
+@pytest.mark.parametrize("kind", ["under a key", "columns of lists", "columns of pandas"])
+def test_the_remedy_for_rows_inside_an_object_works_as_it_is_printed(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    frame = {name: [row[name] for row in ORIGINAL_ROWS] for name in ORIGINAL_ROWS[0]}
+    content = {
+        "under a key": {"version": 1, "data": ORIGINAL_ROWS},
+        "columns of lists": frame,
+        "columns of pandas": {n: {str(i): v for i, v in enumerate(frame[n])} for n in frame},
+    }[kind]
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(content, indent=2))
+    remedy = faults(path).partition("file of their own: python ")[2]
+    subprocess.run(["sh", "-c", f"{sys.executable} {remedy}"], check=True)
+    expected = [(row["question"], row["answer"]) for row in ORIGINAL_ROWS]
+    assert pairs(read(tmp_path / "rows.jsonl").train) == expected
+
+
+def test_golds_that_are_whole_solutions_are_told_with_the_key_that_reads_them(
+    tmp_path: Path,
+) -> None:
+    rows = [row | {"answer": f"So\n#### {row['answer']}"} for row in ORIGINAL_ROWS]
+    path = write_lines(tmp_path / "a.jsonl", rows)
+    hint = 'if the answer is what follows ####, set data.mine.answer_after = "####"'
+    assert hint in faults(path)
+    answered = read(path, answer_after="####")
+    assert pairs(answered.train) == [(row["question"], row["answer"]) for row in ORIGINAL_ROWS]
+    assert answered.notices == []
+    # EXACT can read them, but no answer would ever be right.
+    exact = write_lines(tmp_path / "b.jsonl", [row | {"verify_type": "EXACT"} for row in rows])
+    assert read(exact).notices == [
+        f"data.mine: gold answers contain #### (40, the first at {exact}:1); {hint}"
+    ]
+
+
+def test_the_answer_stands_after_the_last_mark(tmp_path: Path) -> None:
+    rows = [ORIGINAL_ROWS[0] | {"answer": "#### 3 of them\n\n#### 1,000\n"}]
+    (prompt,) = read(write_lines(tmp_path / "a.jsonl", rows), answer_after="####").train
+    assert prompt.answer == "1,000"
+    rows = [ORIGINAL_ROWS[0] | {"answer": f"4{mark}"} for mark in ("", " ####")]
+    text = faults(write_lines(tmp_path / "b.jsonl", rows), answer_after="####").splitlines()
+    assert [entry.partition(":2: ")[2] or entry.partition(":1: ")[2] for entry in text] == [
+        "answer_after '####' finds no answer in '4'",
+        "answer_after '####' finds no answer in '4 ####'",
+    ]
+    with pytest.raises(ValueError, match=r"answer_after = '#' and answer_pattern = .* both say"):
+        DatasetSource(path="a.jsonl", answer_after="#", answer_pattern="(.)")
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"PAR1" + bytes(40) + b"PAR1"])
