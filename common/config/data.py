@@ -18,6 +18,8 @@ VerifyType = Literal[
     "CODE",
     "SIMILARITY",
     "REASONING_GYM",
+    "NUMERIC",
+    "REGEX",
 ]
 TaskName = Literal["multiplication", "counting", "scheduling"]
 

@@ -60,6 +60,14 @@ class SimilarityModel(Section):
     """Longest time for one completion."""
 
 
+class NumericTolerance(Section):
+    relative: Annotated[float, Field(ge=0, lt=1)] = 0.01
+    """How far an answer may be from the gold, as a share of the gold, where a row does not say
+    it; 0.01 is 1 %."""
+    absolute: Annotated[float, Field(ge=0)] = 0.0
+    """How far it may be in any case, in the gold's own unit."""
+
+
 class GymLimits(Section):
     seconds: Seconds = 10.0
     """Longest time for one completion; beyond it the answer is wrong, the verdict `timeout`."""
@@ -84,6 +92,8 @@ class RewardsConfig(Section):
     """Of the verify type SIMILARITY."""
     reasoning_gym: GymLimits = GymLimits()
     """Of the verify type REASONING_GYM."""
+    numeric: NumericTolerance = NumericTolerance()
+    """Of the verify type NUMERIC."""
     workers: Positive | Literal["auto"] = "auto"
     """Processes that judge; `auto`: one for each core."""
 

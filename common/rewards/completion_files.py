@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from common.errors import UserError
 from common.runs.schemas import KEY, score_schema
 from common.tasks.files import files_of, read_files
+from common.tasks.golds import gold_text
 from common.tasks.records import Faults, Record
 
 NEEDED = ("completion_text", "answer", "verify_type")
@@ -43,7 +44,7 @@ def read_completions(path: Path) -> pa.Table:
     if all(file.suffix.lower() == ".parquet" for file in files):
         tables = [_checked_parquet(file, faults) for file in files]
     else:
-        records = read_files(files, faults)
+        records = [_with_gold_text(record, faults) for record in read_files(files, faults)]
         faults.raise_any()
         table = _table(records, faults)
         tables = [_checked(table, str(path), lambda row: records[row].where, faults)]
@@ -114,7 +115,39 @@ def _checked_parquet(file: Path, faults: Faults) -> pa.Table:
         read_files([file], faults)
         faults.raise_any()
         raise UserError(f"{file}: damaged: {error}") from None
-    return _checked(table, str(file), lambda row: f"{file} row {row}", faults)
+
+    def where(row: int) -> str:
+        return f"{file} row {row}"
+
+    return _checked(_with_gold_texts(table, where, faults), str(file), where, faults)
+
+
+def _with_gold_text(record: Record, faults: Faults) -> Record:
+    """Return a record whose `answer`, if it is a list or an object, is written as text."""
+    value = record.values.get("answer")
+    if not isinstance(value, (list, dict)):
+        return record
+    try:
+        text = gold_text(value, str(record.values.get("verify_type")))
+    except UserError as error:
+        faults.add(record.where, f"column 'answer' {error}")
+        return record
+    return Record(record.values | {"answer": text}, record.where)
+
+
+def _with_gold_texts(table: pa.Table, where: Where, faults: Faults) -> pa.Table:
+    """Return a table whose column `answer`, if it holds lists or objects, is one of text."""
+    if not {"answer", "verify_type"} <= set(table.column_names):
+        return table
+    if not pa.types.is_nested(table["answer"].type):
+        return table
+    rows = table.select(["answer", "verify_type"]).to_pylist()
+    records = [
+        _with_gold_text(Record(values, where(row)), faults) for row, values in enumerate(rows)
+    ]
+    faults.raise_any()
+    texts = pa.array([record.values["answer"] for record in records], pa.string())
+    return table.set_column(table.column_names.index("answer"), "answer", texts)
 
 
 def _table(records: list[Record], faults: Faults) -> pa.Table:

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from common.config import RewardsConfig
-from common.errors import UserError
+from common.errors import MissingToolError, UserError
 from common.process import usable_cores
 from common.rewards.pool import JudgeRequest, Pool
 from common.rewards.registry import (
@@ -162,6 +162,8 @@ class Scorer:
                 else:
                     elsewhere.setdefault(verify_type, []).append(answer)
                 found[verify_type, answer] = None
+            except MissingToolError:
+                raise
             except UserError as error:
                 found[verify_type, answer] = str(error)
         for verify_type, answers in elsewhere.items():

@@ -5,11 +5,9 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 from functools import cached_property
 from typing import Any
 
@@ -18,12 +16,10 @@ import pyarrow as pa
 from common.config import DatasetSource
 from common.errors import UserError
 from common.runs.schemas import PROMPTS
+from common.tasks.golds import STRUCTURED, gold_text, join_golds, plain, split_golds
 from common.tasks.records import Faults, Record, UnreadableGolds
 
 Messages = list[dict[str, str]]
-
-STRUCTURED = ("CODE", "REASONING_GYM")
-"""Verify types whose golds are JSON: a column may hold the value itself instead of its text."""
 
 ROLES = ("system", "user", "assistant")
 
@@ -163,8 +159,6 @@ class _Reader:
         column, value = self._mapped[name], self._value(record, name)
         if value is None:
             raise UserError(f"no value in column {column!r}")
-        if name == "answer" and _is_number(value):
-            value = str(value)
         if not isinstance(value, str):
             raise UserError(f"column {column!r} holds {_shown(value)}, not text")
         if not value.strip():
@@ -193,13 +187,22 @@ class _Reader:
         return [{"role": m["role"], "content": m["content"]} for m in given]
 
     def _answer(self, record: Record, verify_type: str) -> str:
-        value = self._value(record, "answer")
-        if verify_type in STRUCTURED and isinstance(value, (list, dict)):
-            return _writable(json.dumps(_plain(value)), self._mapped["answer"])
-        text = self._text(record, "answer")
-        if self._pattern is None:
+        column, value = self._mapped["answer"], self._value(record, "answer")
+        if value is None:
+            raise UserError(f"no value in column {column!r}")
+        try:
+            text = gold_text(value, verify_type)
+        except UserError as error:
+            raise UserError(f"column {column!r} {error}") from None
+        _writable(text, column)
+        is_json = verify_type in STRUCTURED and isinstance(value, (list, dict))
+        if self._pattern is None or is_json:
             return text
-        match = self._pattern.search(text)
+        return join_golds([self._inside(gold) for gold in split_golds(text, verify_type)])
+
+    def _inside(self, text: str) -> str:
+        """Return the gold that `answer_pattern` finds in a text."""
+        match = self._pattern.search(text) if self._pattern else None
         if match is None or not (match[1] or "").strip():
             raise UserError(
                 f"answer_pattern {self._source.answer_pattern!r} finds no answer in {_shown(text)}"
@@ -227,8 +230,8 @@ class _Reader:
                 given = {"metadata": given}
         if given is not None and not isinstance(given, dict):
             given = {"metadata": given}
-        plain: dict[str, Any] = _plain(others | (given or {}))
-        return plain
+        metadata: dict[str, Any] = plain(others | (given or {}))
+        return metadata
 
 
 def _compile(task: str, pattern: str) -> re.Pattern[str] | None:
@@ -245,11 +248,6 @@ def _compile(task: str, pattern: str) -> re.Pattern[str] | None:
     return compiled
 
 
-def _is_number(value: Any) -> bool:
-    number = isinstance(value, (int, float, Decimal)) and not isinstance(value, bool)
-    return number and math.isfinite(value)
-
-
 def _writable(text: str, column: str) -> str:
     r"""Return `text` if it can be written as UTF-8; JSON can say "\ud800", half of a character."""
     try:
@@ -259,19 +257,6 @@ def _writable(text: str, column: str) -> str:
             f"column {column!r} has half a character (a lone surrogate) at {error.start}"
         ) from None
     return text
-
-
-def _plain(value: Any) -> Any:
-    """Return `value` as JSON can say it; bytes and numbers that are not finite become null."""
-    if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    if value is None or isinstance(value, (str, bool, int)):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return None if isinstance(value, (bytes, bytearray)) else str(value)
 
 
 def _shown(value: Any) -> str:
