@@ -20,6 +20,8 @@ VerifyType = Literal[
     "REASONING_GYM",
     "NUMERIC",
     "REGEX",
+    "JSON_SCHEMA",
+    "SQL",
 ]
 TaskName = Literal["multiplication", "counting", "scheduling"]
 

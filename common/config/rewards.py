@@ -40,13 +40,16 @@ class MathLimits(Section):
     """Longest time for one completion; beyond it the answer is wrong, the verdict `timeout`."""
 
 
-class CodeLimits(Section):
+class SandboxLimits(Section):
     seconds: Seconds = 10.0
-    """Longest wall time for all tests of one completion."""
+    """Longest wall time for all that one completion runs."""
     cpu_seconds: Annotated[int, Field(ge=1, le=86_400)] = 5
     """Longest CPU time of one program."""
     memory_mib: Annotated[int, Field(ge=64, le=1_048_576)] = 512
     """Address space of one program, in MiB."""
+
+
+class CodeLimits(SandboxLimits):
     partial: bool = False
     """Reward the share of tests passed; else 1 when all pass and 0 otherwise."""
 
@@ -66,6 +69,11 @@ class NumericTolerance(Section):
     it; 0.01 is 1 %."""
     absolute: Annotated[float, Field(ge=0)] = 0.0
     """How far it may be in any case, in the gold's own unit."""
+
+
+class JsonSchemaLimits(Section):
+    seconds: Seconds = 5.0
+    """Longest time for one completion; beyond it the answer is wrong, the verdict `timeout`."""
 
 
 class GymLimits(Section):
@@ -94,6 +102,10 @@ class RewardsConfig(Section):
     """Of the verify type REASONING_GYM."""
     numeric: NumericTolerance = NumericTolerance()
     """Of the verify type NUMERIC."""
+    json_schema: JsonSchemaLimits = JsonSchemaLimits()
+    """Of the verify type JSON_SCHEMA."""
+    sql: SandboxLimits = SandboxLimits()
+    """Of the verify type SQL."""
     workers: Positive | Literal["auto"] = "auto"
     """Processes that judge; `auto`: one for each core."""
 

@@ -13,6 +13,7 @@ from common.errors import UserError
 from common.rewards import (
     auxiliary,
     code,
+    json_schema,
     math_answer,
     multiple_choice,
     numeric,
@@ -20,6 +21,7 @@ from common.rewards import (
     regex,
     short_answers,
     similarity,
+    sql,
 )
 from common.rewards.function import find_function, source_hash
 from common.rewards.rule import (
@@ -83,6 +85,24 @@ VERIFY: dict[str, Verifier] = {
     "NUMERIC": Verifier(numeric.open_rule, numeric.read_gold),
     "REGEX": Verifier(
         always(regex.judge), regex.read_gold, require=regex.require, packages=("google-re2",)
+    ),
+    "JSON_SCHEMA": Verifier(
+        always(json_schema.judge),
+        json_schema.read_gold,
+        place="worker",
+        gold_place="worker",
+        seconds=lambda rewards: rewards.json_schema.seconds,
+        require=json_schema.require,
+        packages=("jsonschema",),
+        max_memory=2 * GIB,
+    ),
+    "SQL": Verifier(
+        sql.open_rule,
+        sql.read_gold,
+        place="worker",
+        gold_place="worker",
+        seconds=sql.seconds,
+        require=sql.require,
     ),
 }
 

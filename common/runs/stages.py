@@ -113,7 +113,7 @@ def keeps_average(recipe: Recipe) -> bool:
 _REWARDS = _below("rewards", RewardsConfig, without=["workers"])
 _VERIFY = (
     *("rewards.math", "rewards.code", "rewards.similarity", "rewards.reasoning_gym"),
-    *("rewards.numeric",),
+    *("rewards.numeric", "rewards.json_schema", "rewards.sql"),
 )
 """Tables of [rewards] that verify types depend on."""
 _ANY_PROCESSES = ("mesh.timeout_seconds",)
