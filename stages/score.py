@@ -58,6 +58,7 @@ from common.rewards.scorer import (
     reward_facts,
     summary,
     types_in,
+    usage_lines,
     with_columns,
 )
 from common.runs.freshness import require_fresh
@@ -136,12 +137,15 @@ def score(stage: StageRun, shards: str) -> None:
     }
     chosen = [list(completions)[i] for i in chosen_shards(shards, len(completions))]
     rewards = recipe.rewards.with_limit(rollout.recipe["rollout"]["max_completion_tokens"])
+    rewards = rewards.with_judge_cache(stage.run.judge)
     with Scorer(rewards) as scorer:
         tables = {str(source.path / name): table for name, table in completions.items()}
         make_ready(scorer, tables)
         versions = package_versions(types_in(completions.values())) | function_versions(rewards)
         writer = stage.writer(list(completions), made_by=versions).open()
         reasons = judge_shards(writer, completions, chosen, scorer, list(rewards.aux_weights()))
+        for line in usage_lines([scorer.usage()]):
+            say(line)
     if missing := writer.pending():
         say(f"{writer.output.name}: {len(missing)} of {len(completions)} shards are still missing")
         return
@@ -244,7 +248,7 @@ def score_file(source: Path, target: Path, recipe: Recipe, *, overwrite: bool) -
     if target.exists() and not overwrite:
         raise UserError(f"--output {target} is there already; --overwrite replaces it")
     completions = read_completions(source)
-    rewards = recipe.rewards
+    rewards = recipe.rewards.with_judge_cache(target.parent / "judge")
     completions = completions.drop_columns(former_scores(completions.column_names))
     check_columns(completions, rewards, str(source))
     groups = group_numbers(completions)
@@ -255,6 +259,8 @@ def score_file(source: Path, target: Path, recipe: Recipe, *, overwrite: bool) -
             judged, reasons = judge_table(
                 completions, scorer, list(rewards.aux_weights()), shown.advance
             )
+        for line in usage_lines([scorer.usage()]):
+            say(line)
     scored = with_columns(completions, dict(zip(judged.column_names, judged.columns, strict=True)))
     refuse_infra_errors(scored, reasons)
     facts = reward_facts(scored)

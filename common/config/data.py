@@ -22,6 +22,7 @@ VerifyType = Literal[
     "REGEX",
     "JSON_SCHEMA",
     "SQL",
+    "JUDGE",
 ]
 TaskName = Literal["multiplication", "counting", "scheduling"]
 

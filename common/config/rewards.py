@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -76,6 +77,36 @@ class JsonSchemaLimits(Section):
     """Longest time for one completion; beyond it the answer is wrong, the verdict `timeout`."""
 
 
+class JudgeEndpoint(Section):
+    url: str = ""
+    """Base URL of an OpenAI-compatible endpoint, as `http://localhost:8000/v1`; requests go to
+    `<url>/chat/completions`."""
+    model: str = ""
+    """The model that the endpoint is asked for."""
+    rubric: str = (
+        "Score 1 if the completion answers the question as the reference does, 0 if it does not."
+    )
+    """What the judge is to look for; the form of its reply is added to it."""
+    correct_from: Fraction = 0.5
+    """Score from which the verdict is `correct`; the reward is the score itself."""
+    extra: dict[str, Any] = Field(default_factory=dict)
+    """More fields of the request, as `{ max_tokens = 500 }`; `temperature` is 0 unless set here."""
+    api_key_env: str = ""
+    """Name of the environment variable that holds the API key; empty: none is sent."""
+    max_concurrent: Positive = 8
+    """Requests at the same time."""
+    seconds: Seconds = 60.0
+    """Longest time for one request."""
+    retries: Annotated[int, Field(ge=0, le=20)] = 3
+    """How often a failed request is repeated, after pauses of 0.5, 1, 2, … s."""
+    price_input: Annotated[float, Field(ge=0)] | None = None
+    """Price of a million input tokens, in any currency, for the cost that `score` prints."""
+    price_output: Annotated[float, Field(ge=0)] | None = None
+    """Price of a million output tokens."""
+    cache: str = ""
+    """Folder in which scores are kept; empty: `judge` in the run's folder, or beside `--output`."""
+
+
 class GymLimits(Section):
     seconds: Seconds = 10.0
     """Longest time for one completion; beyond it the answer is wrong, the verdict `timeout`."""
@@ -106,6 +137,8 @@ class RewardsConfig(Section):
     """Of the verify type JSON_SCHEMA."""
     sql: SandboxLimits = SandboxLimits()
     """Of the verify type SQL."""
+    judge: JudgeEndpoint = JudgeEndpoint()
+    """Of the verify type JUDGE."""
     workers: Positive | Literal["auto"] = "auto"
     """Processes that judge; `auto`: one for each core."""
 
@@ -131,3 +164,8 @@ class RewardsConfig(Section):
         limit = self.length.max_tokens or max_completion_tokens
         length = self.length.model_copy(update={"max_tokens": limit})
         return self.model_copy(update={"length": length})
+
+    def with_judge_cache(self, folder: Path) -> RewardsConfig:
+        """These rewards with scores of JUDGE kept in `folder`, unless they name another."""
+        judge = self.judge.model_copy(update={"cache": self.judge.cache or str(folder)})
+        return self.model_copy(update={"judge": judge})

@@ -164,7 +164,7 @@ def find_value(part: str) -> tuple[str, Fraction | None] | None:
 
 
 def read_marked(text: str) -> Fraction | None:
-    """Return the value of a text that holds one number, perhaps with a unit; None if it does not."""
+    """Return the value of a text that is one number, perhaps with a unit; None if it is not."""
     text = text.strip().removeprefix("$").removesuffix("$")
     match = _MARKED.fullmatch(_plain(text)) if len(text) <= MAX_MARKED else None
     if match is None or _NO_UNIT.search(match["unit"]):
@@ -173,7 +173,7 @@ def read_marked(text: str) -> Fraction | None:
 
 
 def _plain(text: str) -> str:
-    """Return `text` with LaTeX's signs as characters; √ stands for all that makes another number."""
+    """Return `text` with LaTeX's signs as characters; √ stands for what makes another number."""
     if "\\" in text or "**" in text or "{," in text:
         for pattern, plain in _LATEX:
             text = pattern.sub(plain, text)

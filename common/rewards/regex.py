@@ -1,9 +1,9 @@
-"""REGEX: the whole answer matches the row's regular expression.
+r"""REGEX: the whole answer matches the row's regular expression.
 
-The answer is the content of the single `<answer>…</answer>`, else of the last complete `\\boxed{…}`,
-else the whole answer part, without surrounding white space. All of it must match: a completion that
-writes everything down would hold any short match somewhere. A pattern that may stand within other
-text says so: `(?s).*\\bParis\\b.*`.
+The answer is the content of the single `<answer>…</answer>`, else of the last `\boxed{…}`, else the
+whole answer part, without surrounding white space. All of it must match: a completion that writes
+everything down would hold any short match somewhere. A pattern that may stand within other text
+says so: `(?s).*\bParis\b.*`.
 
 Patterns are matched by RE2 (https://github.com/google/re2), whose time is linear in the text
 whatever the pattern: with Python's own `re` a harmless pattern such as `(a|b|ab)*c` runs for hours

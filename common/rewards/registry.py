@@ -14,6 +14,7 @@ from common.rewards import (
     auxiliary,
     code,
     json_schema,
+    llm_judge,
     math_answer,
     multiple_choice,
     numeric,
@@ -103,6 +104,13 @@ VERIFY: dict[str, Verifier] = {
         gold_place="worker",
         seconds=sql.seconds,
         require=sql.require,
+    ),
+    "JUDGE": Verifier(
+        llm_judge.open_rule,
+        llm_judge.read_gold,
+        place="service",
+        threads=lambda rewards: rewards.judge.max_concurrent,
+        require=llm_judge.require,
     ),
 }
 
@@ -217,8 +225,8 @@ def open_rule(name: str, rewards: RewardsConfig) -> Judge:
     """
     rule = get_rule(name, rewards)
     if isinstance(rule, AuxReward):
-        return _guarded(name, _as_judge(name, rule.open(rewards)))
-    return _guarded(name, _by_any_gold(name, rule.open(rewards)))
+        return guard(name, _as_judge(name, rule.open(rewards)))
+    return guard(name, _by_any_gold(name, rule.open(rewards)))
 
 
 def _by_any_gold(verify_type: str, judge: Judge) -> Judge:
@@ -241,7 +249,9 @@ def _by_any_gold(verify_type: str, judge: Judge) -> Judge:
     return judge_any
 
 
-def _guarded(name: str, judge: Judge) -> Judge:
+def guard(name: str, judge: Judge) -> Judge:
+    """Return the rule as one that always gives a verdict: see `open_rule`."""
+
     def guarded(text: str, row: Row) -> Verdict:
         try:
             verdict = judge(text, row)

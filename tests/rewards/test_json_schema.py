@@ -108,9 +108,7 @@ def test_the_schemas_own_draft_holds(draft: str) -> None:
         ('{"$defs": {"a": {"items": {"$ref": "#/$defs/b"}}}}', "which is not in it"),
     ],
 )
-def test_schemas_that_are_refused(
-    answer: str, why: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_schemas_that_are_refused(answer: str, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_network(*_: object) -> None:
         raise AssertionError("something was fetched")
 

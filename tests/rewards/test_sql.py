@@ -129,9 +129,7 @@ def test_what_a_query_may_not_do_is_wrong_and_does_nothing(query: str, tmp_path:
 
 
 @pytest.mark.parametrize("action", ["ATTACH '{}' AS other", "VACUUM INTO '{}'"])
-def test_the_authorizer_forbids_files_also_outside_the_sandbox(
-    action: str, tmp_path: Path
-) -> None:
+def test_the_authorizer_forbids_files_also_outside_the_sandbox(action: str, tmp_path: Path) -> None:
     """The sandbox is the second wall: run without it, neither query nor schema opens a file."""
     file = tmp_path / "made.db"
     assert ask("", action.format(file))["fault"] == "query"
