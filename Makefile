@@ -102,7 +102,7 @@ status: $(READY) ## what is complete, what is stale and why
 	@$(PYTHON) -m stages.show status --run $(RUN)
 
 extras: $(READY) ## what CODE, SIMILARITY and other verify types need, and plots
-	$(PIP) install -c workflows/constraints.txt -e '.[code,json-schema,plot,reasoning-gym,regex,similarity]'
+	$(PIP) install -c workflows/constraints.txt -e '.[code,ifeval,json-schema,plot,reasoning-gym,regex,similarity]'
 
 doctor: $(READY) ## what works on this machine: sandbox, packages, torchrun, GPU
 	@$(PYTHON) -m workflows.doctor

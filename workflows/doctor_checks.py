@@ -241,6 +241,10 @@ EXAMPLES: Mapping[str, tuple[str, Mapping[str, str]]] = {
         "SELECT a FROM t",
         {"answer": '{"schema": "CREATE TABLE t AS SELECT 1 AS a", "query": "SELECT 1"}'},
     ),
+    "IFEVAL": (
+        "the cat sleeps on the mat all day",
+        {"answer": '[{"id": "change_case:english_lowercase"}, {"id": "punctuation:no_comma"}]'},
+    ),
 }
 """A right answer for every verify type that needs more than Python."""
 

@@ -23,6 +23,7 @@ VerifyType = Literal[
     "JSON_SCHEMA",
     "SQL",
     "JUDGE",
+    "IFEVAL",
 ]
 TaskName = Literal["multiplication", "counting", "scheduling"]
 

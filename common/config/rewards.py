@@ -77,6 +77,11 @@ class JsonSchemaLimits(Section):
     """Longest time for one completion; beyond it the answer is wrong, the verdict `timeout`."""
 
 
+class IFEvalReward(Section):
+    partial: bool = False
+    """Reward the share of instructions followed; else 1 when all are, and 0 otherwise."""
+
+
 class JudgeEndpoint(Section):
     url: str = ""
     """Base URL of an OpenAI-compatible endpoint, as `http://localhost:8000/v1`; requests go to
@@ -137,6 +142,8 @@ class RewardsConfig(Section):
     """Of the verify type JSON_SCHEMA."""
     sql: SandboxLimits = SandboxLimits()
     """Of the verify type SQL."""
+    ifeval: IFEvalReward = IFEvalReward()
+    """Of the verify type IFEVAL."""
     judge: JudgeEndpoint = JudgeEndpoint()
     """Of the verify type JUDGE."""
     workers: Positive | Literal["auto"] = "auto"

@@ -13,6 +13,7 @@ from common.errors import UserError
 from common.rewards import (
     auxiliary,
     code,
+    ifeval,
     json_schema,
     llm_judge,
     math_answer,
@@ -111,6 +112,9 @@ VERIFY: dict[str, Verifier] = {
         place="service",
         threads=lambda rewards: rewards.judge.max_concurrent,
         require=llm_judge.require,
+    ),
+    "IFEVAL": Verifier(
+        ifeval.open_rule, ifeval.read_gold, require=ifeval.require, packages=("py3langid",)
     ),
 }
 

@@ -118,7 +118,7 @@ _REWARDS = (*_below("rewards", RewardsConfig, without=["workers", "judge"]), *_J
 _JUDGING = ("rewards.workers", *_ASKING)
 _VERIFY = (
     *("rewards.math", "rewards.code", "rewards.similarity", "rewards.reasoning_gym"),
-    *("rewards.numeric", "rewards.json_schema", "rewards.sql"),
+    *("rewards.numeric", "rewards.json_schema", "rewards.sql", "rewards.ifeval"),
     *_JUDGE,
 )
 """Tables of [rewards] that verify types depend on."""
