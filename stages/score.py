@@ -146,12 +146,13 @@ def score(stage: StageRun, shards: str) -> None:
         reasons = judge_shards(writer, completions, chosen, scorer, list(rewards.aux_weights()))
         for line in usage_lines([scorer.usage()]):
             say(line)
+        used = scorer.usage_facts()
     if missing := writer.pending():
         say(f"{writer.output.name}: {len(missing)} of {len(completions)} shards are still missing")
         return
     settings = advantage_settings(recipe, stage.iteration)
     facts = take_advantages(writer, completions, settings, reasons)
-    stage.commit(writer, facts, summary(writer.output.name, facts))
+    stage.commit(writer, facts, summary(writer.output.name, facts), used)
     tell_faults(facts, reasons)
 
 
@@ -261,6 +262,7 @@ def score_file(source: Path, target: Path, recipe: Recipe, *, overwrite: bool) -
             )
         for line in usage_lines([scorer.usage()]):
             say(line)
+        used = scorer.usage_facts()
     scored = with_columns(completions, dict(zip(judged.column_names, judged.columns, strict=True)))
     refuse_infra_errors(scored, reasons)
     facts = reward_facts(scored)
@@ -270,7 +272,7 @@ def score_file(source: Path, target: Path, recipe: Recipe, *, overwrite: bool) -
         scored, facts = with_columns(scored, columns), facts | counts
     write_atomically(target, encode_parquet(scored))
     tell_faults(facts, reasons)
-    return facts
+    return facts | used
 
 
 def advantage_settings(recipe: Recipe, iteration: int) -> dict[str, Any]:

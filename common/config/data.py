@@ -48,7 +48,7 @@ class ColumnMap(Section):
     question: str = "question"
     """What the model is asked."""
     answer: str = "answer"
-    """The gold answer, or a text that has it (`answer_pattern`)."""
+    """The gold answer, or a text that has it (`answer_pattern`); a list: any of them is right."""
     verify_type: str = "verify_type"
     """The rule that judges answers to this row."""
     messages: str = "messages"

@@ -6,16 +6,21 @@ needs the standard library alone. Redirects are not followed, since they would t
 
 from __future__ import annotations
 
-import http.client
 import json
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from functools import cache
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from common.console import clean
+
+# The standard library's HTTP client is imported when it is used: it takes longer to load than all
+# rules that scan a text, and every worker process imports them all.
+if TYPE_CHECKING:
+    from http.client import HTTPResponse
+    from urllib.error import HTTPError
+    from urllib.request import OpenerDirector
 
 MAX_REPLY_BYTES = 4 << 20
 FIRST_PAUSE = 0.5
@@ -49,9 +54,15 @@ class Reply:
     output_tokens: int
 
 
-class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *arguments: Any) -> None:
-        return None
+@cache
+def _opener() -> OpenerDirector:
+    import urllib.request
+
+    class NoRedirects(urllib.request.HTTPRedirectHandler):
+        def redirect_request(self, *arguments: Any) -> None:
+            return None
+
+    return urllib.request.build_opener(NoRedirects)
 
 
 @dataclass(frozen=True)
@@ -91,30 +102,35 @@ class ChatEndpoint:
         raise AssertionError
 
     def _try(self, body: dict[str, Any]) -> Reply:
+        from http.client import HTTPException
+        from urllib.error import HTTPError, URLError
+        from urllib.request import Request
+
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
         if self.key:
             headers["Authorization"] = f"Bearer {self.key}"
-        request = urllib.request.Request(
+        request = Request(
             f"{self.url}/chat/completions", json.dumps(body).encode(), headers, method="POST"
         )
         deadline = time.monotonic() + self.seconds
         try:
-            opener = urllib.request.build_opener(_NoRedirects)
-            with opener.open(request, timeout=self.seconds) as response:
+            with _opener().open(request, timeout=self.seconds) as response:
                 content = _read(response, deadline)
-        except urllib.error.HTTPError as error:
+        except HTTPError as error:
             raise self._refusal(error) from None
         except TimeoutError:
             raise self._failure(f"no reply within {self.seconds:g} s") from None
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            reason = error.reason if isinstance(error, urllib.error.URLError) else error
+        except (OSError, HTTPException, ValueError) as error:
+            reason = error.reason if isinstance(error, URLError) else error
             raise self._failure(f"{type(reason).__name__}: {reason}") from None
         return self._reply(content)
 
-    def _refusal(self, error: urllib.error.HTTPError) -> EndpointError:
+    def _refusal(self, error: HTTPError) -> EndpointError:
+        from http.client import HTTPException
+
         try:
             said = " ".join(error.read(2000).decode(errors="replace").split())
-        except (OSError, http.client.HTTPException):
+        except (OSError, HTTPException):
             said = ""
         pause = error.headers.get("Retry-After", "") if error.headers else ""
         return self._failure(
@@ -146,7 +162,7 @@ class ChatEndpoint:
         )
 
 
-def _read(response: http.client.HTTPResponse, deadline: float) -> bytes:
+def _read(response: HTTPResponse, deadline: float) -> bytes:
     """Return the whole of a reply that ends in time."""
     content = b""
     while part := response.read1(1 << 16):

@@ -123,9 +123,12 @@ def _checked_parquet(file: Path, faults: Faults) -> pa.Table:
 
 
 def _with_gold_text(record: Record, faults: Faults) -> Record:
-    """Return a record whose `answer`, if it is a list or an object, is written as text."""
+    """Return a record whose `answer`, if it is a list, an object or an integer, is text.
+
+    So a file may have a number in one row and a list of golds in another.
+    """
     value = record.values.get("answer")
-    if not isinstance(value, (list, dict)):
+    if not isinstance(value, (list, dict, int)) or isinstance(value, bool):
         return record
     try:
         text = gold_text(value, str(record.values.get("verify_type")))

@@ -10,7 +10,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from types import TracebackType
 from typing import Any
@@ -222,6 +222,11 @@ class Scorer:
     def usage(self) -> dict[str, Usage]:
         """Return what rules that ask a service have used so far, by name."""
         return {name: service.usage() for name, service in self._services.items()}
+
+    def usage_facts(self) -> dict[str, Any]:
+        """Return the same for manifests and `--json`: nothing if no rule asks a service."""
+        used = {name: asdict(usage) for name, usage in self.usage().items()}
+        return {"usage": used} if used else {}
 
     def _threads(self, name: str) -> int:
         """Return how many threads ask a service; the ranks of torchrun share its limit."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import REPOSITORY
 from support.chat_server import Answer, ChatServer, Respond, chat_server
+from support.scored_runs import start_scored_run
 
 from common.config import RewardsConfig
 from common.errors import UserError
@@ -26,6 +28,9 @@ from common.rewards.chat_endpoint import EndpointError, Reply
 from common.rewards.llm_judge import MOST_FAILURES, as_data, read_score
 from common.rewards.rule import GoldError, Verdict
 from common.rewards.scorer import Scorer, usage_lines
+from common.runs.child import Frozen
+from common.runs.manifest import read_manifest
+from common.runs.shards import read_output
 from stages import score
 
 
@@ -228,10 +233,16 @@ def test_nobody_listens() -> None:
 
 
 def test_requests_run_beside_each_other_up_to_the_limit() -> None:
-    with judging(lambda asked: Answer(wait=0.2), max_concurrent=5) as (scorer, server):
-        began = time.monotonic()
-        scorer.answers(rows(*(f"answer {i}" for i in range(20))))
-        assert time.monotonic() - began < 2.5, "20 requests of 0.2 s, one by one, take 4"
+    """Each waits for a fifth one to come: one by one, none would end in time."""
+    together = threading.Barrier(5)
+
+    def respond(asked: dict[str, Any]) -> Answer:
+        together.wait(timeout=20)
+        return Answer()
+
+    with judging(respond, max_concurrent=5, seconds=30) as (scorer, server):
+        found = scorer.answers(rows(*(f"answer {i}" for i in range(20))))
+    assert [one.reward for one in found] == [1] * 20
     assert server.at_once == 5
 
 
@@ -331,12 +342,12 @@ def judged_file(folder: Path, texts: list[str]) -> Path:
 def test_score_prints_what_it_took_and_a_second_score_costs_nothing(tmp_path: Path) -> None:
     source = judged_file(tmp_path, ["Paris", "Rome", "Paris", ""])
 
-    def run(url: str, **more: Any) -> subprocess.CompletedProcess[str]:
+    def run(url: str, *flags: str, **more: Any) -> subprocess.CompletedProcess[str]:
         sets = {"url": url, "model": "m", "price_input": 1, "price_output": 1} | more
         options = [f"--set=rewards.judge.{key}={value}" for key, value in sets.items()]
         files = [f"--input={source}", f"--output={tmp_path / 'out.parquet'}", "--overwrite"]
         return subprocess.run(
-            [sys.executable, "-m", "stages.score", *files, *options],
+            [sys.executable, "-m", "stages.score", *files, *options, *flags],
             cwd=REPOSITORY,
             capture_output=True,
             text=True,
@@ -350,6 +361,8 @@ def test_score_prints_what_it_took_and_a_second_score_costs_nothing(tmp_path: Pa
         assert pl.read_parquet(tmp_path / "out.parquet")["reward"].to_list() == [1, 0, 1, 0]
         done = run(server.url)
         assert "JUDGE: 0 requests, 3 cached, 0 failed, 0 + 0 tokens, cost 0" in done.stdout
+        done = run(server.url, "--json")
+        assert json.loads(done.stdout)["usage"]["JUDGE"]["cached"] == 3
         assert len(server.requests) == 2
         (tmp_path / "judge" / "scores.jsonl").unlink()
         server.respond = lambda asked: Answer(status=503, raw=b"busy")
@@ -363,10 +376,6 @@ def test_score_prints_what_it_took_and_a_second_score_costs_nothing(tmp_path: Pa
 def test_a_run_keeps_scores_for_all_its_stages(
     runs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from support.scored_runs import start_scored_run
-
-    from common.runs.shards import read_output
-
     run = start_scored_run(verify_type="JUDGE")
     with chat_server(lambda asked: Answer('{"score": 0.5}')) as server:
         options = [f"rewards.judge.url={server.url}", "rewards.judge.model=m"]
@@ -376,9 +385,15 @@ def test_a_run_keeps_scores_for_all_its_stages(
         score.main(run=run.name, iteration=1, overrides=again, overwrite=True)
         assert first > 0 and len(server.requests) == first
     assert f"JUDGE: {first} requests" in capsys.readouterr().out
-    assert (run.judge / "scores.jsonl").exists()
+    usage = read_manifest(run.score(1)).recorded["usage"]["JUDGE"]
+    assert (usage["requests"], usage["cost"]) == (0, None)
+    assert usage["cached"] >= first
     rewards = read_output(run.score(1))["reward_answer"].to_pylist()
     assert set(rewards) <= {0.5, 0.0}
+    frozen = Frozen(run, 1)
+    child = frozen.child("other")
+    frozen.make(child, run.recipe.read_text())
+    assert (child.judge / "scores.jsonl").read_bytes() == (run.judge / "scores.jsonl").read_bytes()
 
 
 def test_an_interrupt_does_not_wait_for_the_endpoint() -> None:

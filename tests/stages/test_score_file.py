@@ -159,7 +159,7 @@ def test_parquet_text_that_is_not_utf8_is_told_with_its_row(tmp_path: Path, colu
     [
         ({"completion_text": "1\ud8004"}, "column 'completion_text' cannot be stored: 'utf-8'"),
         ({"notes": [{"a": "\udc00"}]}, "column 'notes' cannot be stored: 'utf-8'"),
-        ({"answer": 14}, "column 'answer' cannot be stored"),
+        ({"answer": 1.5}, "column 'answer' cannot be stored"),
         ({"note": 2**70}, "column 'note' cannot be stored"),
         ({"answer": None}, "no value in column 'answer'"),
     ],
@@ -250,3 +250,12 @@ def test_lists_of_golds(kind: str, tmp_path: Path) -> None:
 def test_a_list_without_golds_is_told_with_its_row(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"any.parquet row 2: column 'answer' holds an empty list"):
         score_file(any_file(tmp_path, answer=[["14"], ["1"], [], ["2"]]), tmp_path / "s.parquet")
+
+
+def test_a_number_in_one_row_and_a_list_in_another(tmp_path: Path) -> None:
+    source = tmp_path / "any.jsonl"
+    row = {"completion_text": "so 14", "verify_type": "LAST_NUMBER"}
+    answers = [14, "14", [14], [13, "14"], 10**30]
+    source.write_text("".join(json.dumps(row | {"answer": answer}) + "\n" for answer in answers))
+    scored = score_file(source, tmp_path / "scored.parquet")
+    assert scored["reward"].to_list() == [1, 1, 1, 1, 0]
