@@ -81,7 +81,7 @@ class Usage:
         cost = "" if self.cost is None else f", cost {self.cost:.4g}"
         return (
             f"{self.requests} requests, {self.cached} cached, {self.failed} failed, "
-            f"{self.input_tokens} + {self.output_tokens} tokens{cost}"
+            f"{self.input_tokens} tokens in, {self.output_tokens} out{cost}"
         )
 
 

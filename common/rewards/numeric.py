@@ -74,7 +74,7 @@ _VALUE = (
     r"(?P<sign>(?<![0-9０-９%+\-−])[-+−])?[$€£¥]?"
     rf"(?:{_power(0)}|(?P<body>{_BODY})"
     rf"(?:\s{{0,3}}[×x*·]\s{{0,3}}{_power(1)}|\s?/\s?(?P<below>{_BODY}))?+)"
-    r"(?P<odd>\s?[√π^⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻!]|\s?\*\*|\s?/\s?[0-9(])?+"
+    r"(?P<odd>\s?[√π^⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻!¼½¾⅓⅔⅛]|\s?\*\*|\s?/\s?[0-9(])?+"
     rf"(?:\s{{1,3}}(?P<scale>{'|'.join(_SCALES)})s?\b)?"
     rf"(?:\s?(?:±|\+/-|\+-)\s?{_BODY})?"
 )
@@ -154,13 +154,15 @@ def find_value(part: str) -> tuple[str, Fraction | None] | None:
     for marked in (last_box(part), tagged_answer(part)):
         if marked is not None and marked.strip():
             return marked.strip(), read_marked(marked)
-    last = None
-    for match in _IN_PROSE.finditer(_plain(part)):
+    text, last = _plain(part), None
+    for match in _IN_PROSE.finditer(text):
         if match["body"] or match["power0"] or match["above0"]:
             last = match
     if last is None:
         return None
-    return last[0].strip(), None if last["root"] else _value_of(last)
+    # Of 3 1/2 the fraction alone would be another number.
+    mixed = last["below"] and re.search(r"[0-9]\s\Z", text[: last.start()][-2:])
+    return last[0].strip(), None if last["root"] or mixed else _value_of(last)
 
 
 def read_marked(text: str) -> Fraction | None:

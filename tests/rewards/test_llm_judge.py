@@ -299,12 +299,12 @@ def test_usage_is_told_with_its_cost() -> None:
     with judging(right_if_paris, price_input=2.0, price_output=8.0) as (scorer, _):
         scorer.answers(rows("a", "b", "b"))
         assert usage_lines([scorer.usage(), scorer.usage()]) == [
-            "JUDGE: 4 requests, 2 cached, 0 failed, 400 + 40 tokens, cost 0.00112"
+            "JUDGE: 4 requests, 2 cached, 0 failed, 400 tokens in, 40 out, cost 0.00112"
         ]
     with judging(right_if_paris) as (scorer, _):
         scorer.answers(rows("a"))
         assert usage_lines([scorer.usage()]) == [
-            "JUDGE: 1 requests, 0 cached, 0 failed, 100 + 10 tokens"
+            "JUDGE: 1 requests, 0 cached, 0 failed, 100 tokens in, 10 out"
         ]
 
 
@@ -357,10 +357,13 @@ def test_score_prints_what_it_took_and_a_second_score_costs_nothing(tmp_path: Pa
     with chat_server(right_if_paris) as server:
         done = run(server.url)
         assert done.returncode == 0, done.stderr
-        assert "JUDGE: 2 requests, 1 cached, 0 failed, 200 + 20 tokens, cost 0.00022" in done.stdout
+        assert (
+            "JUDGE: 2 requests, 1 cached, 0 failed, 200 tokens in, 20 out, cost 0.00022"
+            in done.stdout
+        )
         assert pl.read_parquet(tmp_path / "out.parquet")["reward"].to_list() == [1, 0, 1, 0]
         done = run(server.url)
-        assert "JUDGE: 0 requests, 3 cached, 0 failed, 0 + 0 tokens, cost 0" in done.stdout
+        assert "JUDGE: 0 requests, 3 cached, 0 failed, 0 tokens in, 0 out, cost 0" in done.stdout
         done = run(server.url, "--json")
         assert json.loads(done.stdout)["usage"]["JUDGE"]["cached"] == 3
         assert len(server.requests) == 2

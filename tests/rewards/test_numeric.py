@@ -70,6 +70,8 @@ def test_a_right_quantity_in_any_notation(text: str, gold: str) -> None:
         (r"\sqrt{2}", "2"),
         (r"2\pi", "2"),
         ("5!", "5"),
+        ("3 1/2", "0.5"),
+        ("3½", "3"),
         ("x2", "2"),
         ("H2O", "2"),
         ("1/0", "1"),

@@ -9,6 +9,7 @@ from typing import Any
 
 import polars as pl
 import pytest
+from support.needs_sandbox import no_sandbox
 from support.question_files import faults, read, write_lines
 
 from common.config import VerifyType
@@ -122,3 +123,29 @@ def test_any_gold_is_right_and_two_answers_are_not(
 def test_what_is_no_gold_is_refused(value: Any) -> None:
     with pytest.raises(UserError):
         gold_text(value, "EXACT")
+
+
+@pytest.mark.parametrize(
+    ("verify_type", "good", "bad", "why"),
+    [
+        ("NUMERIC", "9.81 ± 1%", "9.81 ± x", "has after ± no number"),
+        ("REGEX", "a+", "(?!a)", "is no regular expression of RE2"),
+        ("JSON_SCHEMA", {"const": [1]}, {"type": "x"}, "is no schema"),
+        ("IFEVAL", [{"id": "punctuation:no_comma"}], [{"id": "a"}], "unknown instruction 'a'"),
+        ("SQL", {"schema": "", "query": "SELECT 1"}, {"schema": "", "query": "x"}, "SQLite"),
+        ("JUDGE", "Paris", {"a": 1}, "holds {'a': 1}, not text"),
+        ("EXACT", ["a", "b"], [" "], "is empty"),
+    ],
+)
+def test_golds_are_refused_with_file_and_row(
+    verify_type: str, good: Any, bad: Any, why: str, tmp_path: Path
+) -> None:
+    """Values of JSON may stand in the column as they are."""
+    if verify_type == "SQL" and no_sandbox:
+        pytest.skip(no_sandbox)
+    rows = [row(good, verify_type), row(bad, verify_type) | {"question": "other"}]
+    path = write_lines(tmp_path / "a.jsonl", rows)
+    text = faults(path)
+    assert text.startswith(f"{path}:2: ")
+    assert why in text
+    assert len(text.splitlines()) == 1
