@@ -74,15 +74,19 @@ _VALUE = (
     r"(?P<sign>(?<![0-9０-９%+\-−])[-+−])?[$€£¥]?"
     rf"(?:{_power(0)}|(?P<body>{_BODY})"
     rf"(?:\s{{0,3}}[×x*·]\s{{0,3}}{_power(1)}|\s?/\s?(?P<below>{_BODY}))?+)"
-    r"(?P<odd>\s?[√π^⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻!¼½¾⅓⅔⅛]|\s?\*\*|\s?/\s?[0-9(])?+"
+    # What makes another number of it, with the digits that belong to that.
+    r"(?P<odd>\s?[√π⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻!¼½¾⅓⅔⅛]|\s?(?:\^|\*\*)\s?[({]?\s?[-+−]?[0-9.]{0,9}"
+    r"|\s?/\s?[0-9(][0-9./]{0,20})?+"
     rf"(?:\s{{1,3}}(?P<scale>{'|'.join(_SCALES)})s?\b)?"
     rf"(?:\s?(?:±|\+/-|\+-)\s?{_BODY})?"
 )
 _LETTER = "A-Za-zÀ-ÖØ-öø-ʯͰ-֏Ḁ-ỿ"
 _IN_PROSE = re.compile(
-    # What belongs to a word, a power or an index is matched, and is no candidate.
-    rf"(?:(?<=[{_LETTER}_^])|(?<=[_^]\{{))[-+−]?{_BODY}"
-    rf"|(?P<root>√\s?[{{(]?\s?)?{_VALUE}"
+    # The look ahead passes over prose quickly. What belongs to a word, a power or an index is
+    # matched, and is no candidate.
+    r"(?=[-+−√$€£¥.0-9０-９])"
+    rf"(?:(?:(?<=[{_LETTER}_^])|(?<=[_^][({{]))[-+−]?{_BODY}"
+    rf"|(?P<root>√\s?[{{(]?\s?)?{_VALUE})"
 )
 _MARKED = re.compile(
     r"\s*(?:[^0-9０-９=<>≤≥≠√]{0,60}[=≈])?[\s≈~({$]{0,9}"
