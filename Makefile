@@ -101,8 +101,8 @@ show: $(READY) ## the run in tables; with N, one iteration
 status: $(READY) ## what is complete, what is stale and why
 	@$(PYTHON) -m stages.show status --run $(RUN)
 
-extras: $(READY) ## what CODE, SIMILARITY and REASONING_GYM need, and plots
-	$(PIP) install -c workflows/constraints.txt -e '.[code,plot,reasoning-gym,similarity]'
+extras: $(READY) ## what CODE, SIMILARITY and other verify types need, and plots
+	$(PIP) install -c workflows/constraints.txt -e '.[code,ifeval,json-schema,plot,reasoning-gym,regex,similarity]'
 
 doctor: $(READY) ## what works on this machine: sandbox, packages, torchrun, GPU
 	@$(PYTHON) -m workflows.doctor

@@ -23,11 +23,11 @@ import pyarrow as pa
 from common.accuracy import GREEDY, figures_by_task, greedy_mean_over_tasks
 from common.command import Shards, chosen_shards, launch
 from common.config import Recipe
-from common.console import Bar, quiet, warn
+from common.console import Bar, quiet, say, warn
 from common.errors import UserError
 from common.reporting.terminal import print_table
 from common.rewards.registry import package_versions
-from common.rewards.scorer import Scorer, judge_rows, refuse_infra_errors
+from common.rewards.scorer import Scorer, judge_rows, refuse_infra_errors, usage_lines
 from common.runs.columns import polars_frame
 from common.runs.layout import shard_name
 from common.runs.policies import open_policy
@@ -70,7 +70,7 @@ def evaluate(stage: StageRun, shards: Shards = "") -> None:
     if questions.dropped and mesh.is_main:
         warn(f"{questions.dropped} questions leave no room for an answer and were dropped")
     count = math.ceil(len(questions.prompts) / QUESTIONS_PER_SHARD)
-    with Scorer(recipe.rewards) as scorer:
+    with Scorer(recipe.rewards.with_judge_cache(stage.run.judge)) as scorer:
         scorer.open(questions.verify_types, aux_rewards=False)
         writer = stage.writer(
             [shard_name(index) for index in range(count)],
@@ -87,6 +87,8 @@ def evaluate(stage: StageRun, shards: Shards = "") -> None:
             label="evaluate",
             total=QUESTIONS_PER_SHARD * (1 + recipe.evaluate.samples),
         )
+        for line in usage_lines(mesh.gather_objects(scorer.usage())):
+            say(line)
     reasons = list(chain(*mesh.gather_objects(reasons + work.reasons)))
     if complete:
         commit(stage, questions, writer, reasons)

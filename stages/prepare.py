@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from common.command import launch
 from common.config import ObjectiveConfig, Recipe
-from common.console import say
+from common.console import say, warn
 from common.errors import MissingToolError, UserError
 from common.modeling.install import Model, find_model, install
 from common.rewards.scorer import Scorer

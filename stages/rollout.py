@@ -103,7 +103,8 @@ def sample_until_full(stage: StageRun, groups: Groups, shards: str) -> None:
 
     recipe, mesh = stage.recipe, stage.mesh
     wanted = recipe.rollout.prompts_per_iteration
-    with GroupJudge(recipe.rewards, recipe.rollout, groups.verify_types) as judge:
+    rewards = recipe.rewards.with_judge_cache(stage.run.judge)
+    with GroupJudge(rewards, recipe.rollout, groups.verify_types) as judge:
         mesh.broadcast_from_rank0(lambda: judge.check(groups.prompts))
         writer = stage.writer(
             shard_names(groups),
@@ -125,6 +126,8 @@ def sample_until_full(stage: StageRun, groups: Groups, shards: str) -> None:
             keep(writer, kept)
             facts = cost_facts(outcomes, kept, groups.rounds - 1)
             tell_filled(facts, recipe.rollout)
+            for line in judge.usage_lines():
+                say(line)
             commit(stage, groups, writer, speeds, facts)
 
 

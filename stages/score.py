@@ -58,6 +58,7 @@ from common.rewards.scorer import (
     reward_facts,
     summary,
     types_in,
+    usage_lines,
     with_columns,
 )
 from common.rewards.unanswered import FACT, explain, refuse_unanswered, unanswered_facts
@@ -139,12 +140,16 @@ def score(stage: StageRun, shards: str) -> None:
     }
     chosen = [list(completions)[i] for i in chosen_shards(shards, len(completions))]
     rewards = recipe.rewards.with_limit(rollout.recipe["rollout"]["max_completion_tokens"])
+    rewards = rewards.with_judge_cache(stage.run.judge)
     with Scorer(rewards) as scorer:
         tables = {str(source.path / name): table for name, table in completions.items()}
         make_ready(scorer, tables)
         versions = package_versions(types_in(completions.values())) | function_versions(rewards)
         writer = stage.writer(list(completions), made_by=versions).open()
         reasons = judge_shards(writer, completions, chosen, scorer, list(rewards.aux_weights()))
+        for line in usage_lines([scorer.usage()]):
+            say(line)
+        used = scorer.usage_facts()
     if missing := writer.pending():
         say(f"{writer.output.name}: {len(missing)} of {len(completions)} shards are still missing")
         return
@@ -156,7 +161,7 @@ def score(stage: StageRun, shards: str) -> None:
         rewards,
         rollout.recipe["rollout"]["max_completion_tokens"],
     )
-    stage.commit(writer, facts, summary(writer.output.name, facts))
+    stage.commit(writer, facts, summary(writer.output.name, facts), used)
     tell_faults(facts, reasons)
     refuse_unanswered(writer.output, recipe.train.on_no_signal)
     if FACT in facts:
@@ -256,7 +261,7 @@ def score_file(source: Path, target: Path, recipe: Recipe, *, overwrite: bool) -
     if target.exists() and not overwrite:
         raise UserError(f"--output {target} is there already; --overwrite replaces it")
     completions = read_completions(source)
-    rewards = recipe.rewards
+    rewards = recipe.rewards.with_judge_cache(target.parent / "judge")
     completions = completions.drop_columns(former_scores(completions.column_names))
     check_columns(completions, rewards, str(source))
     groups = group_numbers(completions)
@@ -267,6 +272,9 @@ def score_file(source: Path, target: Path, recipe: Recipe, *, overwrite: bool) -
             judged, reasons = judge_table(
                 completions, scorer, list(rewards.aux_weights()), shown.advance
             )
+        for line in usage_lines([scorer.usage()]):
+            say(line)
+        used = scorer.usage_facts()
     scored = with_columns(completions, dict(zip(judged.column_names, judged.columns, strict=True)))
     refuse_infra_errors(scored, reasons)
     facts = reward_facts(scored)
@@ -276,7 +284,7 @@ def score_file(source: Path, target: Path, recipe: Recipe, *, overwrite: bool) -
         scored, facts = with_columns(scored, columns), facts | counts
     write_atomically(target, encode_parquet(scored))
     tell_faults(facts, reasons)
-    return facts
+    return facts | used
 
 
 def advantage_settings(recipe: Recipe, iteration: int) -> dict[str, Any]:

@@ -238,6 +238,16 @@ EXAMPLES: Mapping[str, tuple[str, Mapping[str, str]]] = {
             '"metadata": {"source_dataset": "chain_sum"}}'
         },
     ),
+    "REGEX": ("2024-05-06", {"answer": r"\d{4}-\d{2}-\d{2}"}),
+    "JSON_SCHEMA": ('{"a": 1}', {"answer": '{"type": "object", "required": ["a"]}'}),
+    "SQL": (
+        "SELECT a FROM t",
+        {"answer": '{"schema": "CREATE TABLE t AS SELECT 1 AS a", "query": "SELECT 1"}'},
+    ),
+    "IFEVAL": (
+        "the cat sleeps on the mat all day",
+        {"answer": '[{"id": "change_case:english_lowercase"}, {"id": "punctuation:no_comma"}]'},
+    ),
 }
 """A right answer for every verify type that needs more than Python."""
 

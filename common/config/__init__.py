@@ -38,7 +38,7 @@ from common.config.recipe import (
     RunConfig,
     TrainConfig,
 )
-from common.config.rewards import FunctionReward, RewardsConfig
+from common.config.rewards import FunctionReward, JudgeEndpoint, RewardsConfig
 from common.config.section import Section
 
 __all__ = [
@@ -52,6 +52,7 @@ __all__ = [
     "FunctionReward",
     "GeneratorSource",
     "GymSource",
+    "JudgeEndpoint",
     "KlKind",
     "LogprobsConfig",
     "MeshConfig",

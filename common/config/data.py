@@ -18,6 +18,12 @@ VerifyType = Literal[
     "CODE",
     "SIMILARITY",
     "REASONING_GYM",
+    "NUMERIC",
+    "REGEX",
+    "JSON_SCHEMA",
+    "SQL",
+    "JUDGE",
+    "IFEVAL",
 ]
 TaskName = Literal["multiplication", "counting", "scheduling"]
 
@@ -45,7 +51,8 @@ class ColumnMap(Section):
     question: str = "question"
     """What the model is asked."""
     answer: str = "answer"
-    """The gold answer, or a text that contains it (see `answer_after`)."""
+    """The gold answer, or a text that contains it (see `answer_after`); a list: any of them is
+    right."""
     verify_type: str = "verify_type"
     """The rule that judges answers to this row."""
     messages: str = "messages"

@@ -14,6 +14,7 @@ from common.errors import UserError
 from common.runs.schemas import KEY, score_schema
 from common.tasks.arrow_values import python_values
 from common.tasks.files import files_of, read_files, read_parquet
+from common.tasks.golds import gold_text
 from common.tasks.records import Faults, Record, as_text, shown
 
 NEEDED = ("completion_text", "answer", "verify_type")
@@ -44,7 +45,7 @@ def read_completions(path: Path) -> pa.Table:
         found = [_checked_parquet(file, faults) for file in files]
         tables = [table for table in found if table is not None]
     else:
-        records = read_files(files, faults)
+        records = [_with_gold_text(record, faults) for record in read_files(files, faults)]
         faults.raise_any()
         table = _table(records, faults)
         tables = [_checked(table, str(path), lambda row: records[row].where, faults)]
@@ -128,7 +129,39 @@ def _checked_parquet(file: Path, faults: Faults) -> pa.Table | None:
                 _texts(name, python_values(column), where, faults)
         faults.raise_any()
         raise UserError(f"{file}: damaged: {error}; write it or copy it anew") from None
-    return _checked(table, str(file), where, faults)
+    return _checked(_with_gold_texts(table, where, faults), str(file), where, faults)
+
+
+def _with_gold_text(record: Record, faults: Faults) -> Record:
+    """Return a record whose `answer`, if it is a list, an object or an integer, is text.
+
+    So a file may have a number in one row and a list of golds in another.
+    """
+    value = record.values.get("answer")
+    if not isinstance(value, (list, dict, int)) or isinstance(value, bool):
+        return record
+    try:
+        text = gold_text(value, str(record.values.get("verify_type")))
+    except UserError as error:
+        faults.add(record.where, f"column 'answer' {error}")
+        return record
+    return Record(record.values | {"answer": text}, record.where)
+
+
+def _with_gold_texts(table: pa.Table, where: Where, faults: Faults) -> pa.Table:
+    """Return a table whose column `answer`, if it holds lists or objects, is one of text."""
+    if not {"answer", "verify_type"} <= set(table.column_names):
+        return table
+    if not pa.types.is_nested(table["answer"].type):
+        return table
+    columns = (python_values(table[name]) for name in ("answer", "verify_type"))
+    records = [
+        _with_gold_text(Record({"answer": answer, "verify_type": kind}, where(row)), faults)
+        for row, (answer, kind) in enumerate(zip(*columns, strict=True))
+    ]
+    faults.raise_any()
+    texts = pa.array([record.values["answer"] for record in records], pa.string())
+    return table.set_column(table.column_names.index("answer"), "answer", texts)
 
 
 def _table(records: list[Record], faults: Faults) -> pa.Table:

@@ -13,11 +13,17 @@ from common.errors import UserError
 from common.rewards import (
     auxiliary,
     code,
+    ifeval,
+    json_schema,
+    llm_judge,
     math_answer,
     multiple_choice,
+    numeric,
     reasoning_gym,
+    regex,
     short_answers,
     similarity,
+    sql,
 )
 from common.rewards.function import find_function, source_hash
 from common.rewards.rule import (
@@ -31,6 +37,7 @@ from common.rewards.rule import (
     Verifier,
     always,
 )
+from common.tasks.golds import split_golds
 
 GIB = 2**30
 
@@ -88,6 +95,49 @@ VERIFY: dict[str, Verifier] = {
         seconds=lambda rewards: rewards.reasoning_gym.seconds,
         require=reasoning_gym.require,
         packages=("reasoning-gym", "sympy"),
+    ),
+    "NUMERIC": Verifier(numeric.open_rule, numeric.read_gold, "a number"),
+    "REGEX": Verifier(
+        always(regex.judge),
+        regex.read_gold,
+        "any text",
+        require=regex.require,
+        packages=("google-re2",),
+    ),
+    "JSON_SCHEMA": Verifier(
+        always(json_schema.judge),
+        json_schema.read_gold,
+        "a JSON value, best in a block ```json … ```",
+        place="worker",
+        gold_place="worker",
+        seconds=lambda rewards: rewards.json_schema.seconds,
+        require=json_schema.require,
+        packages=("jsonschema",),
+        max_memory=2 * GIB,
+    ),
+    "SQL": Verifier(
+        sql.open_rule,
+        sql.read_gold,
+        "a query in a block ```sql … ```",
+        place="worker",
+        gold_place="worker",
+        seconds=sql.seconds,
+        require=sql.require,
+    ),
+    "JUDGE": Verifier(
+        llm_judge.open_rule,
+        llm_judge.read_gold,
+        "any text",
+        place="service",
+        threads=lambda rewards: rewards.judge.max_concurrent,
+        require=llm_judge.require,
+    ),
+    "IFEVAL": Verifier(
+        ifeval.open_rule,
+        ifeval.read_gold,
+        "any text",
+        require=ifeval.require,
+        packages=("py3langid",),
     ),
 }
 
@@ -150,7 +200,7 @@ def function_versions(rewards: RewardsConfig) -> dict[str, str]:
 
 
 def check_gold(verify_type: str, answer: str) -> None:
-    """Check that a verify type can read `answer` as a gold answer.
+    """Check that a verify type can read `answer` as a gold answer, or as several.
 
     It reads the answer in this process, wherever the type's golds are to be read.
 
@@ -158,11 +208,29 @@ def check_gold(verify_type: str, answer: str) -> None:
         GoldError: the type cannot read it.
         UserError: there is no such type.
     """
-    verifier = get_verifier(verify_type)
     try:
-        verifier.read_gold(answer)
+        read_golds(verify_type, answer)
     except GoldError as error:
         raise GoldError(unreadable(verify_type, answer, str(error))) from None
+
+
+def read_golds(verify_type: str, answer: str) -> None:
+    """Read each gold of an answer in this process.
+
+    Raises:
+        GoldError: the type cannot read one; the message says why, and which one if there are
+            several.
+        UserError: there is no such type.
+    """
+    verifier = get_verifier(verify_type)
+    golds = split_golds(answer, verify_type)
+    for gold in golds:
+        try:
+            verifier.read_gold(gold)
+        except GoldError as error:
+            if len(golds) == 1:
+                raise
+            raise GoldError(f"has the gold {gold!r:.80}, which {error}") from None
 
 
 def unreadable(verify_type: str, answer: str, why: str) -> str:
@@ -184,11 +252,33 @@ def open_rule(name: str, rewards: RewardsConfig) -> Judge:
     """
     rule = get_rule(name, rewards)
     if isinstance(rule, AuxReward):
-        return _guarded(name, _as_judge(name, rule.open(rewards)))
-    return _guarded(name, rule.open(rewards))
+        return guard(name, _as_judge(name, rule.open(rewards)))
+    return guard(name, _by_any_gold(name, rule.open(rewards)))
 
 
-def _guarded(name: str, judge: Judge) -> Judge:
+def _by_any_gold(verify_type: str, judge: Judge) -> Judge:
+    """Return the rule for rows with several golds: the best of its verdicts on each counts."""
+
+    def judge_any(text: str, row: Row) -> Verdict:
+        golds = split_golds(row["answer"], verify_type)
+        if len(golds) == 1:
+            return judge(text, {**row, "answer": golds[0]})
+        best: Verdict | None = None
+        for gold in golds:
+            verdict = judge(text, {**row, "answer": gold})
+            if verdict.reward is None or verdict.reward == 1:
+                return verdict
+            if best is None or verdict.reward > (best.reward or 0.0):
+                best = verdict
+        assert best is not None
+        return best
+
+    return judge_any
+
+
+def guard(name: str, judge: Judge) -> Judge:
+    """Return the rule as one that always gives a verdict: see `open_rule`."""
+
     def guarded(text: str, row: Row) -> Verdict:
         try:
             verdict = judge(text, row)

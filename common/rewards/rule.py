@@ -52,10 +52,11 @@ def graded(is_correct: bool, extracted: str) -> Verdict:
     return Verdict(1.0, "correct", extracted) if is_correct else Verdict(0.0, "wrong", extracted)
 
 
-Place = Literal["here", "worker", "sandbox"]
+Place = Literal["here", "worker", "sandbox", "service"]
 """Where a rule judges. `here` is the process that asks, for scanners that are linear in the text.
 `worker` is a process of its own that can be killed. `sandbox` is such a process inside the sandbox,
-for libraries that evaluate what they are given."""
+for libraries that evaluate what they are given. `service` is another machine, which threads of this
+process ask and wait for."""
 
 Judge = Callable[[str, Row], Verdict]
 """A function from (assistant prefix + completion, row) to a verdict."""
@@ -79,7 +80,9 @@ class Verifier:
     gold_place: Place = "here"
     """Where `read_gold` runs."""
     seconds: Callable[[RewardsConfig], float] = lambda rewards: math.inf
-    """Longest time for one completion, for rules that do not run here."""
+    """Longest time for one completion, for rules that run in processes of their own."""
+    threads: Callable[[RewardsConfig], int] = lambda rewards: 1
+    """How many completions a service judges at the same time."""
     require: Callable[[RewardsConfig], None] = lambda rewards: None
     """Raises `MissingToolError` if something that the rule needs is missing."""
     packages: tuple[str, ...] = ()

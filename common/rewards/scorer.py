@@ -10,7 +10,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from types import TracebackType
 from typing import Any
@@ -19,18 +19,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from common.config import RewardsConfig
-from common.errors import UserError
+from common.errors import MissingToolError, UserError
 from common.process import usable_cores
+from common.rewards import llm_judge
+from common.rewards.llm_judge import LLMJudge, Usage
 from common.rewards.pool import JudgeRequest, Pool
 from common.rewards.registry import (
     aux_rewards_of,
     check_gold,
     get_rule,
     get_verifier,
+    guard,
     open_rule,
     unreadable,
 )
 from common.rewards.rule import VERDICTS, Judge, Place, Row, Verdict, Verifier
+from common.rewards.threads import in_threads
 from common.runs.schemas import KEY
 from common.tasks.records import Faults
 
@@ -59,6 +63,7 @@ class Scorer:
     def __init__(self, rewards: RewardsConfig) -> None:
         self._rewards = rewards
         self._here: dict[str, Judge] = {}
+        self._services: dict[str, LLMJudge] = {}
         self._pools: dict[str, Pool] = {}
         self._runner = asyncio.Runner()
 
@@ -100,8 +105,12 @@ class Scorer:
         for name in names:
             if name in self._here or name in self._pools:
                 continue
-            if self._place(name) == "here":
+            place = self._place(name)
+            if place == "here":
                 self._here[name] = open_rule(name, self._rewards)
+            elif place == "service":
+                self._services[name] = llm_judge.open_rule(self._rewards)
+                self._here[name] = guard(name, self._services[name])
             else:
                 self._runner.run(self._pool(name).open())
 
@@ -162,6 +171,8 @@ class Scorer:
                 else:
                     elsewhere.setdefault(verify_type, []).append(answer)
                 found[verify_type, answer] = None
+            except MissingToolError:
+                raise
             except UserError as error:
                 found[verify_type, answer] = str(error)
         for verify_type, answers in elsewhere.items():
@@ -184,7 +195,13 @@ class Scorer:
         for index, job in enumerate(jobs):
             by_rule.setdefault(job.rule, []).append(index)
         for name, mine in by_rule.items():
-            if name in self._here:
+            if name in self._services:
+                judge = self._here[name]
+                asked = [partial(judge, jobs[i].text, jobs[i].row) for i in mine]
+                for position, verdict in in_threads(self._threads(name), asked):
+                    verdicts[mine[position]] = verdict
+                    on_verdict(mine[position])
+            elif name in self._here:
                 for index in mine:
                     verdicts[index] = self._here[name](jobs[index].text, jobs[index].row)
                     on_verdict(index)
@@ -201,6 +218,21 @@ class Scorer:
             count = default_workers() if workers == "auto" else workers
             self._pools[name] = Pool(name, self._rewards, count)
         return self._pools[name]
+
+    def usage(self) -> dict[str, Usage]:
+        """Return what rules that ask a service have used so far, by name."""
+        return {name: service.usage() for name, service in self._services.items()}
+
+    def usage_facts(self) -> dict[str, Any]:
+        """Return the same for manifests and `--json`: nothing if no rule asks a service."""
+        used = {name: asdict(usage) for name, usage in self.usage().items()}
+        return {"usage": used} if used else {}
+
+    def _threads(self, name: str) -> int:
+        """Return how many threads ask a service; the ranks of torchrun share its limit."""
+        rule = get_rule(name, self._rewards)
+        assert isinstance(rule, Verifier)
+        return max(1, rule.threads(self._rewards) // _local_ranks())
 
     def _require(self, name: str) -> None:
         rule = get_rule(name, self._rewards)
@@ -267,7 +299,11 @@ def needed_columns(rewards: RewardsConfig) -> dict[str, str]:
 
 def default_workers() -> int:
     """Return one process per usable core; the ranks of torchrun share the cores."""
-    return max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return max(1, usable_cores() // _local_ranks())
+
+
+def _local_ranks() -> int:
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 ROLLOUT_COLUMNS = (
@@ -473,6 +509,19 @@ def reward_facts(scored: pa.Table) -> dict[str, Any]:
             for task in pc.unique(scored["task"].drop_null()).to_pylist()
         }
     return facts
+
+
+def usage_lines(usages: Iterable[Mapping[str, Usage]]) -> list[str]:
+    """Return a line for each rule that asks a service: its requests, tokens and cost.
+
+    Args:
+        usages: of the processes that judged, as `Scorer.usage` gives them.
+    """
+    total: dict[str, Usage] = {}
+    for usage in usages:
+        for name, used in usage.items():
+            total[name] = total[name] + used if name in total else used
+    return [f"{name}: {used.line()}" for name, used in total.items()]
 
 
 def summary(name: str, facts: dict[str, Any]) -> str:

@@ -28,6 +28,7 @@ from common.rewards.scorer import (
     Scorer,
     judge_table,
     refuse_failures,
+    usage_lines,
     with_columns,
 )
 from common.rollout.groups import Groups
@@ -90,6 +91,10 @@ class GroupJudge:
     def made_by(self) -> dict[str, str]:
         """Return the versions of the packages and functions that decide the outcomes."""
         return package_versions(self._types) | function_versions(self._rewards)
+
+    def usage_lines(self) -> list[str]:
+        """Return a line for each rule that asks a service: its requests, tokens and cost."""
+        return usage_lines([self._scorer.usage()])
 
     def outcomes(self, completions: pa.Table) -> list[GroupOutcome]:
         """Judge completions and return the outcome of each group, in order.

@@ -90,6 +90,8 @@ class Frozen:
         shutil.rmtree(making.root, ignore_errors=True)
         for output in self.outputs():
             _bring(output, making.output(output.name).path)
+        if self.run.judge.is_dir():  # what JUDGE was told of the rollout need not be paid again
+            shutil.copytree(self.run.judge, making.judge)
         write_atomically(making.recipe, recipe_text.encode())
         write_atomically(making.child_of, json.dumps(self._mark()).encode() + b"\n")
         making.root.rename(child.root)

@@ -2,7 +2,7 @@
 
     data/runs/<run>/
       recipe.toml  child_of.json  prompts/  policies/0000 …  references/0001 …  trainer/0001 …
-      iterations/0001/{rollout,score,…}/  evaluations/0000 …  metrics.jsonl
+      iterations/0001/{rollout,score,…}/  evaluations/0000 …  metrics.jsonl  judge/
 
 Iteration N samples policy N - 1 and writes policy N.
 """
@@ -129,6 +129,11 @@ class Run:
     @property
     def metrics(self) -> Path:
         return self.root / "metrics.jsonl"
+
+    @property
+    def judge(self) -> Path:
+        """Folder of the scores that the verify type JUDGE has been given, for all stages."""
+        return self.root / "judge"
 
     @property
     def child_of(self) -> Path:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from common.config import EvaluateConfig, Recipe, RewardsConfig, Section
+from common.config import EvaluateConfig, JudgeEndpoint, Recipe, RewardsConfig, Section
 from common.runs import schemas
 
 StageName = Literal["prepare", "rollout", "score", "logprobs", "train", "tokens", "evaluate"]
@@ -112,9 +112,18 @@ def keeps_average(recipe: Recipe) -> bool:
     return _has_kl(recipe) and recipe.reference.update == "ema"
 
 
-_REWARDS = _below("rewards", RewardsConfig, without=["workers"])
-_VERIFY = ("rewards.math", "rewards.code", "rewards.similarity", "rewards.reasoning_gym")
-"""Tables of [rewards] that the rules of verify types depend on."""
+_OF_THE_JUDGE = ("url", "model", "rubric", "correct_from", "extra")
+"""Keys of [rewards.judge] that decide a score; the others say how it is asked for."""
+_JUDGE = tuple(f"rewards.judge.{name}" for name in _OF_THE_JUDGE)
+_ASKING = _below("rewards.judge", JudgeEndpoint, without=_OF_THE_JUDGE)
+_REWARDS = (*_below("rewards", RewardsConfig, without=["workers", "judge"]), *_JUDGE)
+_JUDGING = ("rewards.workers", *_ASKING)
+_VERIFY = (
+    *("rewards.math", "rewards.code", "rewards.similarity", "rewards.reasoning_gym"),
+    *("rewards.numeric", "rewards.json_schema", "rewards.sql", "rewards.ifeval"),
+    *_JUDGE,
+)
+"""Tables of [rewards] that verify types depend on."""
 _ANY_PROCESSES = ("mesh.timeout_seconds",)
 
 STAGES: tuple[Stage, ...] = (
@@ -146,7 +155,7 @@ STAGES: tuple[Stage, ...] = (
             Keys(("model.dtype", "prompt", "rollout")),
             Keys(_REWARDS, when=lambda recipe: recipe.rollout.dynamic_sampling),
         ),
-        uses=(Keys(("run.seed", "rewards.workers", *_ANY_PROCESSES)),),
+        uses=(Keys(("run.seed", *_JUDGING, *_ANY_PROCESSES)),),
         processes="shards",
     ),
     Stage(
@@ -159,7 +168,7 @@ STAGES: tuple[Stage, ...] = (
         ),
         decides=(Keys((*_REWARDS, "advantages")),),
         stops=("train.on_no_signal",),
-        uses=(Keys(("run.seed", "rewards.workers")),),
+        uses=(Keys(("run.seed", *_JUDGING)),),
     ),
     Stage(
         "logprobs",
@@ -237,7 +246,7 @@ STAGES: tuple[Stage, ...] = (
             Keys(("rollout.max_concurrent", "rollout.max_completion_tokens", "rollout.on_long")),
             Keys(_VERIFY),
         ),
-        uses=(Keys(("run.seed", "rewards.workers", *_ANY_PROCESSES)),),
+        uses=(Keys(("run.seed", *_JUDGING, *_ANY_PROCESSES)),),
         processes="shards",
         planned=lambda recipe, number: (
             recipe.evaluate.every > 0 and number % recipe.evaluate.every == 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import pyarrow as pa
 from common.config import DatasetSource
 from common.errors import UserError
 from common.runs.schemas import PROMPTS
+from common.tasks.golds import STRUCTURED, gold_text, join_golds, plain, split_golds
 from common.tasks.records import (
     Faults,
     Record,
@@ -27,9 +27,6 @@ from common.tasks.records import (
 )
 
 Messages = list[dict[str, str]]
-
-STRUCTURED = ("CODE", "REASONING_GYM")
-"""Verify types whose gold is JSON; a column may then hold the value itself instead of its text."""
 
 ROLES = ("system", "user", "assistant")
 
@@ -264,13 +261,22 @@ class _Reader:
         return [{"role": m["role"], "content": m["content"]} for m in given]
 
     def _answer(self, record: Record, verify_type: str) -> str:
-        value = self._value(record, "answer")
-        if verify_type in STRUCTURED and isinstance(value, (list, dict)):
-            return _writable(json.dumps(_plain(value)), self._mapped["answer"])
-        text = self._text(record, "answer")
-        if self._pattern is None:
+        column, value = self._mapped["answer"], self._value(record, "answer")
+        if value is None:
+            raise UserError(f"no value in column {column!r}; give it one, or leave the row out")
+        try:
+            text = gold_text(value, verify_type)
+        except UserError as error:
+            raise UserError(f"column {column!r} {error}") from None
+        _writable(text, column)
+        is_json = verify_type in STRUCTURED and isinstance(value, (list, dict))
+        if self._pattern is None or is_json:
             return text
-        match = self._pattern.search(text)
+        return join_golds([self._find_answer(gold) for gold in split_golds(text, verify_type)])
+
+    def _find_answer(self, text: str) -> str:
+        """Return the gold that `answer_pattern` finds in a text."""
+        match = self._pattern.search(text) if self._pattern else None
         if match is None or not (match[1] or "").strip():
             raise UserError(f"{_answer_key(self._source)} finds no answer in {shown(text)}")
         return str(match[1]).strip()
@@ -296,8 +302,8 @@ class _Reader:
                 given = {"metadata": given}
         if given is not None and not isinstance(given, dict):
             given = {"metadata": given}
-        plain: dict[str, Any] = _plain(others | (given or {}))
-        return plain
+        metadata: dict[str, Any] = plain(others | (given or {}))
+        return metadata
 
 
 def _answer_key(source: DatasetSource) -> str:
@@ -335,17 +341,9 @@ def _writable(text: str, column: str) -> str:
     return text
 
 
-def _plain(value: Any) -> Any:
-    """Return `value` in types that JSON has; bytes and numbers that are not finite become None."""
-    if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    if value is None or isinstance(value, (str, bool, int)):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return None if isinstance(value, (bytes, bytearray)) else str(value)
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _hash(content: Any) -> str:

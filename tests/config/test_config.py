@@ -83,6 +83,7 @@ def test_every_recipe_of_the_project_is_valid_and_described(path: Path) -> None:
         ),
         ("[data.a]\nkind = 'reasoning_gym'\ndataset = 'x'\nconfg = {}", "did you mean 'config'?"),
         ("[rewards.functions.x]\nfunction = 'a:b'\nwieght = 1", "did you mean 'weight'?"),
+        ("[rewards.functions.length]\nfunction = 'a:b'", "functions.length: name a reward"),
         ("[rewards.functions.Xy]\nfunction = 'a:b'", "functions.Xy: name a reward in lower case"),
         ("[rewards.code]\nseconds = 1e300", "rewards.code.seconds = 1e+300: input should be less"),
         ("[data.a]\nkind = 'generator'\ngenerator = 'sums'", "'multiplication', 'counting'"),

@@ -13,7 +13,10 @@ from common.rewards.number import find_last_number, parse_number
 from common.rewards.registry import AUX_REWARDS, VERIFY, judge
 
 SCANNERS = [name for name, rule in VERIFY.items() if rule.place == "here"]
-GOLD = dict.fromkeys(SCANNERS, "5") | {"MULTIPLE_CHOICE": "B"}
+GOLD = dict.fromkeys(SCANNERS, "5") | {
+    "MULTIPLE_CHOICE": "B",
+    "IFEVAL": '[{"id": "startend:quotation"}]',
+}
 OPENED = {name: aux.open(RewardsConfig().with_limit(100)) for name, aux in AUX_REWARDS.items()}
 LOWEST = {"format": 0, "length": -1, "repetition": -1}
 

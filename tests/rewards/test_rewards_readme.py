@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -9,14 +10,18 @@ from pathlib import Path
 
 import pytest
 from support import REPOSITORY
+from support.needs_sandbox import needs_sandbox
 
 from common.config import FunctionReward, RewardsConfig
 from common.config.recipe_file import parse_recipe
+from common.rewards import ifeval, sql
 from common.rewards.code_tests import read_tests
+from common.rewards.llm_judge import MOST_FAILURES
 from common.rewards.registry import AUX_REWARDS, VERIFY, judge
 from common.rewards.rule import VERDICTS
 from common.rewards.sandbox.bubblewrap import MIB, Limits
 from common.rewards.scorer import MOST_INFRA_ERRORS, Scorer
+from common.tasks.golds import ONE_GOLD, gold_text
 
 FOLDER = REPOSITORY / "common" / "rewards"
 README = (FOLDER / "README.md").read_text(encoding="utf-8")
@@ -86,6 +91,49 @@ def test_examples_of_mathematics(answer: str, gold: str, equal: str) -> None:
     assert verdict.reward == {"yes": 1, "no": 0}[equal]
 
 
+OF_ONE_TYPE = ("NUMERIC", "REGEX", "JSON_SCHEMA", "IFEVAL")
+
+
+@pytest.mark.parametrize(
+    ("verify_type", "completion", "gold", "reward"),
+    [(name, *row) for name in OF_ONE_TYPE for row in rows_of(section(name))],
+)
+def test_examples_of_one_verify_type(
+    verify_type: str, completion: str, gold: str, reward: str
+) -> None:
+    verdict = judge(completion, {"answer": gold, "verify_type": verify_type})
+    assert verdict.reward == float(reward)
+
+
+def json_lines(title: str) -> list[str]:
+    (examples,) = re.findall(r"```json\n(.*?)```", section(title), re.S)
+    return list(examples.splitlines())
+
+
+def test_the_example_of_several_golds() -> None:
+    (line,) = json_lines("Several golds")
+    row = json.loads(line)
+    text = gold_text(row["answer"], row["verify_type"])
+    assert f"`{text}`" in in_one_line("Several golds")
+    for completion, reward in (("4", 1), ("four", 1), ("5", 0)):
+        assert judge(completion, row | {"answer": text}).reward == reward
+    for name in ONE_GOLD:
+        assert name in in_one_line("Several golds")
+
+
+def test_examples_of_instructions_can_be_read() -> None:
+    assert [len(ifeval.read_gold(line)) for line in json_lines("IFEVAL")] == [2, 1]
+
+
+@needs_sandbox
+def test_examples_of_databases_say_what_is_right() -> None:
+    first, second = (sql.read_gold(line) for line in json_lines("SQL"))
+    assert [first.databases[0].rows, second.databases[0].rows] == [
+        ((("number", "2"),),),
+        ((("number", "1"),), (("number", "2"),)),
+    ]
+
+
 def test_examples_of_tests_can_be_read() -> None:
     (examples,) = re.findall(r"```json\n(.*?)```", section("CODE"), re.S)
     assert len([test for line in examples.splitlines() for test in read_tests(line)]) == 3
@@ -100,6 +148,16 @@ def test_defaults_are_the_configurations() -> None:
         assert value == float(default), key
     assert f"`rewards.similarity.correct_from` on ({rewards.similarity.correct_from})" in (
         in_one_line("SIMILARITY")
+    )
+    tolerance, asked = rewards.numeric, rewards.judge
+    assert f"`rewards.numeric.relative` ({tolerance.relative}, which is 1 %)" in (
+        in_one_line("NUMERIC")
+    )
+    assert f"`rewards.numeric.absolute` ({tolerance.absolute:g})" in in_one_line("NUMERIC")
+    assert f"`rewards.judge.correct_from` on ({asked.correct_from})" in in_one_line("JUDGE")
+    assert f"After {MOST_FAILURES} failures in a row" in in_one_line("JUDGE")
+    assert f"`rewards.judge.max_concurrent` ({asked.max_concurrent})" in (
+        in_one_line("Verdicts and failures")
     )
     assert f"more than {MOST_INFRA_ERRORS:.0%}".replace("%", " %") in (
         in_one_line("Verdicts and failures")
@@ -119,7 +177,7 @@ def test_figures_of_the_sandbox_are_its_limits() -> None:
 def test_pieces_of_recipes_are_valid() -> None:
     base = '[model]\npath = "x"\n[data.other]\nkind = "generator"\ngenerator = "counting"\n'
     pieces = re.findall(r"```toml\n(.*?)```", README, re.S)
-    assert len(pieces) == 2
+    assert len(pieces) == 3
     for piece in pieces:
         parse_recipe(base + piece, origin="README")
 

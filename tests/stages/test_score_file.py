@@ -161,7 +161,6 @@ def test_parquet_text_that_is_not_utf8_is_told_with_its_row(tmp_path: Path, colu
     ("changes", "message"),
     [
         ({"completion_text": "1\ud8004"}, "column 'completion_text' has half a character"),
-        ({"answer": [14]}, "column 'answer' holds [14], not text; write it as text"),
         ({"answer": True}, "column 'answer' holds True, not text; write it as text"),
         ({"answer": None}, "no value in column 'answer'; give it one, or leave the row out"),
     ],
@@ -312,3 +311,33 @@ def test_files_and_options_that_make_no_sense(tmp_path: Path) -> None:
         with pytest.raises(UserError) as raised:
             score.main(**call)  # type: ignore[arg-type]
         assert message in str(raised.value)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
+def test_lists_of_golds(kind: str, tmp_path: Path) -> None:
+    """Any of several is right, in a worker (MATH) as in this process."""
+    rows = {
+        "completion_text": ["14", "so 15", r"\boxed{\frac{1}{2}}", "16"],
+        "answer": [["14"], ["14", "15"], ["2", "0.5"], ["14", "15"]],
+        "verify_type": ["LAST_NUMBER", "LAST_NUMBER", "MATH", "LAST_NUMBER"],
+    }
+    source = tmp_path / f"any.{kind}"
+    frame = pl.DataFrame(rows)
+    frame.write_parquet(source) if kind == "parquet" else frame.write_ndjson(source)
+    scored = score_file(source, tmp_path / "scored.parquet")
+    assert scored["reward"].to_list() == [1, 1, 1, 0]
+    assert scored["answer"].to_list()[:2] == ["14", '{"any_of": ["14", "15"]}']
+
+
+def test_a_list_without_golds_is_told_with_its_row(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"any.parquet row 2: column 'answer' holds an empty list"):
+        score_file(any_file(tmp_path, answer=[["14"], ["1"], [], ["2"]]), tmp_path / "s.parquet")
+
+
+def test_a_number_in_one_row_and_a_list_in_another(tmp_path: Path) -> None:
+    source = tmp_path / "any.jsonl"
+    row = {"completion_text": "so 14", "verify_type": "LAST_NUMBER"}
+    answers = [14, "14", [14], [13, "14"], 10**30]
+    source.write_text("".join(json.dumps(row | {"answer": answer}) + "\n" for answer in answers))
+    scored = score_file(source, tmp_path / "scored.parquet")
+    assert scored["reward"].to_list() == [1, 1, 1, 1, 0]

@@ -15,6 +15,11 @@ from support import REPOSITORY
 
 ADD = json.dumps(["assert add(1, 2) == 3", "assert add(2, 2) == 4"])
 TWICE = json.dumps([{"kind": "stdio", "stdin": "4\n", "stdout": "8\n"}])
+DATABASE = {
+    "schema": "CREATE TABLE t (a); INSERT INTO t VALUES (1), (2)",
+    "query": "SELECT a FROM t",
+}
+ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT max(i) FROM n"
 SUM = {"question": "2 + 3 =", "answer": "5", "metadata": {"source_dataset": "chain_sum"}}
 
 
@@ -37,6 +42,15 @@ ROWS = [
     ("CODE", block("print(int(input()) * 2)"), TWICE, 1, "correct"),
     ("REASONING_GYM", "<answer>5</answer>", json.dumps(SUM), 1, "correct"),
     ("REASONING_GYM", "<answer>6</answer>", json.dumps(SUM), 0, "wrong"),
+    ("NUMERIC", "about 9.8 m/s^2", "9.81 ± 0.05", 1, "correct"),
+    ("REGEX", "ab" * 30, "(a|b|ab)*c", 0, "wrong"),
+    ("JSON_SCHEMA", '{"a": 1}', '{"required": ["a"]}', 1, "correct"),
+    ("JSON_SCHEMA", json.dumps("ab" * 200), '{"pattern": "^(a|b|ab)*c$"}', 0, "timeout"),
+    ("IFEVAL", "no commas", '[{"id": "punctuation:no_comma"}]', 1, "correct"),
+    ("SQL", "SELECT a FROM t ORDER BY -a", json.dumps(DATABASE), 1, "correct"),
+    ("SQL", "ATTACH 'other.db' AS other", json.dumps(DATABASE), 0, "wrong"),
+    ("SQL", ENDLESS, json.dumps(DATABASE), 0, "timeout"),
+    ("EXACT", "four", '{"any_of": ["4", "four"]}', 1, "correct"),
 ]
 
 
@@ -64,6 +78,8 @@ def test_all_rules_in_one_file(tmp_path: Path) -> None:
         tmp_path,
         "--set=rewards.code.partial=true",
         "--set=rewards.code.cpu_seconds=1",
+        "--set=rewards.sql.cpu_seconds=1",
+        "--set=rewards.json_schema.seconds=1",
         "--set=rewards.repetition.weight=0.5",
     )
     assert done.returncode == 0, done.stderr
@@ -97,6 +113,15 @@ def test_without_a_sandbox_nothing_begins(tmp_path: Path) -> None:
         ("CODE", "assert add(x) == 3", "cannot be read as CODE"),
         ("MULTIPLE_CHOICE", "12", "cannot be read as MULTIPLE_CHOICE"),
         ("REASONING_GYM", "5", "cannot be read as REASONING_GYM"),
+        ("NUMERIC", "9 or 10", "cannot be read as NUMERIC: it is no number"),
+        ("REGEX", "(?=a)", "cannot be read as REGEX: it is no regular expression of RE2"),
+        ("JSON_SCHEMA", '{"type": "x"}', "cannot be read as JSON_SCHEMA: it is no schema"),
+        ("JSON_SCHEMA", '{"$ref": "http://a.example"}', "refers to 'http://a.example'"),
+        ("IFEVAL", '[{"id": "x"}]', "cannot be read as IFEVAL: it has the unknown instruction"),
+        ("SQL", '{"schema": "x", "query": "x"}', "it has a schema that SQLite refuses"),
+        ("JUDGE", " ", "cannot be read as JUDGE: it is empty"),
+        ("EXACT", '{"any_of": ["a", " "]}', "cannot be read as EXACT: it has the gold ' '"),
+        ("MATH", '{"any_of": ["1", "("]}', "it has the gold '(', which"),
     ],
 )
 def test_golds_are_read_before_anything_is_judged(

@@ -74,12 +74,12 @@ def write_rollout(
 ROWS = [completion(group, sample) for group in range(6) for sample in range(4)]
 
 
-def start_scored_run(recipe: str = RECIPE) -> Run:
-    """Make the run `a` with its recipe and its rollout in three shards."""
+def start_scored_run(recipe: str = RECIPE, **changes: Any) -> Run:
+    """Make the run `a` with its recipe and its rollout in three shards, each row with `changes`."""
     place = Run.named("a")
     place.root.mkdir()
     place.recipe.write_text(recipe)
-    write_rollout(place, ROWS)
+    write_rollout(place, [row | changes for row in ROWS])
     return place
 
 

@@ -21,6 +21,7 @@ from support.question_files import (
 
 from common.config import ColumnMap, DatasetSource, GeneratorSource
 from common.errors import UserError
+from common.rewards.registry import VERIFY
 from common.tasks.sources import read_sources
 
 
@@ -41,12 +42,16 @@ BAD_LINES = {
     "empty answer": (line(answer=""), ":2: column 'answer' is empty"),
     "no answer": (line(answer=None), ":2: no value in column 'answer'"),
     "question no text": (line(question=5), ":2: column 'question' holds 5, not text"),
-    "answer no text": (line(answer=[5]), ":2: column 'answer' holds [5], not text"),
+    "answer no text": (line(answer=[[5]]), ":2: column 'answer' holds [5], not text"),
+    "no answer in a list": (line(answer=[]), ":2: column 'answer' holds an empty list"),
+    "several tests": (
+        line(answer=["a", "b"], verify_type="JUDGE"),
+        ":2: column 'answer' holds 2 gold answers, and JUDGE takes one",
+    ),
     "answer true": (line(answer=True), ":2: column 'answer' holds True, not text"),
     "unknown verify type": (
         line(verify_type="LAST_NUMER"),
-        ":2: unknown verify_type 'LAST_NUMER'; there are LAST_NUMBER, BOXED_NUMERICAL, "
-        "ANSWER_TAG, EXACT, MULTIPLE_CHOICE, MATH, CODE, SIMILARITY, REASONING_GYM; did you mean "
+        f":2: unknown verify_type 'LAST_NUMER'; there are {', '.join(VERIFY)}; did you mean "
         "'LAST_NUMBER'?",
     ),
     "unreadable gold": (

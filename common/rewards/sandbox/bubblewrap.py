@@ -71,7 +71,7 @@ def find_bwrap() -> Path:
     if sys.platform != "linux":
         raise MissingToolError(
             "model-written code runs in bubblewrap, which needs Linux; score elsewhere, or leave "
-            "the verify types CODE and REASONING_GYM out"
+            "the verify types CODE, SQL and REASONING_GYM out"
         )
     found = [Path(path) for path in [shutil.which("bwrap")] if path]
     with suppress(ImportError, RuntimeError):  # without the wheel; one that has no program
