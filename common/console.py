@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import unicodedata
 from collections.abc import Iterable, Iterator
@@ -29,6 +30,13 @@ def quiet() -> bool:
 def clean(text: str) -> str:
     """Return `text` without control or bidirectional characters, which could rewrite the screen."""
     return "".join(c for c in text if c in "\n\t" or not unicodedata.category(c).startswith("C"))
+
+
+def command_line() -> str:
+    """Return the command that this process runs, as one would type it."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    words = ["-m", spec.name.removesuffix(".__main__")] if spec else sys.argv[:1]
+    return shlex.join(["python", *words, *sys.argv[1:]])
 
 
 def say(line: str) -> None:

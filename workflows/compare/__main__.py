@@ -22,13 +22,13 @@ import typer
 from common.command import Debug, Iteration, Json, Quiet, RunName, launch
 from common.console import set_quiet
 from common.errors import UserError
+from common.reporting.plotting import check_file
 from common.runs.child import Frozen
 from common.runs.layout import Run
 from common.runs.manifest import has_manifest
 from workflows.compare.children import VariantResult, make_children, run_stages, take_over
 from workflows.compare.side_by_side import SideBySide
 from workflows.compare.variants import read_variants
-from workflows.plotting import check_file
 
 Presets = Annotated[
     list[str] | None,
