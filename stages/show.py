@@ -28,7 +28,7 @@ import typer
 from common.accuracy import GREEDY
 from common.command import Debug, Iteration, Json, RunName, launch, open_run
 from common.config import Recipe
-from common.console import clean, command_line
+from common.console import clean, command_line, print_json
 from common.errors import UserError
 from common.modeling.token_texts import TokenTexts
 from common.objective.sampler_gap import WORST
@@ -48,6 +48,7 @@ from common.reporting.terminal import (
     Table,
     bytes_text,
     chosen_columns,
+    finite,
     first_rows,
     of_task,
     print_completion,
@@ -143,7 +144,7 @@ def completions(
     ranked = frame.sort("reward", "advantage", descending=True, maintain_order=True)
     chosen = pl.concat([ranked.head(best), ranked.tail(worst)])
     if as_json:
-        print(chosen.select(COMPLETION_COLUMNS).write_json())
+        print_json(finite(chosen.select(COMPLETION_COLUMNS)).to_dicts())
         return
     for row in chosen.to_dicts():
         print_completion(row)
@@ -350,7 +351,11 @@ def disk(
 
 def recipe(run: RunName = "demo", as_json: Json = False, debug: Debug = False) -> None:
     """Print the recipe in force as JSON, every key with its value."""
-    print(json.dumps(_open_with_recipe(run)[1].model_dump(mode="json"), indent=2))
+    in_force = _open_with_recipe(run)[1].model_dump(mode="json")
+    if as_json:
+        print_json(in_force)
+    else:
+        print(json.dumps(in_force, indent=2))
 
 
 def _open(name: str) -> Run:
@@ -372,7 +377,7 @@ def _print(table: Table, as_json: bool, shown: Shown, *, limit: int | None = Non
     """Print the only table of a command, or its rows as JSON."""
     (table,) = chosen_columns([table], shown, as_json=as_json)
     if as_json:
-        print(table.frame.write_json())
+        print_json(finite(table.frame).to_dicts())
         return
     table = first_rows(table, limit)
     print_table(table.frame, title=table.title, key=table.key, shown=shown)

@@ -7,7 +7,6 @@ wrapped to make room. If that is not enough, the last columns are left out, and 
 from __future__ import annotations
 
 import difflib
-import json
 import shutil
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from rich.panel import Panel
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from common.console import clean
+from common.console import clean, print_json
 from common.errors import UserError
 from common.reporting.glossary import meaning, short
 
@@ -128,7 +127,7 @@ def print_tables(found: Sequence[Table], *, as_json: bool, shown: Shown | None =
     shown = shown or Shown()
     found = chosen_columns(found, shown, as_json=as_json)
     if as_json:
-        print(json.dumps({table.key: finite(table.frame).to_dicts() for table in found}))
+        print_json({table.key: finite(table.frame).to_dicts() for table in found})
         return
     for table in found:
         if table.frame.is_empty():
