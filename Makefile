@@ -26,6 +26,7 @@ quoted = '$(subst ','\'',$(1))'
 # $(shell …) would run.
 override RECIPE := $(value RECIPE)
 override SET := $(value SET)
+override QUESTION := $(value QUESTION)
 
 SET_OPTIONS := $(foreach item,$(value SET), --set $(call quoted,$(item)))
 RECIPE_OPTIONS := $(if $(value RECIPE), --recipe $(call quoted,$(value RECIPE)))$(SET_OPTIONS)
@@ -98,6 +99,13 @@ options-only = $(foreach name,N FROM RECIPE SET,$(call refuse,$(name),see make $
 show: $(READY) ## the run in tables; with N, one iteration
 	@$(PYTHON) -m stages.show $(if $(N),iteration --iteration $(N),run) --run $(RUN)
 
+runs: $(READY) ## the runs: how far each is, and how good
+	@$(PYTHON) -m stages.show runs
+
+ask: $(READY) ## talk with the newest policy, or policy N [QUESTION=]
+	@$(PYTHON) -m stages.ask --run $(RUN)$(if $(N), --iteration $(N))$(if $(value QUESTION), --question \
+		$(call quoted,$(value QUESTION)))
+
 status: $(READY) ## what is complete, what is stale and why
 	@$(PYTHON) -m stages.show status --run $(RUN)
 
@@ -139,8 +147,8 @@ help: ## this list
 		/^##@/ {printf "\n%s\n", substr($$0, 5)} \
 		/^[a-z][a-z0-9 -]*:.*## / {printf "  %-10s %s\n", $$1, $$2}' Makefile
 
-.PHONY: iteration prepare rollout score logprobs train evaluate tokens compare learn ablation show \
-	status extras doctor base smollm2 setup test test-slow gpu bench lint help
+.PHONY: iteration prepare rollout score logprobs train evaluate tokens compare learn ablation show runs \
+	ask status extras doctor base smollm2 setup test test-slow gpu bench lint help
 
 $(READY): pyproject.toml workflows/constraints.txt
 	$(PYTHON3) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else \

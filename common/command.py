@@ -2,12 +2,14 @@
 
 Exit codes: 0 done or nothing to do, 2 an error the user can fix, 3 a program or package is missing,
 4 no learning signal, 5 sampler and trainer disagree, 6 the model's numbers are not finite.
+
+With `--json` a command prints one JSON object (or list) to standard output, whatever happens: its
+result, or `{"error": message, "exit_code": number}`. The message is on standard error as well.
 """
 
 from __future__ import annotations
 
 import inspect
-import json
 import multiprocessing
 import os
 import re
@@ -22,7 +24,7 @@ import typer
 
 from common.config import Recipe
 from common.config.recipe_file import preset_remark, read_recipe_text
-from common.console import clean, say
+from common.console import answered, clean, print_json, say
 from common.errors import UserError
 from common.process import keep_freed_memory, leave_pandas_out, wait_briefly
 from common.runs.layout import Run, no_such_run
@@ -30,6 +32,7 @@ from common.runs.recipe import recipe_in_force
 
 wait_briefly(os.environ)  # before torch is loaded
 
+JSON_OPTION = "--json"
 RunName = Annotated[str, typer.Option("--run", help="Name of the run under data/runs.")]
 Iteration = Annotated[int, typer.Option("--iteration", help="Which iteration, from 1.")]
 RecipePath = Annotated[
@@ -45,7 +48,7 @@ AcceptEdits = Annotated[
     bool, typer.Option("--accept-edits", help="Take shards edited by hand as this stage's output.")
 ]
 Quiet = Annotated[bool, typer.Option("--quiet/--verbose", help="Say only what went wrong.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
+Json = Annotated[bool, typer.Option(JSON_OPTION, help="Print the result as JSON, errors too.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 
 
@@ -84,7 +87,7 @@ def tell_result(facts: dict[str, Any], line: str, *, as_json: bool) -> None:
     if rank() != 0:
         return
     if as_json:
-        print(json.dumps(facts))
+        print_json(facts)
     else:
         say(line)
 
@@ -149,9 +152,41 @@ def launch(*commands: Callable[..., None], about: str = "") -> None:
     for command in commands:
         app.command(help=_help(command))(_guarded(command))
     try:
+        if JSON_OPTION in sys.argv[1:]:
+            raise SystemExit(_answering(app))
         app()
     except SystemExit as end:
         _leave(end.code)
+
+
+def _answering(app: typer.Typer) -> int:
+    """Run the command; what is wrong with the command line becomes JSON too. Return the exit code.
+
+    Such an error is click's `UsageError`, for which typer has no public name.
+    """
+    try:
+        return app(standalone_mode=False) or 0
+    except Exception as error:
+        if not hasattr(error, "format_message"):
+            raise
+        return _tell_error(error.format_message(), UserError.exit_code)
+
+
+def _tell_error(message: str, exit_code: int) -> int:
+    """Print an error for people, and with `--json` as JSON unless there is a result already.
+
+    Returns:
+        `exit_code`.
+    """
+    where = f"rank {rank()}: " if world_size() > 1 else ""
+    print(f"{where}error: {clean(message)}", file=sys.stderr, flush=True)
+    _answer_error(message, exit_code)
+    return exit_code
+
+
+def _answer_error(message: str, exit_code: int) -> None:
+    if JSON_OPTION in sys.argv[1:] and not answered():
+        print_json({"error": message, "exit_code": exit_code})
 
 
 def _help(command: Callable[..., None]) -> str:
@@ -181,17 +216,22 @@ def _guarded(command: Callable[..., None]) -> Callable[..., None]:
             command(*args, **kwargs)
         except UserError as error:
             if "--debug" in sys.argv:
+                _answer_error(str(error), error.exit_code)
                 raise
-            where = f"rank {rank()}: " if world_size() > 1 else ""
-            print(f"{where}error: {clean(str(error))}", file=sys.stderr, flush=True)
-            raise typer.Exit(error.exit_code) from None
+            raise typer.Exit(_tell_error(str(error), error.exit_code)) from None
         except OSError as error:
             if "--debug" in sys.argv:
                 raise
-            print(f"error: {clean(str(error))}", file=sys.stderr, flush=True)
-            raise typer.Exit(UserError.exit_code) from None
+            raise typer.Exit(_tell_error(str(error), UserError.exit_code)) from None
         except KeyboardInterrupt:
-            print("interrupted; run the same command again to go on", file=sys.stderr)
+            line = "interrupted; run the same command again to go on"
+            print(line, file=sys.stderr)
+            _answer_error(line, 130)
             raise typer.Exit(130) from None
+        except typer.Exit:
+            raise
+        except Exception as error:
+            _answer_error(f"{type(error).__name__}: {error}", 1)
+            raise
 
     return guarded

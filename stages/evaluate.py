@@ -25,7 +25,7 @@ from common.command import Shards, chosen_shards, launch
 from common.config import Recipe
 from common.console import Bar, quiet, say, warn
 from common.errors import UserError
-from common.reporting.terminal import print_table
+from common.reporting.terminal import Shown, print_table
 from common.rewards.registry import package_versions
 from common.rewards.scorer import Scorer, judge_rows, refuse_infra_errors, usage_lines
 from common.runs.columns import polars_frame
@@ -221,7 +221,9 @@ def commit(stage: StageRun, questions: Questions, writer: OutputWriter, reasons:
     stage.commit(writer, facts, line)
     if not quiet():
         figures = [{"task": task} | figures for task, figures in facts["tasks"].items()]
-        print_table(pl.DataFrame(figures), title=f"policy {stage.iteration}")
+        more = f"all: python -m stages.show evaluations --run {stage.run.name} --columns all"
+        title = f"policy {stage.iteration}"
+        print_table(pl.DataFrame(figures), title=title, shown=Shown(more=more))
 
 
 main = stage_command("evaluate", evaluate)

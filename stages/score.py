@@ -15,7 +15,6 @@ another reward takes seconds.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -38,7 +37,7 @@ from common.command import (
 )
 from common.config import Recipe
 from common.config.recipe_file import load_recipe
-from common.console import bar, say, set_quiet, warn
+from common.console import bar, print_json, say, set_quiet, warn
 from common.errors import UserError
 from common.objective.advantages import compute_advantages
 from common.rewards.completion_files import (
@@ -104,7 +103,7 @@ def main(
         facts = score_file(input_path, output_path, settings, overwrite=overwrite)
         say(summary(str(output_path), facts))
         if as_json:
-            print(json.dumps(facts))
+            print_json(facts)
         return
     if not run or not iteration:
         raise UserError(USAGE)

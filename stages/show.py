@@ -1,8 +1,11 @@
 """show: a run in the terminal. It reads everything and loads no model.
 
-It writes nothing, except that files which were linked or copied get their new stat in the manifest.
+It writes nothing but a picture (`--svg`), except that files which were linked or copied get their
+new stat in the manifest. A table shows the columns that fit; `--columns all` shows the others too.
 
-python -m stages.show run --run demo
+python -m stages.show runs
+python -m stages.show run --run demo --legend
+python -m stages.show run --run demo --svg demo.svg
 python -m stages.show completions --run demo --iteration 3 --worst 5
 python -m stages.show rewards --run demo --iteration 3
 python -m stages.show rewards --run demo --iteration 3 --against rescored.parquet
@@ -25,11 +28,11 @@ import typer
 from common.accuracy import GREEDY
 from common.command import Debug, Iteration, Json, RunName, launch, open_run
 from common.config import Recipe
-from common.console import clean
+from common.console import clean, command_line, print_json
 from common.errors import UserError
 from common.modeling.token_texts import TokenTexts
 from common.objective.sampler_gap import WORST
-from common.reporting import reward_tables, run_tables
+from common.reporting import plotting, reward_tables, run_plot, run_tables
 from common.reporting.evaluation_tables import (
     answers_table,
     evaluation_facts,
@@ -41,8 +44,11 @@ from common.reporting.gap_tables import gap_of_iteration, gap_tables, hints
 from common.reporting.ledger_tables import read_ledger
 from common.reporting.opening_tables import opening_tables
 from common.reporting.terminal import (
+    Shown,
     Table,
     bytes_text,
+    chosen_columns,
+    finite,
     first_rows,
     of_task,
     print_completion,
@@ -51,19 +57,53 @@ from common.reporting.terminal import (
     shortened,
 )
 from common.reporting.token_tables import for_terminal, token_summary, token_tables
-from common.runs.layout import Run, no_such_run
+from common.runs.layout import Run, default_runs_directory, no_such_run
 from common.tasks.outside import changed_files, what_to_do
 
-Svg = Annotated[Path | None, typer.Option("--svg", help="Also draw the table into this file.")]
+COMPLETION_COLUMNS = (
+    *("rollout_id", "task", "question", "answer", "verify_type", "assistant_prefix"),
+    *("completion_text", "finish_reason", "reward", "advantage", "verdict", "extracted_answer"),
+)
+"""What is printed of a completion as JSON."""
+
+Svg = Annotated[
+    Path | None, typer.Option("--svg", help="Draw accuracy and length by iteration into this file.")
+]
+Columns = Annotated[
+    str, typer.Option("--columns", help="Only these, with commas; all: even if too wide.")
+]
+Legend = Annotated[bool, typer.Option("--legend", help="Also say what each column means.")]
 Task = Annotated[str, typer.Option("--task", help="Only this source of questions.")]
 Limit = Annotated[int, typer.Option("--limit", min=0, help="Rows of each table; 0 for all.")]
 
 
+def runs(
+    columns: Columns = "", legend: Legend = False, as_json: Json = False, debug: Debug = False
+) -> None:
+    """List the runs: how far each is, and how good."""
+    folder = default_runs_directory()
+    found = run_tables.runs_table(folder)
+    if not as_json:
+        minutes = pl.col("changed").cast(pl.String).str.slice(0, 16).str.replace("T", " ")
+        found = found.with_columns(minutes)
+    _print(Table("runs", f"runs in {folder}", found), as_json, _shown(columns, legend))
+
+
 def run(
-    run: RunName = "demo", svg: Svg = None, as_json: Json = False, debug: Debug = False
+    run: RunName = "demo",
+    svg: Svg = None,
+    columns: Columns = "",
+    legend: Legend = False,
+    as_json: Json = False,
+    debug: Debug = False,
 ) -> None:
     """Show one line per iteration: reward, loss, KL, entropy, lengths."""
-    _print(run_tables.run_table(_open(run)), f"run {run}", as_json, svg=svg)
+    plotting.check_file("--svg", svg, ".svg")
+    place = _open(run)
+    table = Table("run", f"run {run}", run_tables.run_table(place))
+    if svg is not None:
+        run_plot.draw(place, svg)
+    _print(table, as_json, _shown(columns, legend))
 
 
 def iteration(
@@ -71,12 +111,15 @@ def iteration(
     *,
     iteration: Iteration,
     limit: Limit = 20,
+    columns: Columns = "",
+    legend: Legend = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Show the groups of an iteration: question, rewards, lengths."""
     groups = run_tables.groups_table(_open(run), iteration)
-    _print(groups, f"iteration {iteration}", as_json, limit=limit or None)
+    table = Table("groups", f"iteration {iteration}", groups)
+    _print(table, as_json, _shown(columns, legend), limit=limit or None)
 
 
 def completions(
@@ -86,6 +129,7 @@ def completions(
     best: Annotated[int, typer.Option("--best", min=0, help="How many of the best.")] = 0,
     worst: Annotated[int, typer.Option("--worst", min=0, help="How many of the worst.")] = 0,
     task: Task = "",
+    as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Print the best and the worst completions of an iteration in full."""
@@ -99,7 +143,11 @@ def completions(
     if not best and not worst:
         best = worst = 2
     ranked = frame.sort("reward", "advantage", descending=True, maintain_order=True)
-    for row in ranked.head(best).to_dicts() + ranked.tail(worst).to_dicts():
+    chosen = pl.concat([ranked.head(best), ranked.tail(worst)])
+    if as_json:
+        print_json(finite(chosen.select(COMPLETION_COLUMNS)).to_dicts())
+        return
+    for row in chosen.to_dicts():
         print_completion(row)
 
 
@@ -116,6 +164,8 @@ def rewards(
     limit: Annotated[
         int, typer.Option("--limit", min=0, help="Completions of each kind to list; 0 for all.")
     ] = 10,
+    columns: Columns = "",
+    legend: Legend = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -140,17 +190,20 @@ def rewards(
     else:
         rows = scored.filter(of_task(scored, task))
         found = reward_tables.reward_tables(rows, examples=shown)
-    print_tables(found, as_json=as_json)
+    print_tables(found, as_json=as_json, shown=_shown(columns, legend))
 
 
 def openings(
     run: RunName = "demo",
     task: Task = "",
+    columns: Columns = "",
+    legend: Legend = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Show how completions begin, how often that is right, and how much of the gain is choice."""
-    print_tables(opening_tables(_open(run), task), as_json=as_json)
+    found = opening_tables(_open(run), task)
+    print_tables(found, as_json=as_json, shown=_shown(columns, legend))
 
 
 def gap(
@@ -158,6 +211,8 @@ def gap(
     *,
     iteration: Iteration,
     limit: Limit = 10,
+    columns: Columns = "",
+    legend: Legend = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -166,7 +221,8 @@ def gap(
     shown = None if as_json else limit or None
     found = gap_of_iteration(place, iteration, worst=None if shown is None else max(shown, WORST))
     text = TokenTexts(place.policy(0).path)
-    print_tables(gap_tables(found, text, limit=shown, quoted=not as_json), as_json=as_json)
+    tables = gap_tables(found, text, limit=shown, quoted=not as_json)
+    print_tables(tables, as_json=as_json, shown=_shown(columns, legend))
     for hint in () if as_json else hints(found, text):
         print(clean(hint))
 
@@ -180,6 +236,8 @@ def tokens(
         bool, typer.Option("--all", help="List all tokens, not only clipped.")
     ] = False,
     limit: Limit = 20,
+    columns: Columns = "",
+    legend: Legend = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -188,42 +246,60 @@ def tokens(
     said = token_summary(place, iteration)
     shown = None if as_json else limit or None
     overall, *found = token_tables(place, iteration, prompt=prompt, every=every, limit=shown)
+    view = _shown(columns, legend)
     if as_json:
-        print_tables([overall, *found], as_json=as_json)
+        print_tables([overall, *found], as_json=as_json, shown=view)
         return
     print(clean(said))
-    print_tables([for_terminal(table) for table in found], as_json=as_json)
+    print_tables([for_terminal(table) for table in found], as_json=as_json, shown=view)
 
 
 def ledger(
     run: RunName = "demo",
     task: Task = "",
     limit: Limit = 20,
+    columns: Columns = "",
+    legend: Legend = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Show how often the prompts were solved, and which never were."""
     book = read_ledger(_open(run), task)
+    view = _shown(columns, legend)
     if as_json:
-        print_tables(book.tables(attempts=True), as_json=as_json)
+        print_tables(book.tables(attempts=True), as_json=as_json, shown=view)
         return
-    print_tables(book.tables(limit or None), as_json=as_json)
+    print_tables(book.tables(limit or None), as_json=as_json, shown=view)
     if book.never_solved().is_empty() and not book.attempts.is_empty():
         print("every prompt that was drawn has been solved")
 
 
-def status(run: RunName = "demo", as_json: Json = False, debug: Debug = False) -> None:
+def status(
+    run: RunName = "demo",
+    columns: Columns = "",
+    legend: Legend = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
     """Show what is complete, what is stale and why, and what was made with another recipe."""
     place, recipe = _open_with_recipe(run)
-    _print(run_tables.status_table(place), f"run {run}", as_json)
+    table = Table("status", f"run {run}", run_tables.status_table(place))
+    _print(table, as_json, _shown(columns, legend))
     changes = run_tables.recipe_changes(place, recipe)
     if not changes.is_empty() and not as_json:
-        print_table(changes, title="made with other values than those now in force")
+        title = "made with other values than those now in force"
+        print_table(changes, title=title, key="changes", shown=Shown(legend=legend))
     if (changed := changed_files(place, recipe.data)) and not as_json:
         print(clean(what_to_do(place, changed)))
 
 
-def evaluations(run: RunName = "demo", as_json: Json = False, debug: Debug = False) -> None:
+def evaluations(
+    run: RunName = "demo",
+    columns: Columns = "",
+    legend: Legend = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
     """Show held-out accuracy by policy and task, and the last policy against the first."""
     place = _open(run)
     facts = evaluation_facts(place)
@@ -234,7 +310,7 @@ def evaluations(run: RunName = "demo", as_json: Json = False, debug: Debug = Fal
         Table("evaluations", f"evaluations of {run}", facts),
         Table("difference", f"greedy accuracy, policy {last} minus policy {first}", difference),
     ]
-    print_tables(found, as_json=as_json)
+    print_tables(found, as_json=as_json, shown=_shown(columns, legend))
 
 
 def answers(
@@ -247,6 +323,8 @@ def answers(
         int, typer.Option("--sample", min=GREEDY, help="Which sampled answer; -1: the greedy one.")
     ] = GREEDY,
     limit: Limit = 20,
+    columns: Columns = "",
+    legend: Legend = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -254,22 +332,33 @@ def answers(
     place = _open(run)
     first, last = first_and_last(place)
     found = selected(answers_table(place, first, last, sample), task, change)
-    shown = found if as_json else shortened(found, keep_end=["question"])
-    _print(shown, f"policy {first} before, policy {last} after", as_json, limit=limit or None)
+    found = found if as_json else shortened(found, keep_end=["question"])
+    table = Table("answers", f"policy {first} before, policy {last} after", found)
+    _print(table, as_json, _shown(columns, legend), limit=limit or None)
 
 
-def disk(run: RunName = "demo", as_json: Json = False, debug: Debug = False) -> None:
+def disk(
+    run: RunName = "demo",
+    columns: Columns = "",
+    legend: Legend = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
     """Show the size on disk of each part of the run."""
     frame = run_tables.disk_table(_open(run))
     if not as_json:
         size = pl.col("bytes").map_elements(bytes_text, return_dtype=pl.String).alias("size")
         frame = frame.select("part", size)
-    _print(frame, f"disk of {run}", as_json)
+    _print(Table("disk", f"disk of {run}", frame), as_json, _shown(columns, legend))
 
 
-def recipe(run: RunName = "demo", debug: Debug = False) -> None:
+def recipe(run: RunName = "demo", as_json: Json = False, debug: Debug = False) -> None:
     """Print the recipe in force as JSON, every key with its value."""
-    print(json.dumps(_open_with_recipe(run)[1].model_dump(mode="json"), indent=2))
+    in_force = _open_with_recipe(run)[1].model_dump(mode="json")
+    if as_json:
+        print_json(in_force)
+    else:
+        print(json.dumps(in_force, indent=2))
 
 
 def _open(name: str) -> Run:
@@ -283,24 +372,23 @@ def _open_with_recipe(name: str) -> tuple[Run, Recipe]:
     return run, recipe
 
 
-def _print(
-    frame: pl.DataFrame,
-    title: str,
-    as_json: bool,
-    *,
-    limit: int | None = None,
-    svg: Path | None = None,
-) -> None:
+def _shown(columns: str, legend: bool) -> Shown:
+    return Shown.of(columns, legend, command_line())
+
+
+def _print(table: Table, as_json: bool, shown: Shown, *, limit: int | None = None) -> None:
+    """Print the only table of a command, or its rows as JSON."""
+    (table,) = chosen_columns([table], shown, as_json=as_json)
     if as_json:
-        print(frame.write_json())
+        print_json(finite(table.frame).to_dicts())
         return
-    table = first_rows(Table("", title, frame), limit)
-    print_table(table.frame, title=table.title, svg=svg)
+    table = first_rows(table, limit)
+    print_table(table.frame, title=table.title, key=table.key, shown=shown)
 
 
 if __name__ == "__main__":
     launch(
-        *(run, iteration, completions, rewards, ledger, openings, gap, tokens),
+        *(runs, run, iteration, completions, rewards, ledger, openings, gap, tokens),
         *(status, evaluations, answers, disk, recipe),
         about="A run in tables: what was drawn, judged and trained, and what lies on the disk.",
     )

@@ -227,6 +227,27 @@ def trained(untrained: Path) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def finished(prepared: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make a runs directory whose run `a` has two iterations and every other output."""
+    from support.finished_run import RECIPE, ROWS
+
+    from stages import evaluate, logprobs, rollout, score, tokens, train
+
+    folder = tmp_path_factory.mktemp("finished") / "runs"
+    shutil.copytree(prepared(RECIPE, rows=ROWS), folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STAGED_GRPO_RUNS", str(folder))
+        for iteration in (1, 2):
+            for stage in (rollout, score, logprobs, train):
+                stage.main("a", iteration, quiet=True)
+        for policy in (0, 2):
+            evaluate.main("a", policy, quiet=True)
+        tokens.main("a", 1, quiet=True)
+    set_quiet(False)
+    return folder
+
+
 @pytest.fixture
 def at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], Run]:
     """Return a function that copies a runs directory for this test and returns its run `a`.

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
+import inspect
+import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,10 +15,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support import REPOSITORY
 
 from common.command import open_run
 from common.config import Recipe
-from common.console import clean, stdout_to_stderr
+from common.console import clean, command_line, stdout_to_stderr
 from common.errors import (
     NoLearningSignalError,
     NonFiniteError,
@@ -124,3 +130,90 @@ def test_native_lines_do_not_get_among_a_command_s_own(capfd: pytest.CaptureFixt
         os.write(1, b"of a library\n")
     print("after", flush=True)
     assert capfd.readouterr() == ("before\nafter\n", "of a library\n")
+
+
+def answer(*arguments: str, code: str = CODE) -> tuple[int, dict[str, object], str]:
+    """Return exit code, the only line of standard output as JSON, and standard error."""
+    command = [sys.executable, "-c", code, *arguments, "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    (line,) = done.stdout.splitlines()
+    return done.returncode, json.loads(line), done.stderr
+
+
+JSON_CODE = CODE.replace("Debug, launch", "Debug, Json, launch").replace(
+    "debug: Debug = False", "as_json: Json = False, debug: Debug = False"
+)
+MESSAGE = "file.jsonl: column \x1b[31m'x'\u202e is missing; add it"
+
+
+@pytest.mark.parametrize(
+    "kind", [UserError, NoLearningSignalError, SamplerGapError, NonFiniteError]
+)
+def test_with_json_an_error_is_json_and_its_exit_code(kind: type[UserError]) -> None:
+    """People read the same on standard error."""
+    code, facts, said = answer(kind.__name__, code=JSON_CODE)
+    assert facts == {"error": MESSAGE, "exit_code": kind.exit_code} and code == kind.exit_code
+    assert said == "error: file.jsonl: column [31m'x' is missing; add it\n"
+
+
+def test_with_json_a_wrong_option_is_json_too() -> None:
+    code, facts, said = answer("UserError", "--nonsense", code=JSON_CODE)
+    assert code == facts["exit_code"] == 2
+    assert "--nonsense" in str(facts["error"]) and "--nonsense" in said
+
+
+def test_with_json_a_bug_is_json_and_a_traceback() -> None:
+    code, facts, said = answer("no_such_error", code=JSON_CODE)
+    assert (code, facts["exit_code"]) == (1, 1)
+    assert "AttributeError" in str(facts["error"]) and "Traceback" in said
+
+
+def test_with_json_a_result_stays_the_only_answer() -> None:
+    """Of a command that has made something, and then says what it could not make."""
+    code = """
+from common.command import Json, launch, tell_result
+from common.errors import UserError
+
+def main(fail: int, as_json: Json = False) -> None:
+    tell_result({"made": 1}, "made 1", as_json=as_json)
+    if fail:
+        raise UserError("the other one stopped")
+
+launch(main)
+"""
+    assert answer("0", code=code) == (0, {"made": 1}, "")
+    told = "error: the other one stopped\n"
+    assert answer("1", code=code) == (2, {"made": 1}, told)
+
+
+COMMANDS = [
+    *(f"stages.{path.stem}" for path in sorted((REPOSITORY / "stages").glob("[a-z]*.py"))),
+    *(f"workflows.{name}.__main__" for name in ("chain", "compare", "learn", "ablation", "bench")),
+    *(f"workflows.{name}" for name in ("pretrain", "smollm2", "questions")),
+]
+
+
+@pytest.mark.parametrize("module", COMMANDS)
+def test_every_command_has_json(module: str) -> None:
+    """Every function that the module launches as a command."""
+    found = importlib.import_module(module)
+    tree = ast.parse(inspect.getsource(found))
+    launched = [
+        ast.unparse(argument)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("launch", "launch_commands")
+        for argument in node.args
+    ]
+    names = re.findall(r"\w+", " ".join(launched))
+    assert names
+    for name in names:
+        assert "as_json" in inspect.signature(getattr(found, name)).parameters, name
+
+
+def test_a_command_line_can_be_typed(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Main:
+        __spec__ = type("Spec", (), {"name": "workflows.learn.__main__"})
+
+    monkeypatch.setitem(sys.modules, "__main__", Main)  # type: ignore[arg-type]
+    monkeypatch.setattr(sys, "argv", ["x", "--read", "a folder"])
+    assert command_line() == "python -m workflows.learn --read 'a folder'"

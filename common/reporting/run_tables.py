@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from pathlib import Path
+
 import polars as pl
 
 from common.config import Recipe
 from common.errors import UserError
 from common.runs.columns import polars_frame
 from common.runs.freshness import status_of
-from common.runs.layout import Output, Run
+from common.runs.layout import Output, Run, run_names
 from common.runs.manifest import read_manifest
 from common.runs.metrics import training_steps
-from common.runs.recipe import made_otherwise
+from common.runs.recipe import made_otherwise, recipe_in_force
 from common.runs.shards import read_output
 from common.runs.stages import SIDE_STAGES, STAGES
 
@@ -24,6 +27,9 @@ STEP_COLUMNS = (
     "grad_norm",
     "learning_rate",
 )
+
+
+_SUMMARY = ("iteration", "reward_mean", "evaluated", "greedy", "changed", "model", "data")
 
 
 def run_table(run: Run) -> pl.DataFrame:
@@ -49,6 +55,22 @@ def run_table(run: Run) -> pl.DataFrame:
         pl.col("truncated_fraction").filter(first_pass).mean(),
         *(pl.col(name).filter(~pl.col("skipped")).mean() for name in STEP_COLUMNS),
     )
+
+
+def runs_table(folder: Path) -> pl.DataFrame:
+    """Return one row per run in `folder`, the one that was changed last first.
+
+    `iteration` is the last complete one, and null for a run that is not prepared; so are figures
+    that no stage has made.
+
+    Raises:
+        UserError: there is no run.
+    """
+    rows = [_summary(Run.named(name, folder)) for name in run_names(folder)]
+    if not rows:
+        raise UserError(f"{folder}: no run yet; make the first with: make iteration N=20")
+    frame = pl.DataFrame(rows, infer_schema_length=None)
+    return frame.sort("changed", descending=True, nulls_last=True, maintain_order=True)
 
 
 def groups_table(run: Run, iteration: int) -> pl.DataFrame:
@@ -114,6 +136,26 @@ def disk_table(run: Run) -> pl.DataFrame:
             sizes[kind] = sizes.get(kind, 0) + stat.st_size
     frame = pl.DataFrame({"part": list(sizes), "bytes": list(sizes.values())})
     return frame.sort("bytes", descending=True)
+
+
+def _summary(run: Run) -> dict[str, object]:
+    """Return one row of `runs_table`; what cannot be read is null."""
+    row: dict[str, object] = {"run": run.name, **dict.fromkeys(_SUMMARY)}
+    last, evaluations = run.last_policy(), run.evaluations()
+    with suppress(UserError):
+        recipe = recipe_in_force(run)
+        row |= {"model": Path(recipe.model.path).name, "data": ", ".join(recipe.data)}
+    with suppress(UserError):
+        if last >= 0:
+            row["iteration"] = last
+            row["changed"] = read_manifest(run.policy(last)).recorded.get("finished")
+        if last > 0:
+            row["reward_mean"] = read_manifest(run.score(last)).facts.get("reward_mean")
+    with suppress(UserError):
+        if evaluations:
+            mean = read_manifest(run.evaluation(evaluations[-1])).facts["mean_over_tasks"]
+            row |= {"evaluated": evaluations[-1], "greedy": mean["greedy"]}
+    return row
 
 
 def _state(run: Run, output: Output) -> str:

@@ -1,28 +1,43 @@
-"""Tables and texts on the terminal; what a model wrote is shown as text, never as markup."""
+"""Tables and texts on the terminal; what a model wrote is shown as text, never as markup.
+
+A table is as wide as the terminal, or as `COLUMNS` says, or 100 characters in a pipe. Texts are
+wrapped to make room. If that is not enough, the last columns are left out, and a line says which.
+"""
 
 from __future__ import annotations
 
-import json
-import re
-import sys
-from collections.abc import Collection
-from pathlib import Path
+import difflib
+import shutil
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import polars as pl
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from common.console import clean
+from common.console import clean, print_json
 from common.errors import UserError
+from common.reporting.glossary import meaning, short
 
-SVG_WIDTH = 140
-PIPE_WIDTH = 200
+PIPE_WIDTH = 100
+"""Width in characters where there is no terminal and no `COLUMNS`."""
+
+ALL_COLUMNS = "all"
+"""What `--columns` is given to see all of them, however wide."""
+
 NAMES = ("variant", "result")
 """Columns that are not wrapped, besides those of ids."""
+
+GAP = 2
+"""Characters between two columns."""
+
+LEAST_TEXT = 14
+"""Characters that a text column keeps, if its texts are that long."""
 
 
 class Table(NamedTuple):
@@ -33,60 +48,175 @@ class Table(NamedTuple):
     frame: pl.DataFrame
 
 
+@dataclass(frozen=True)
+class Shown:
+    """How a command was asked to show its tables."""
+
+    columns: tuple[str, ...] = ()
+    """Names of the columns to show, or `ALL_COLUMNS`; those that fit if it is empty."""
+    legend: bool = False
+    """Whether to say below each table what its columns mean."""
+    more: str = "a wider terminal or COLUMNS=200 shows them"
+    """How to see columns that were left out."""
+
+    @classmethod
+    def of(cls, columns: str, legend: bool, command: str) -> Shown:
+        """Return what the options `--columns` and `--legend` of a command say.
+
+        Args:
+            columns: names with commas between them.
+            legend: whether `--legend` was given.
+            command: the command line, to which `--columns all` is added in a message.
+        """
+        names = tuple(name.strip() for name in columns.split(",") if name.strip())
+        return cls(names, legend, f"all: {command} --columns {ALL_COLUMNS}")
+
+
 def print_table(
     frame: pl.DataFrame,
     *,
     title: str = "",
-    svg: Path | None = None,
+    key: str = "",
     wrap_names: bool = True,
+    shown: Shown | None = None,
 ) -> None:
     """Print a table; numbers are short and to the right, ids never broken.
 
     Args:
         frame: what is printed.
         title: stands above it.
-        svg: if given, the terminal is also drawn into this file.
-        wrap_names: whether column names are shown as words, and wrapped.
+        key: key of the table, by which its columns are explained.
+        wrap_names: whether column names are shortened, shown as words, and wrapped.
+        shown: what the command's options say.
     """
-    console = Console(record=svg is not None, width=_width(svg is not None))
-    table = RichTable(box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
-    cells = {name: [_cell(value) for value in frame[name].to_list()] for name in frame.columns}
-    for name, kind in frame.schema.items():
-        # Spaces, so that a long name wraps between its words; numbers never wrap.
-        words = clean(name).split("_") if wrap_names else [clean(name)]
-        numeric = kind.is_numeric()
+    shown = shown or Shown()
+    width = shutil.get_terminal_size((PIPE_WIDTH, 24)).columns
+    every = [_Column.of(frame[name], wrap_names) for name in frame.columns]
+    columns = _fitted(every, width, cut=not shown.columns)
+    console = Console(width=max(width, _total(columns)))
+    table = RichTable(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
+    for column in columns:
         table.add_column(
-            Text(" ".join(words)),
-            justify="right" if numeric else "left",
+            Text(column.header),
+            justify="right" if column.numeric else "left",
             overflow="fold",
-            no_wrap=name.endswith("_id") or name in NAMES,
-            min_width=max(map(len, words + cells[name])) if numeric else None,
+            width=column.width,
         )
-    for row in zip(*cells.values(), strict=True):
+    for row in zip(*(column.cells for column in columns), strict=True):
         table.add_row(*map(Text, row))
     if title:
         # Not the table's own title, which is wrapped to the table's width.
         console.print(Text(clean(title), style="table.title"))
     console.print(table)
-    if svg is not None:
-        drawn = console.export_svg(title="staged-grpo")
-        # Without rich's web fonts: a picture must not load anything from elsewhere.
-        drawn = re.sub(r"@font-face \{.*?\}", "", drawn, flags=re.DOTALL)
-        svg.write_text(drawn, encoding="utf-8")
+    if hidden := [clean(column.name) for column in every[len(columns) :]]:
+        line = f"{len(hidden)} of {len(every)} columns hidden: {', '.join(hidden)}; {shown.more}"
+        console.print(Text(line, style="dim"), soft_wrap=True)
+    if shown.legend:
+        _print_legend(console, key, columns)
+    console.print()
 
 
-def print_tables(found: list[Table], *, as_json: bool) -> None:
+def print_tables(found: Sequence[Table], *, as_json: bool, shown: Shown | None = None) -> None:
     """Print tables one below the other, or as one JSON object with a list of rows for each.
 
     An empty table is in the JSON only.
+
+    Raises:
+        UserError: the options name a column that no table has, or a legend is wanted in JSON.
     """
+    shown = shown or Shown()
+    found = chosen_columns(found, shown, as_json=as_json)
     if as_json:
-        print(json.dumps({table.key: _finite(table.frame).to_dicts() for table in found}))
+        print_json({table.key: finite(table.frame).to_dicts() for table in found})
         return
     for table in found:
         if table.frame.is_empty():
             continue
-        print_table(shortened(table.frame), title=table.title)
+        print_table(shortened(table.frame), title=table.title, key=table.key, shown=shown)
+
+
+def chosen_columns(found: Sequence[Table], shown: Shown, *, as_json: bool) -> list[Table]:
+    """Return the tables with the columns that `--columns` names; those without any are left out.
+
+    A column goes by its name in JSON or by its name on the terminal.
+
+    Raises:
+        UserError: no table has such a column, or a legend is wanted in JSON.
+    """
+    if shown.legend and as_json:
+        raise UserError("--legend explains the printed tables: leave it or --json out")
+    if not shown.columns or ALL_COLUMNS in shown.columns:
+        return list(found)
+    known = dict.fromkeys(name for table in found for name in table.frame.columns)
+    for wanted in shown.columns:
+        if wanted not in known and wanted not in map(short, known):
+            close = difflib.get_close_matches(wanted, known, n=1)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            raise UserError(f"--columns {wanted!r}: {hint}there are {', '.join(known)}")
+    tables = []
+    for table in found:
+        by_name = {short(name): name for name in table.frame.columns}
+        by_name |= {name: name for name in table.frame.columns}
+        names = dict.fromkeys(by_name[name] for name in shown.columns if name in by_name)
+        if names:
+            tables.append(table._replace(frame=table.frame[list(names)]))
+    return tables
+
+
+@dataclass
+class _Column:
+    """A column on the terminal."""
+
+    name: str
+    header: str
+    cells: list[str]
+    numeric: bool
+    width: int
+    """Its characters; at first, what header and texts need on one line."""
+    least: int
+    """How narrow it may become: numbers, ids and words of the header are never broken."""
+
+    @classmethod
+    def of(cls, values: pl.Series, wrap_names: bool) -> _Column:
+        name, numeric = values.name, values.dtype.is_numeric()
+        # Spaces, so that a long name wraps between its words.
+        header = clean(short(name).replace("_", " ") if wrap_names else name)
+        cells = [_cell(value) for value in values.to_list()]
+        word = max(map(cell_len, header.split() if wrap_names else [header]), default=0)
+        text = max((cell_len(line) for cell in cells for line in cell.splitlines()), default=0)
+        whole = numeric or name.endswith("_id") or name in NAMES
+        least = max(word, text if whole else min(text, LEAST_TEXT))
+        return cls(name, header, cells, numeric, max(cell_len(header), text), least)
+
+
+def _total(columns: Sequence[_Column]) -> int:
+    return sum(column.width for column in columns) + GAP * (len(columns) - 1)
+
+
+def _fitted(columns: Sequence[_Column], width: int, *, cut: bool) -> list[_Column]:
+    """Return the first columns, as many as fit into `width`, with the longest texts narrowed.
+
+    Args:
+        columns: all columns, with the widths that they would like to have.
+        width: characters of a line.
+        cut: whether the last columns may be left out. If not, the result may be too wide.
+    """
+    kept = list(columns)
+    while cut and len(kept) > 1 and sum(c.least for c in kept) + GAP * (len(kept) - 1) > width:
+        kept.pop()
+    while _total(kept) > width:
+        widest = max(kept, key=lambda column: column.width - column.least)
+        if widest.width == widest.least:
+            break
+        widest.width -= 1
+    return kept
+
+
+def _print_legend(console: Console, key: str, columns: Sequence[_Column]) -> None:
+    table = RichTable.grid(padding=(0, GAP, 0, 0))
+    for column in columns:
+        table.add_row(Text(column.header, style="bold"), Text(meaning(column.name, key)))
+    console.print(table)
 
 
 def print_completion(row: dict[str, object]) -> None:
@@ -163,17 +293,10 @@ def shortened(frame: pl.DataFrame, width: int = 60, keep_end: Collection[str] = 
     return frame.with_columns(_cut(pl.col(name), width, name in keep_end) for name in texts)
 
 
-def _finite(frame: pl.DataFrame) -> pl.DataFrame:
+def finite(frame: pl.DataFrame) -> pl.DataFrame:
     """Replace numbers that are not finite by null: JSON has none."""
     floats = pl.selectors.float()
     return frame.with_columns(pl.when(floats.is_finite()).then(floats))
-
-
-def _width(drawn: bool) -> int | None:
-    """Return the terminal's own width (None), or a fixed one for pictures and pipes."""
-    if drawn:
-        return SVG_WIDTH
-    return None if sys.stdout.isatty() else PIPE_WIDTH
 
 
 def _cell(value: object) -> str:

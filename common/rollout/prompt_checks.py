@@ -32,7 +32,7 @@ def check_prompts(policy: SamplingPolicy, recipe: Recipe, prompts: Prompts) -> l
     both = [*prompts.train, *prompts.eval]
     lengths: list[int] = []
     beyond: dict[int, list[Prompt]] = {}
-    for prompt in track(both, "check prompts", len(both)):
+    for prompt in track(both, "check prompts", len(both), "prompts"):
         try:
             ids = _ids(policy, prompt.messages)
         except UserError as error:

@@ -73,6 +73,10 @@ class SamplingPolicy:
         """Load the weights, and return the engine that samples this policy."""
         return load_engine(self.policy_dir, recipe, self._stops, device)
 
+    def text(self, sample: Sample) -> str:
+        """Return a completion's text without the stop token that ended it."""
+        return completion_text(sample.completion_ids, self.tokenizer, self._stops)
+
     def columns(self, prompt: RenderedPrompt, sample: Sample) -> dict[str, Any]:
         """Return the columns that rollouts and evaluations share, for one completion."""
         return {
@@ -81,7 +85,7 @@ class SamplingPolicy:
             "prompt_ids": prompt.ids,
             "completion_ids": sample.completion_ids,
             "assistant_prefix": prompt.prefix,
-            "completion_text": completion_text(sample.completion_ids, self.tokenizer, self._stops),
+            "completion_text": self.text(sample),
             "finish_reason": sample.finish_reason,
             "question": prompt.row["question"],
             "answer": prompt.row["answer"],

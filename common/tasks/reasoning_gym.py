@@ -294,7 +294,7 @@ def _drawn(task: str, request: dict[str, Any]) -> list[dict[str, Any]]:
     with (
         tempfile.TemporaryFile() as complaints,
         _drawing(request, complaints) as process,
-        bar(f"drawing {task}", count) as shown,
+        bar(f"drawing {task}", count, "questions") as shown,
     ):
         assert process.stdout
         started, announced = 0.0, False

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from common.config import ObjectiveConfig, Recipe, TrainConfig
-from common.console import say, warn
+from common.console import duration_text, say, warn
 from common.errors import NoLearningSignalError, NonFiniteError
 from common.modeling.load import compute_dtype
 from common.objective.loss import PolicyTerm, TokenBatch, grpo_loss, merge_sums, metrics
@@ -43,6 +43,9 @@ from common.training.samples import (
     group_samples,
     read_samples,
 )
+
+WORTH_SAYING = 10
+"""Seconds from which a step's line says how long the others will take."""
 
 _SKIPS_ALLOWED = 2
 _SAMPLES_NAMED = 8
@@ -108,8 +111,8 @@ def train_iteration(
         say(f"continuing after step {len(trainer.rows)} of {len(minibatches)}")
     # 4. Each minibatch: forward, loss, backward, step.
     for minibatch in minibatches[len(trainer.rows) :]:
-        row = trainer.step(minibatch)
-        say(step_line(row, len(minibatches)))
+        trainer.step(minibatch)
+        say(step_line(trainer.rows, len(minibatches)))
         if minibatch.step + 1 < len(minibatches) and _is_to_be_saved(minibatch, recipe):
             save_progress(outputs.metrics.partial, optimizer, trainer.rows)
     # 5. Commit policy, trainer state and metrics as one.
@@ -366,10 +369,18 @@ class LossRecorder:
                 yield from self.batch.rollout_ids(packs)
 
 
-def step_line(row: StepRow, steps: int) -> str:
-    """Return one line about a step, for the terminal."""
+def step_line(rows: list[StepRow], steps: int) -> str:
+    """Return one line about the last step, for the terminal, with the time that others will take.
+
+    Args:
+        rows: of all steps so far.
+        steps: how many there will be.
+    """
+    row = rows[-1]
+    left = (steps - len(rows)) * sum(row["step_seconds"] for row in rows) / len(rows)
+    end = f"  {duration_text(left)} left" if left >= WORTH_SAYING else ""
     if row["skipped"]:
-        return f"step {row['step'] + 1}/{steps}: left out"
+        return f"step {row['step'] + 1}/{steps}: left out{end}"
     shown = {
         "loss": f"{row['loss']:+.4f}",
         "reward": f"{row['reward_mean']:.3f}",
@@ -381,7 +392,7 @@ def step_line(row: StepRow, steps: int) -> str:
         "tokens/s": f"{row['tokens_per_second']:.0f}",
     }
     numbers = "  ".join(f"{name} {value}" for name, value in shown.items())
-    return f"step {row['step'] + 1}/{steps}  {numbers}"
+    return f"step {row['step'] + 1}/{steps}  {numbers}{end}"
 
 
 def _finite(batch: TokenBatch) -> Tensor:

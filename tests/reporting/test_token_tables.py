@@ -70,7 +70,7 @@ def test_the_terminal_shows_what_80_columns_hold(make_run, capsys, monkeypatch):
     """Three lines in words, then tables whose ids and last columns are whole."""
     run = make_run("a")
     tokens.main("a", 1, quiet=True)
-    monkeypatch.setattr("common.reporting.terminal._width", lambda drawn: 80)
+    monkeypatch.setenv("COLUMNS", "80")
     show.tokens("a", iteration=1, limit=2)
     shown = capsys.readouterr().out
     facts = read_manifest(run.tokens(1)).facts
@@ -88,7 +88,7 @@ def test_the_terminal_shows_what_80_columns_hold(make_run, capsys, monkeypatch):
         line.split() for line in shown.splitlines() if re.match(r" ?(prompt|rollout) id", line)
     ]
     assert heads == [
-        ["prompt", "id", "question", "tokens", "low", "high", "mean", "advantage"],
+        ["prompt", "id", "question", "tokens", "low", "high", "advantage"],
         ["rollout", "id", "position", "text", "clipped", "ratio", "advantage"],
     ]
     assert len(re.findall(r"^ ?1-\d-\d ", shown, re.M)) == 2

@@ -10,14 +10,14 @@ import polars as pl
 import pytest
 from safetensors.numpy import save_file
 
-from common.errors import MissingToolError, UserError
+from common.errors import UserError
 from common.reporting import terminal
+from common.reporting.plotting import INK, look
 from common.runs.schemas import TRAIN
 from workflows.compare import tables
-from workflows.compare.plot import _draw_panel, draw
+from workflows.compare.plot import _draw_outcomes, _draw_panel, draw
 from workflows.compare.policies import compare_updates
 from workflows.compare.side_by_side import SideBySide
-from workflows.plotting import require_matplotlib
 
 PRESETS = ["grpo", "dapo", "dr_grpo", "gspo", "cispo", "rloo"]
 
@@ -102,7 +102,7 @@ def test_the_tables_fit_80_columns(
         policies=pl.DataFrame([{"variant": name} | updates for name in trained]),
         accuracy=pl.DataFrame(),
     )
-    monkeypatch.setattr(terminal, "_width", lambda drawn: 80)
+    monkeypatch.setenv("COLUMNS", "80")
     side_by_side.print()
     printed = capsys.readouterr().out
     assert max(map(len, printed.splitlines())) <= 80 and "…" not in printed
@@ -121,22 +121,41 @@ def test_ticks_are_steps(count: int, ticks: list[int]) -> None:
     from matplotlib.figure import Figure
 
     panel = Figure().subplots()
-    _draw_panel(panel, steps_of(["one"], count), "ratio_max", "largest ratio")
+    _draw_panel(panel, steps_of(["one"], count), "ratio_max", "largest ratio", {"one": look(0)})
     low, high = panel.get_xlim()
     assert [tick for tick in panel.get_xticks() if low <= tick <= high] == ticks
     assert panel.yaxis.get_major_formatter().get_useOffset() is False
 
 
-def test_the_plot_is_deterministic_and_holds_no_text_as_markup(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_outcomes_are_points_with_their_intervals_beside_the_policy_before() -> None:
+    from matplotlib.figure import Figure
+
+    panel = Figure().subplots()
+    accuracy = pl.DataFrame(
+        {
+            "variant": ["one", "two"],
+            "greedy": [0.9, 0.3],
+            "greedy_low": [0.85, 0.2],
+            "greedy_high": [0.95, 0.5],
+        }
+    )
+    _draw_outcomes(panel, accuracy, {"one": look(0), "two": look(1)}, before=0.177)
+    assert [tick.get_text() for tick in panel.get_yticklabels()] == ["two", "one"]
+    bars = [bar.lines for bar in panel.containers]
+    assert [line.get_xydata().tolist() for line, _, _ in bars] == [[[0.3, 0]], [[0.9, 1]]]
+    ends = [lines[0].get_segments()[0][:, 0].tolist() for _, _, lines in bars]
+    assert ends == [pytest.approx([0.2, 0.5]), pytest.approx([0.85, 0.95])]
+    assert [line.get_color() for line, _, _ in bars] == [look(1)["color"], look(0)["color"]]
+    (before,) = [line for line in panel.lines if list(line.get_xdata()) == [0.177, 0.177]]
+    assert before.get_color() == INK
+    assert panel.texts[0].get_text() == "before: 0.177"
+
+
+def test_the_plot_is_deterministic_and_holds_no_text_as_markup(tmp_path: Path) -> None:
     steps = steps_of(["one<script>&", "two"], 3)
     written = []
     for name in ("1.svg", "2.svg"):
-        draw(steps, tmp_path / name, title="<b>a</b>, iteration 2")
+        draw(steps, pl.DataFrame(), tmp_path / name, title="<b>a</b>, iteration 2")
         written.append((tmp_path / name).read_text())
     assert written[0] == written[1]
     assert not [text for text in ("<script", "<b>", "<dc:date>") if text in written[0]]
-    monkeypatch.setattr("workflows.plotting.find_spec", lambda name: None)
-    with pytest.raises(MissingToolError, match=r"--svg needs matplotlib: make extras$"):
-        require_matplotlib()

@@ -111,6 +111,17 @@ def test_learn_and_ablation_refuse_what_belongs_to_a_single_run(make) -> None:  
             assert refusal in make("-n", target, given, expect=2)
 
 
+def test_ask_quotes_the_question_and_names_a_policy_only_if_told(make, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    attack = f"it's $(shell touch {tmp_path}/mark) `touch {tmp_path}/mark`"
+    (line,) = stage_lines(make("-n", "ask", "RUN=a", f"QUESTION={attack}"))
+    assert shlex.split(line)[-4:] == ["--run", "a", "--question", attack]
+    (line,) = stage_lines(make("-n", "ask", "N=2"))
+    assert line.endswith("-m stages.ask --run demo --iteration 2")
+    (line,) = stage_lines(make("-n", "runs"))
+    assert line.endswith("-m stages.show runs")
+    assert not (tmp_path / "mark").exists()
+
+
 def test_tokens_takes_no_recipe_since_it_records_what_has_trained(make) -> None:  # type: ignore[no-untyped-def]
     (line,) = stage_lines(make("-n", "tokens", "N=2", "RUN=new"))
     assert line.endswith("-m stages.tokens --run new --iteration 2")

@@ -23,8 +23,8 @@ from typing import Annotated, Any
 
 import typer
 
-from common.command import Debug, Quiet, launch
-from common.console import say, set_quiet
+from common.command import Debug, Json, Quiet, launch
+from common.console import print_json, say, set_quiet
 from common.errors import UserError
 from common.modeling.load import compute_dtype, load_config, model_class
 from common.runs.layout import REPOSITORY
@@ -39,7 +39,7 @@ from workflows.bench import (
 )
 from workflows.bench.floor import measure_machine
 from workflows.bench.measure import SMALL, Bench, Measurement, Sizes
-from workflows.bench.table import show, write
+from workflows.bench.table import everything, show, write
 
 MODELS = REPOSITORY / "data" / "models"
 BASE = MODELS / "arithmetic-base"
@@ -85,20 +85,21 @@ def main(
     small: SmallOption = False,
     output: OutputOption = None,
     quiet: Quiet = False,
+    as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Measure how fast this is against what people use and against the machine's limits."""
-    set_quiet(quiet)
+    set_quiet(quiet or as_json)
     parts = chosen_parts(only)
     if "iteration" in parts:
         iteration.require_trl()
     with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
         bench = prepare(Path(scratch), model, device, threads, pairs, SMALL if small else Sizes())
-        run(bench, parts, output)
+        run(bench, parts, output, as_json=as_json)
 
 
-def run(bench: Bench, parts: list[str], output: Path | None) -> None:
-    """Measure the parts one after another, and write the file anew after each of them."""
+def run(bench: Bench, parts: list[str], output: Path | None, *, as_json: bool = False) -> None:
+    """Measure the parts one after another, print them, and write the file anew after each."""
     measurements: list[Measurement] = []
     laws: list[scale.Law] = []
     for part in parts:
@@ -111,7 +112,10 @@ def run(bench: Bench, parts: list[str], output: Path | None) -> None:
                 say(f"  {measurement.line()}")
         if output is not None:
             write(output, bench, measurements, laws)
-    show(bench, measurements, laws)
+    if as_json:
+        print_json(everything(bench, measurements, laws))
+    else:
+        show(bench, measurements, laws)
 
 
 def chosen_parts(only: str) -> list[str]:

@@ -69,11 +69,11 @@ def floor_row(record: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def write(
-    path: Path, bench: Bench, measurements: Sequence[Measurement], laws: Sequence[Law]
-) -> None:
-    """Write all rounds of all measurements, and what they were made with, as JSON."""
-    content = {
+def everything(
+    bench: Bench, measurements: Sequence[Measurement], laws: Sequence[Law]
+) -> dict[str, Any]:
+    """Return all rounds of all measurements, and what they were made with."""
+    return {
         "model": bench.model.name,
         "device": bench.device.type,
         "dtype": str(bench.dtype).removeprefix("torch."),
@@ -85,6 +85,13 @@ def write(
         "measurements": [m.record(bench.machine) for m in measurements],
         "laws": [asdict(law) for law in laws],
     }
+
+
+def write(
+    path: Path, bench: Bench, measurements: Sequence[Measurement], laws: Sequence[Law]
+) -> None:
+    """Write `everything` as JSON."""
+    content = everything(bench, measurements, laws)
     write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
 
 

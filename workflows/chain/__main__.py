@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from multiprocessing.process import BaseProcess
 from typing import Annotated
 
 import typer
 
-from common.command import Overrides, Quiet, RecipePath, RunName
+from common.command import Debug, Json, Overrides, Quiet, RecipePath, RunName
 from common.command import launch as launch_commands
 from common.config import Recipe
-from common.console import say
+from common.console import duration_text, print_json, say
 from common.errors import UserError
 from common.runs.freshness import PlannedStage, inputs_of, plan
 from common.runs.layout import Run
 from common.runs.recipe import made_otherwise, recipe_in_force
 from common.runs.stages import BY_NAME
 from common.tasks.outside import changed_files, what_to_do
+from workflows.chain.durations import Durations
 from workflows.chain.launch import Command, exit_code, first_ended, start, stop
 
 Processes = Annotated[
@@ -46,8 +48,11 @@ def iteration(
     dry_run: DryRun = False,
     under_make: UnderMake = False,
     quiet: Quiet = False,
+    as_json: Json = False,
+    debug: Debug = False,
 ) -> None:
     """Bring a run to an iteration, doing only what is missing."""
+    quiet = quiet or as_json
     place = Run.named(run)
     in_force = recipe_in_force(place, recipe, overrides)
     given = recipe is not None or bool(overrides)
@@ -60,24 +65,52 @@ def iteration(
     # A recipe that was given is written into the run by `prepare`, so the others need not see it.
     given_options = ["--recipe", str(recipe)] if recipe else []
     given_options += [word for override in overrides or () for word in ("--set", override)]
-    commands: dict[PlannedStage, Command] = {}
-    for step in steps:
-        options = ["--run", place.name]
-        options += ["--iteration", str(step.number)] if step.stage.has_number else given_options
-        options += ["--overwrite"] if remake_from and step.number >= remake_from else []
-        options += ["--quiet"] if quiet else []
-        commands[step] = command_of(step.stage.name, options, processes)
+    commands = {
+        step: _command(place, step, given_options, processes, again=remake_from, quiet=quiet)
+        for step in steps
+    }
     make = _MakeOptions.of_environment() if under_make else _MakeOptions()
     if dry_run or make.dry_run:
-        print("\n".join(map(str, commands.values())) or "nothing to do")
+        lines = [str(command) for command in commands.values()]
+        if as_json:
+            print_json({"commands": lines})
+        else:
+            print("\n".join(lines) or "nothing to do")
         return
     end_with = os.getppid() if under_make else None
     chain = _Chain(place, in_force, max(jobs, make.jobs), fork, quiet, end_with)
     if code := chain.run(commands):
+        if as_json:
+            message = f"{chain.failed} ended with exit code {code}; why is on standard error"
+            print_json({"error": message, "exit_code": code})
         raise typer.Exit(code)
-    if not quiet:
+    if as_json:
+        print_json({"run": place.name, "iteration": to, "made": list(map(str, steps))})
+    elif not quiet:
         done = f"run {place.name} is complete up to iteration {to}"
         print(done if steps else f"{done}; nothing to do")
+
+
+def _command(
+    place: Run,
+    step: PlannedStage,
+    given: list[str],
+    processes: int,
+    *,
+    again: int | None,
+    quiet: bool,
+) -> Command:
+    """Return the command of a planned stage.
+
+    Args:
+        given: options of the recipe, for the stage that has no number.
+        again: from which number on a stage is made again though it is fresh.
+    """
+    options = ["--run", place.name]
+    options += ["--iteration", str(step.number)] if step.stage.has_number else given
+    options += ["--overwrite"] if again and step.number >= again else []
+    options += ["--quiet"] if quiet else []
+    return command_of(step.stage.name, options, processes)
 
 
 def _keep_their_values(
@@ -107,12 +140,15 @@ def stage(
     processes: Processes = 1,
     dry_run: DryRun = False,
     under_make: UnderMake = False,
+    as_json: Json = False,
+    debug: Debug = False,
 ) -> None:
     """Run one stage by its own command."""
     if name not in BY_NAME:
         raise UserError(f"no stage is called {name!r}; there are {', '.join(BY_NAME)}")
-    command = command_of(name, options or [], processes)
-    print(command, flush=True)
+    command = command_of(name, [*(options or []), *(["--json"] if as_json else [])], processes)
+    if not as_json:
+        print(command, flush=True)
     if dry_run or (under_make and _MakeOptions.of_environment().dry_run):
         return
     os.environ |= command.environment
@@ -154,19 +190,36 @@ class _Chain:
     quiet: bool
     end_with: int | None
     """Process id of the parent, if the stages must end when it does."""
+    failed: PlannedStage | None = None
+    """The first stage that failed."""
+    _durations: Durations = field(default_factory=Durations)
 
     def run(self, commands: Mapping[PlannedStage, Command]) -> int:
         """Run the stages and return the exit code of the first that fails, or 0.
 
-        After a stage that fails no other begins.
+        After a stage that fails no other begins. Before each iteration but the only one, a line
+        says how long the rest will take, if stages of all its kinds have been timed.
         """
-        for _, steps in groupby(commands, key=lambda step: step.number):
-            if code := self._run_iteration({step: commands[step] for step in steps}):
+        self._durations = Durations.recorded(self.place, self.recipe)
+        left = list(commands)
+        for number, steps in groupby(commands, key=lambda step: step.number):
+            self._tell_left(number, left)
+            made = {step: commands[step] for step in steps}
+            if code := self._run_iteration(made):
                 return code
+            del left[: len(made)]
         return 0
+
+    def _tell_left(self, number: int, left: list[PlannedStage]) -> None:
+        """Say how long the stages that are left will take, one after the other."""
+        last = left[-1].number
+        seconds = self._durations.of(left) if self.jobs == 1 and last > number else None
+        if seconds is not None and not self.quiet:
+            print(f"iterations {number} to {last} take about {duration_text(seconds)}", flush=True)
 
     def _run_iteration(self, waiting: dict[PlannedStage, Command]) -> int:
         running: dict[BaseProcess, PlannedStage] = {}
+        began: dict[PlannedStage, float] = {}
         code = 0
         try:
             while running or (waiting and not code):
@@ -174,11 +227,14 @@ class _Chain:
                 for index, step in enumerate(steps):
                     before = [*running.values(), *steps[:index]]
                     if not code and len(running) < self.jobs and self._may_begin(step, before):
+                        began[step] = time.monotonic()
                         running[self._start(waiting.pop(step))] = step
                 ended = first_ended(running, seconds=1.0)
                 if ended is not None:
-                    del running[ended]
-                    code = code or exit_code(ended)
+                    step = running.pop(ended)
+                    self._durations.add(step.stage.name, time.monotonic() - began[step])
+                    if not code and exit_code(ended):
+                        code, self.failed = exit_code(ended), step
                 if self.end_with not in (None, os.getppid()):
                     stop(running)
                     return 1

@@ -13,21 +13,20 @@ ordinary run: `make iteration N=10 RUN=demo.3.dapo` goes on with it.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from common.command import Debug, Iteration, Json, Quiet, RunName, launch
-from common.console import set_quiet
+from common.console import print_json, set_quiet
+from common.reporting.plotting import check_file
 from common.runs.child import Frozen
 from common.runs.layout import Run, no_such_run
 from common.runs.manifest import has_manifest
 from workflows.compare.children import VariantResult, make_children, run_stages, take_over
 from workflows.compare.side_by_side import SideBySide
 from workflows.compare.variants import read_variants
-from workflows.plotting import check_file
 
 Presets = Annotated[
     list[str] | None,
@@ -103,7 +102,7 @@ def main(
     side_by_side = SideBySide.of(frozen, outcomes)
     side_by_side.write(svg=svg, output=output)
     if as_json:
-        print(json.dumps(side_by_side.as_json()))
+        print_json(side_by_side.as_json())
     elif not quiet:
         side_by_side.print()
     if failed := [outcome.exit_code for outcome in outcomes if outcome.exit_code]:

@@ -29,6 +29,8 @@ class SideBySide:
     steps: pl.DataFrame
     policies: pl.DataFrame
     accuracy: pl.DataFrame
+    before: float | None = None
+    """Greedy accuracy of the policy that all variants began with, if the parent evaluated it."""
 
     @classmethod
     def of(cls, frozen: Frozen, outcomes: list[VariantResult]) -> SideBySide:
@@ -48,6 +50,7 @@ class SideBySide:
             steps=tables.step_table(trained, number),
             policies=tables.policies_table(trained, number, baseline),
             accuracy=tables.accuracy_table(trained, number, baseline),
+            before=tables.greedy_accuracy(frozen.run, number - 1),
         )
 
     @property
@@ -59,7 +62,8 @@ class SideBySide:
         if output is not None:
             write_atomically(output, encode_parquet(self.steps.to_arrow()))
         if svg is not None and self.steps.height:
-            draw(self.steps, svg, title=f"{self.title}: the same completions, several recipes")
+            title = f"{self.title}: the same completions, several recipes"
+            draw(self.steps, self.accuracy, svg, title=title, before=self.before)
 
     def print(self) -> None:
         """Print results with updates, then metrics and accuracies if there are any.
@@ -81,7 +85,9 @@ class SideBySide:
             title = f"{self.title}: means over the optimizer steps; of ratio_max the largest"
             print_table(metrics, title=title, wrap_names=False)
         if self.accuracy.height:
-            print_table(self.accuracy, title=f"held-out questions, policy {number}, {against}")
+            since = "" if self.before is None else f"; policy {number - 1}: {self.before:.3f}"
+            title = f"held-out questions, policy {number}, {against}{since}"
+            print_table(self.accuracy, title=title)
 
     def as_json(self) -> dict[str, Any]:
         """Return everything that is printed, with one row per variant."""
@@ -89,4 +95,5 @@ class SideBySide:
         for table in (tables.metrics_table(self.steps), self.policies, self.accuracy):
             whole = whole.join(table, on="variant", how="left") if table.width else whole
         facts = {"run": self.run, "iteration": self.iteration, "baseline": self.baseline}
+        facts |= {"greedy_before": self.before}
         return facts | {"variants": [finite_row(row) for row in whole.to_dicts()]}

@@ -104,6 +104,14 @@ def accuracy_table(children: Mapping[str, Run], iteration: int, baseline: str) -
     return pl.DataFrame(rows, infer_schema_length=None)
 
 
+def greedy_accuracy(run: Run, policy: int) -> float | None:
+    """Return a policy's greedy held-out accuracy, the mean over tasks; None if not evaluated."""
+    if not has_manifest(run.evaluation(policy)):
+        return None
+    accuracy = read_manifest(run.evaluation(policy)).facts["mean_over_tasks"]["greedy"]
+    return None if accuracy is None else float(accuracy)
+
+
 def _paired(before: Run, after: Run, policy: int) -> dict[str, float]:
     both = greedy_correct(before, policy).join(
         greedy_correct(after, policy), on=["prompt_id", "task"], suffix="_after", how="inner"

@@ -27,11 +27,11 @@ from common.config.recipe_file import load_recipe
 from common.console import set_quiet
 from common.errors import UserError
 from common.reporting.evaluation_tables import first_and_last
+from common.reporting.plotting import check_file
 from common.reporting.terminal import print_tables
 from common.runs.layout import DEFAULT_RECIPE, Run, no_such_run
 from workflows.learn import tables
 from workflows.learn.plot import draw
-from workflows.plotting import check_file
 from workflows.results import OutputFolder, ReadFolder, check_folder, read_results, write_results
 from workflows.trials import Jobs, RecipeOption, Seeds, bring_to, trials
 
