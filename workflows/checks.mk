@@ -4,7 +4,7 @@
 
 # Each in small letters too, as it is easily typed.
 VARIABLES := n:N run:RUN recipe:RECIPE set:SET nproc:NPROC from:FROM chain:CHAIN presets:PRESETS \
-	pp:PP variants:VARIANTS args:ARGS venv:VENV python3:PYTHON3
+	pp:PP variants:VARIANTS args:ARGS question:QUESTION venv:VENV python3:PYTHON3
 KNOWN := $(foreach pair,$(VARIABLES),$(lastword $(subst :, ,$(pair))))
 GIVEN := $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
 meant = $(patsubst $(1):%, (did you mean %=?),$(filter $(1):%,$(VARIABLES)))
