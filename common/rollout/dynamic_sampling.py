@@ -8,7 +8,7 @@ and may do so by other rules, without anything being sampled again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from types import TracebackType
@@ -45,7 +45,11 @@ class GroupJudge:
     """
 
     def __init__(
-        self, rewards: RewardsConfig, rollout: RolloutConfig, verify_types: Iterable[str]
+        self,
+        rewards: RewardsConfig,
+        rollout: RolloutConfig,
+        verify_types: Iterable[str],
+        columns: Mapping[str, Mapping[str, Any]],
     ) -> None:
         """Take the rules; none is opened before `check`.
 
@@ -53,7 +57,9 @@ class GroupJudge:
             rewards: the recipe's reward rules.
             rollout: gives them the limit of completion tokens.
             verify_types: those of all prompts that may be drawn.
+            columns: their further columns by prompt id, if functions are to see them.
         """
+        self._columns = columns
         self._rewards = rewards.with_limit(rollout.max_completion_tokens)
         self._types = sorted(set(verify_types))
         self._scorer = Scorer(self._rewards)
@@ -104,7 +110,11 @@ class GroupJudge:
         """
         with bar("judge", completions.num_rows) as shown:
             aux_rewards = list(self._rewards.aux_weights())
-            judged, reasons = judge_table(completions, self._scorer, aux_rewards, shown.advance)
+            keys = completions["prompt_id"].to_pylist()
+            further = [self._columns[key] for key in keys] if self._columns else []
+            judged, reasons = judge_table(
+                completions, self._scorer, aux_rewards, shown.advance, further
+            )
         self.reasons += reasons
         return group_outcomes(
             completions["group_id"].to_pylist(),

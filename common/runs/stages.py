@@ -162,7 +162,10 @@ STAGES: tuple[Stage, ...] = (
         "score",
         per="iteration",
         path="iterations/{:04d}/score",
-        inputs=(Input("rollout"),),
+        inputs=(
+            Input("rollout"),
+            Input("prepare", part="train", when=lambda recipe: recipe.rewards.has_functions),
+        ),
         schema=lambda recipe: schemas.score_schema(
             RewardsConfig.model_validate(recipe["rewards"]).aux_weights()
         ),
