@@ -16,7 +16,7 @@ import pyarrow as pa
 from common.config import DatasetSource
 from common.errors import UserError
 from common.runs.schemas import PROMPTS
-from common.tasks.golds import STRUCTURED, gold_text, join_golds, plain, split_golds
+from common.tasks.golds import OWN_COLUMNS, STRUCTURED, gold_text, join_golds, plain, split_golds
 from common.tasks.records import Faults, Record, UnreadableGolds
 
 Messages = list[dict[str, str]]
@@ -106,6 +106,8 @@ class _Reader:
             if column in self._columns
         }
         self._pattern = _compile(task, source.answer_pattern)
+        own = OWN_COLUMNS.get(source.verify_type or "", ())
+        self._gold_columns = own if "answer" not in self._mapped and self._columns >= {*own} else ()
 
     def missing_columns(self) -> list[str]:
         """Return what is wrong with the columns: one is missing, or two say the verify type."""
@@ -114,7 +116,7 @@ class _Reader:
         faults = []
         if not {"question", "messages"} & set(self._mapped):
             faults.append(self._no_column("question"))
-        if "answer" not in self._mapped:
+        if "answer" not in self._mapped and not self._gold_columns:
             faults.append(self._no_column("answer"))
         if "verify_type" in self._mapped and self._source.verify_type:
             faults.append(
@@ -187,6 +189,8 @@ class _Reader:
         return [{"role": m["role"], "content": m["content"]} for m in given]
 
     def _answer(self, record: Record, verify_type: str) -> str:
+        if self._gold_columns:
+            return json.dumps(plain({name: record.values.get(name) for name in self._gold_columns}))
         column, value = self._mapped["answer"], self._value(record, "answer")
         if value is None:
             raise UserError(f"no value in column {column!r}")
@@ -220,7 +224,7 @@ class _Reader:
 
     def _metadata(self, record: Record) -> dict[str, Any]:
         """Return what else the row says; a column of metadata is spread out."""
-        used = set(self._mapped.values())
+        used = {*self._mapped.values(), *self._gold_columns}
         others = {name: value for name, value in record.values.items() if name not in used}
         given = self._value(record, "metadata")
         if isinstance(given, str):
