@@ -21,6 +21,10 @@ STRUCTURED = ("CODE", "REASONING_GYM", "JSON_SCHEMA", "IFEVAL", "SQL")
 ONE_GOLD = (*STRUCTURED, "JUDGE")
 """Verify types of which a row has a single gold."""
 
+OWN_COLUMNS = {"IFEVAL": ("instruction_id_list", "kwargs")}
+"""Verify types whose golds published data sets keep in columns of these names, which are read where
+there is no answer column."""
+
 _ANY_OF = "any_of"
 
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 from common.config import DatasetSource
 from common.errors import UserError
 from common.runs.schemas import PROMPTS
-from common.tasks.golds import STRUCTURED, gold_text, join_golds, plain, split_golds
+from common.tasks.golds import OWN_COLUMNS, STRUCTURED, gold_text, join_golds, plain, split_golds
 from common.tasks.records import (
     Faults,
     Record,
@@ -166,6 +166,8 @@ class _Reader:
             if column in self._columns
         }
         self._pattern = _answer_pattern(task, source)
+        own = OWN_COLUMNS.get(source.verify_type or "", ())
+        self._gold_columns = own if "answer" not in self._mapped and self._columns >= {*own} else ()
 
     def missing_columns(self) -> list[str]:
         """Return what is wrong with the columns: one is missing, or two give the verify type."""
@@ -174,7 +176,7 @@ class _Reader:
         faults = []
         if not {"question", "messages"} & set(self._mapped):
             faults.append(self._no_column("question"))
-        if "answer" not in self._mapped:
+        if "answer" not in self._mapped and not self._gold_columns:
             faults.append(self._no_column("answer"))
         if "verify_type" in self._mapped and self._source.verify_type:
             faults.append(
@@ -261,6 +263,8 @@ class _Reader:
         return [{"role": m["role"], "content": m["content"]} for m in given]
 
     def _answer(self, record: Record, verify_type: str) -> str:
+        if self._gold_columns:
+            return json.dumps(plain({name: record.values.get(name) for name in self._gold_columns}))
         column, value = self._mapped["answer"], self._value(record, "answer")
         if value is None:
             raise UserError(f"no value in column {column!r}; give it one, or leave the row out")
@@ -292,7 +296,7 @@ class _Reader:
 
     def _metadata(self, record: Record) -> dict[str, Any]:
         """Return the row's other columns, together with the items of its metadata column."""
-        used = set(self._mapped.values())
+        used = {*self._mapped.values(), *self._gold_columns}
         others = {name: value for name, value in record.values.items() if name not in used}
         given = self._value(record, "metadata")
         if isinstance(given, str):

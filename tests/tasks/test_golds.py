@@ -12,7 +12,7 @@ import pytest
 from support.needs_sandbox import no_sandbox
 from support.question_files import faults, read, write_lines
 
-from common.config import VerifyType
+from common.config import ColumnMap, VerifyType
 from common.errors import UserError
 from common.rewards.registry import VERIFY, check_gold, judge
 from common.rewards.rule import GoldError
@@ -149,3 +149,25 @@ def test_golds_are_refused_with_file_and_row(
     assert text.startswith(f"{path}:2: ")
     assert why in text
     assert len(text.splitlines()) == 1
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_rows_of_ifeval_are_read_with_the_columns_that_they_have(kind: str, tmp_path: Path) -> None:
+    """As google/IFEval is published: no answer column; in Parquet each row has every argument."""
+    published = {
+        "key": 1,
+        "prompt": "Say it in 3 words or more, without commas.",
+        "instruction_id_list": ["punctuation:no_comma", "length_constraints:number_words"],
+        "kwargs": [{}, {"relation": "at least", "num_words": 3}],
+    }
+    path = tmp_path / f"a.{kind}"
+    if kind == "parquet":
+        pl.DataFrame([published]).write_parquet(path)
+    else:
+        write_lines(path, [published])
+    settings = {"columns": ColumnMap(question="prompt"), "verify_type": "IFEVAL"}
+    (prompt,) = read(path, **settings).train
+    assert prompt.metadata == {"key": 1}
+    row = {"answer": prompt.answer, "verify_type": "IFEVAL"}
+    assert [judge(text, row).reward for text in ("one two three", "one, two, three")] == [1, 0]
+    assert "no column 'answer'" in faults(path, **(settings | {"verify_type": "EXACT"}))
