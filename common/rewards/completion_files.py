@@ -14,7 +14,7 @@ from common.errors import UserError
 from common.runs.schemas import KEY, score_schema
 from common.tasks.arrow_values import python_values
 from common.tasks.files import files_of, read_files, read_parquet
-from common.tasks.records import Faults, Record, as_text, shown
+from common.tasks.records import Faults, Record, as_text, listed, shown
 
 NEEDED = ("completion_text", "answer", "verify_type")
 TEXTS = (*NEEDED, "assistant_prefix", "question", "task")
@@ -196,7 +196,7 @@ def _checked(table: pa.Table, file: str, where: Where, faults: Faults) -> pa.Tab
         if name not in table.column_names:
             faults.add(
                 file,
-                f"no column {name!r} among {', '.join(table.column_names)}; rename the column that "
+                f"no column {name!r} among {listed(table.column_names)}; rename the column that "
                 "holds it, or add one",
             )
     for name in (*NEEDED, "group_id"):
