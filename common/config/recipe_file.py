@@ -73,7 +73,7 @@ def read_recipe_text(path: Path) -> str:
             cannot be read as UTF-8.
     """
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")  # some editors write a byte order mark
     except FileNotFoundError:
         beside = sorted(p.name for p in path.parent.glob("*.toml") if p.stem != "pyproject")
         known = f"; there are {', '.join(beside)}" if beside else ""
@@ -81,7 +81,7 @@ def read_recipe_text(path: Path) -> str:
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 at byte {error.start}") from None
+        raise UserError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
 
 
 def preset_remark(text: str) -> str:

@@ -15,7 +15,7 @@ from common.runs.schemas import KEY, score_schema
 from common.tasks.arrow_values import python_values
 from common.tasks.files import files_of, read_files, read_parquet
 from common.tasks.golds import gold_text
-from common.tasks.records import Faults, Record, as_text, shown
+from common.tasks.records import Faults, Record, as_text, listed, shown
 
 NEEDED = ("completion_text", "answer", "verify_type")
 TEXTS = (*NEEDED, "assistant_prefix", "question", "task")
@@ -186,23 +186,29 @@ def _table(records: list[Record], faults: Faults) -> pa.Table:
 def _column(name: str, values: list[Any], faults: Faults) -> pa.Array:
     """Return values as a column of the type that fits them all, else of their JSON, which is told.
 
-    No type fits text beside numbers, integers of more than 64 bits, or objects without keys.
+    No type fits text beside numbers, integers of more than 64 bits, objects without keys, or what
+    is nested deeper than Parquet's readers go.
     """
     try:
         column = pa.array(values)
-        if not _has_empty_object(column.type):
+        if _is_storable(column.type):
             return column
     except _REFUSALS:
         pass
     faults.notices.append(f"column {name!r}: no single type fits its values; it is kept as JSON")
-    return pa.array([None if value is None else json.dumps(value) for value in values], pa.string())
+    texts = [None if value is None else json.dumps(value, default=str) for value in values]
+    return pa.array(texts, pa.string())
 
 
-def _has_empty_object(kind: pa.DataType) -> bool:
-    """Return whether a type is or holds an object without keys, which Parquet cannot store."""
+def _is_storable(kind: pa.DataType, levels: int = 10) -> bool:
+    """Return whether Parquet holds a type: no object without keys, and so many levels at most."""
     if pa.types.is_struct(kind):
-        return not kind.num_fields or any(_has_empty_object(field.type) for field in kind)
-    return pa.types.is_list(kind) and _has_empty_object(kind.value_type)
+        inner = [field.type for field in kind]
+    elif pa.types.is_list(kind):
+        inner = [kind.value_type]
+    else:
+        return True
+    return bool(inner) and levels > 0 and all(_is_storable(item, levels - 1) for item in inner)
 
 
 def _texts(name: str, values: Sequence[Any], where: Where, faults: Faults) -> pa.Array | None:
@@ -229,7 +235,7 @@ def _checked(table: pa.Table, file: str, where: Where, faults: Faults) -> pa.Tab
         if name not in table.column_names:
             faults.add(
                 file,
-                f"no column {name!r} among {', '.join(table.column_names)}; rename the column that "
+                f"no column {name!r} among {listed(table.column_names)}; rename the column that "
                 "holds it, or add one",
             )
     for name in (*NEEDED, "group_id"):

@@ -78,7 +78,10 @@ def read_file(path: Path, faults: Faults) -> Iterator[Record]:
     """
     reader = READERS.get(path.suffix.lower())
     if reader is None:
-        raise UserError(f"{path}: files of this kind are not read; known are {', '.join(READERS)}")
+        raise UserError(
+            f"{path}: files of this kind are not read; known are {', '.join(READERS)}: unpack it "
+            "or convert it first"
+        )
     try:
         data = path.read_bytes()
     except OSError as error:

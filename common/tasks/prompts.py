@@ -22,6 +22,7 @@ from common.tasks.records import (
     Record,
     UnreadableGolds,
     as_text,
+    listed,
     shown,
     with_nested,
 )
@@ -103,11 +104,14 @@ def read_prompts(
         except RecursionError:
             faults.add(record.where, "is nested too deep; leave the part out that is")
     golds = [(prompt.verify_type, prompt.answer) for prompt in prompts]
+    readable = []
     for prompt, wrong in zip(prompts, unreadable_golds(golds), strict=True):
-        if wrong is not None:
-            hint = f"; {_after_mark(task)}" if _is_solution(prompt, source) else ""
-            faults.add(prompt.where, wrong + hint)
-    faults.notices += [f"data.{task}: {line}" for line in _doubtful_golds(prompts, task, source)]
+        if wrong is None:
+            readable.append(prompt)
+            continue
+        hint = f"; {_after_mark(task)}" if _is_solution(prompt, source) else ""
+        faults.add(prompt.where, wrong + hint)
+    faults.notices += [f"data.{task}: {line}" for line in _doubtful_golds(readable, task, source)]
     return prompts
 
 
@@ -210,7 +214,7 @@ class _Reader:
         near = difflib.get_close_matches(column, [*self._columns, *self._inside], n=1, cutoff=0.5)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         return (
-            f"no column {column!r} among {', '.join(map(repr, sorted(self._columns)))}{hint}; "
+            f"no column {column!r} among {listed(sorted(self._columns))}{hint}; "
             f"name it in data.{self._task}.columns.{name}"
         )
 

@@ -56,6 +56,13 @@ def shown(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
+def listed(names: Iterable[str]) -> str:
+    """Return names for a message, the first twenty and the number of others."""
+    names = list(names)
+    more = f" and {len(names) - 20} others" if len(names) > 20 else ""
+    return ", ".join(map(repr, names[:20])) + more
+
+
 def is_number(value: Any) -> bool:
     """Return whether a value is a finite number; true and false are none."""
     if isinstance(value, Decimal):

@@ -111,6 +111,16 @@ def test_a_missing_recipe_names_its_neighbours(tmp_path: Path) -> None:
         load_recipe(tmp_path / "far.toml")
 
 
+def test_a_recipe_in_another_encoding(tmp_path: Path) -> None:
+    path = tmp_path / "a.toml"
+    text = "# café\n[model]\npath = 'm'\n[data.a]\nkind = 'dataset'\npath = 'x.jsonl'\n"
+    path.write_text(text, encoding="utf-8-sig")
+    assert load_recipe(path).model.path == "m"
+    path.write_text(text, encoding="latin-1")
+    with pytest.raises(UserError, match="not UTF-8 at byte 5; save it as UTF-8"):
+        load_recipe(path)
+
+
 def test_overrides_keep_comments_and_types() -> None:
     text = BASE + "# slow\n[train]\nlearning_rate = 1e-5 # small\n"
     changed = override_text(

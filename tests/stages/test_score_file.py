@@ -228,15 +228,19 @@ def test_names_of_folders_are_no_columns(tmp_path: Path) -> None:
 
 
 def test_values_of_any_type_and_length_are_kept(tmp_path: Path) -> None:
-    """They were refused, or stopped the command after all was judged."""
+    """They were refused, stopped the command after all was judged, or made a file that no reader
+    opens."""
     rows = pl.read_parquet(any_file(tmp_path)).to_dicts()
-    rows[0] |= {"note": 2**70, "tags": "a", "empty": {}, "text": "\ud800", "when": None}
-    rows[1] |= {"note": 1, "tags": ["a"], "empty": {}, "text": None, "when": None}
+    rows[0] |= {"note": 2**70, "tags": "a", "empty": {}, "text": "\ud800", "deep": "["}
+    rows[1] |= {"note": 1, "tags": ["a"], "empty": {}, "text": None, "deep": "["}
     rows[2] |= {"answer": 14, "note": None}
     source = tmp_path / "any.jsonl"
-    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    deep = "[" * 50 + "]" * 50
+    lines = [json.dumps(row).replace('"["', deep) for row in rows]
+    source.write_text("\n".join(lines))
     frame = score_file(source, tmp_path / "s.parquet")
     assert frame["reward"].to_list() == [1, 1, 0, 0]
+    assert frame["deep"].to_list() == [deep, deep, None, None]
     assert frame["note"].to_list() == [str(2**70), "1", None, "4"]
     assert frame["tags"].to_list() == ['"a"', '["a"]', None, None]
     assert frame["empty"].to_list() == ["{}", "{}", None, None]

@@ -185,15 +185,22 @@ def test_a_column_whose_name_has_a_point_comes_first(tmp_path: Path) -> None:
 
 def test_a_saved_data_set_is_not_decoded(tmp_path: Path) -> None:
     """`datasets` needs further packages for sound, and fails at nanoseconds without pandas."""
-    from datasets import Dataset
+    from datasets import Audio, Dataset, Features, Value
 
     table = pa.table({name: [row[name] for row in ORIGINAL_ROWS] for name in ORIGINAL_ROWS[0]})
     moments = pa.array(range(40), pa.int64()).view(pa.timestamp("ns"))
-    dataset = Dataset(table.append_column("when", moments)).select(range(39, -1, -1))
+    sounds = pa.array([{"bytes": b"no sound", "path": None}] * 40, Audio.pa_type)
+    table = table.append_column("when", moments).append_column("sound", sounds)
+    texts = {name: Value("string") for name in ORIGINAL_ROWS[0]}
+    kinds = Features(texts | {"when": Value("timestamp[ns]"), "sound": Audio()})
+    dataset = Dataset(table.cast(kinds.arrow_schema)).select(range(39, -1, -1))
     dataset.save_to_disk(tmp_path / "saved")
     prompts = read(tmp_path / "saved").train
     assert pairs(prompts) == EXPECTED[::-1]
-    assert prompts[0].metadata == {"when": "1970-01-01T00:00:00.000000039"}
+    assert prompts[0].metadata == {
+        "when": "1970-01-01T00:00:00.000000039",
+        "sound": {"bytes": None, "path": None},
+    }
 
 
 def test_floats_as_golds_of_exact_are_told(tmp_path: Path) -> None:

@@ -265,6 +265,11 @@ def test_answer_pattern(pattern: str, message: str, tmp_path: Path) -> None:
     assert "answer_pattern" in text
 
 
+def test_many_columns_are_counted(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "a.jsonl", [{f"c{i:03}": 1 for i in range(500)}])
+    assert "'c018', 'c019' and 480 others; name it in" in faults(path).splitlines()[0]
+
+
 def test_given_ids_come_once(tmp_path: Path) -> None:
     rows = [row | {"prompt_id": f"id-{i % 39}"} for i, row in enumerate(ORIGINAL_ROWS)]
     path = write_lines(tmp_path / "a.jsonl", rows)
@@ -280,7 +285,9 @@ def test_more_than_there_is(original_file: Path) -> None:
 def test_paths_that_are_no_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     (tmp_path / "notes.txt").write_text("hello")
-    assert "files of this kind are not read" in faults(tmp_path / "notes.txt")
+    text = faults(tmp_path / "notes.txt")
+    assert "files of this kind are not read; known are .jsonl, " in text
+    assert text.endswith("unpack it or convert it first")
     assert "no data in this folder" in faults(tmp_path)
     assert "does not exist" in faults("no_such_file.jsonl")
     assert "does not exist" in faults("../no/such/folder")
