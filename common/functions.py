@@ -8,22 +8,11 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
-import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
-
-
-def look_beside(recipe: Path) -> None:
-    """Find modules beside a recipe file too, after all other places, in child processes as well."""
-    folder = str(recipe.absolute().parent)
-    if folder not in sys.path:
-        sys.path.append(folder)
-        paths = [*filter(None, [os.environ.get("PYTHONPATH")]), folder]
-        os.environ["PYTHONPATH"] = os.pathsep.join(paths)
 
 
 def find_function(name: str, key: str) -> Callable[..., Any]:
@@ -45,8 +34,7 @@ def find_function(name: str, key: str) -> Callable[..., Any]:
     except (Exception, SystemExit) as error:
         raise UserError(
             f"{where}: {module_name!r} cannot be imported: {type(error).__name__}: {error}; "
-            "modules are looked for in the working directory, in the environment and beside the "
-            "recipe file"
+            "modules are looked for in the working directory and in the environment"
         ) from error
     function = getattr(module, attribute, None)
     if not callable(function):

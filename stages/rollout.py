@@ -104,7 +104,7 @@ def sample_until_full(stage: StageRun, groups: Groups, shards: str) -> None:
     recipe, mesh = stage.recipe, stage.mesh
     wanted = recipe.rollout.prompts_per_iteration
     rewards = recipe.rewards.with_judge_cache(stage.run.judge)
-    with GroupJudge(rewards, recipe.rollout, groups.verify_types, groups.columns()) as judge:
+    with GroupJudge(rewards, recipe.rollout, groups.verify_types) as judge:
         mesh.broadcast_from_rank0(lambda: judge.check(groups.prompts))
         writer = stage.writer(
             shard_names(groups),

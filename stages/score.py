@@ -39,7 +39,6 @@ from common.config import Recipe
 from common.config.recipe_file import load_recipe
 from common.console import bar, print_json, say, set_quiet, warn
 from common.errors import UserError
-from common.functions import look_beside
 from common.objective.advantages import compute_advantages
 from common.rewards.completion_files import (
     former_scores,
@@ -47,7 +46,6 @@ from common.rewards.completion_files import (
     kept_rows,
     read_completions,
 )
-from common.rewards.function import columns_of_prompts, further_columns
 from common.rewards.registry import function_versions, package_versions
 from common.rewards.scorer import (
     ROLLOUT_COLUMNS,
@@ -57,7 +55,6 @@ from common.rewards.scorer import (
     judge_table,
     refuse_infra_errors,
     reward_facts,
-    rows_for_rules,
     summary,
     types_in,
     usage_lines,
@@ -69,7 +66,7 @@ from common.runs.layout import DEFAULT_RECIPE
 from common.runs.manifest import read_manifest, write_atomically
 from common.runs.recipe import recipe_around
 from common.runs.schemas import KEY
-from common.runs.shards import OutputWriter, encode_parquet, read_shard, read_split
+from common.runs.shards import OutputWriter, encode_parquet, read_shard
 from common.seeds import shuffle_seed
 from common.stage import StageRun, run_stage
 
@@ -102,9 +99,7 @@ def main(
         if not (input_path and output_path) or run or iteration or shards or accept_edits:
             raise UserError(USAGE)
         set_quiet(quiet or as_json)
-        chosen = recipe or recipe_around(input_path) or DEFAULT_RECIPE
-        look_beside(chosen)
-        settings = load_recipe(chosen, overrides)
+        settings = load_recipe(recipe or recipe_around(input_path) or DEFAULT_RECIPE, overrides)
         facts = score_file(input_path, output_path, settings, overwrite=overwrite)
         say(summary(str(output_path), facts))
         if as_json:
@@ -150,12 +145,7 @@ def score(stage: StageRun, shards: str) -> None:
         make_ready(scorer, tables)
         versions = package_versions(types_in(completions.values())) | function_versions(rewards)
         writer = stage.writer(list(completions), made_by=versions).open()
-        columns = {}
-        if rewards.has_functions:
-            prompts = read_split(stage.run, "train").select(["prompt_id", "metadata"])
-            columns = columns_of_prompts(prompts.to_pylist())
-        aux_rewards = list(rewards.aux_weights())
-        reasons = judge_shards(writer, completions, chosen, scorer, aux_rewards, columns)
+        reasons = judge_shards(writer, completions, chosen, scorer, list(rewards.aux_weights()))
         for line in usage_lines([scorer.usage()]):
             say(line)
         used = scorer.usage_facts()
@@ -194,19 +184,10 @@ def judge_shards(
     chosen: list[str],
     scorer: Scorer,
     aux_rewards: list[str],
-    columns: Mapping[str, Mapping[str, Any]],
 ) -> list[str]:
     """Judge and write the chosen shards that are missing, with advantages still 0.
 
     All shards with infra errors are judged again, since their cause may have been mended.
-
-    Args:
-        writer: of the scores.
-        completions: shards of the rollout by name.
-        chosen: names of the shards that are asked for.
-        scorer: judges them.
-        aux_rewards: names of the auxiliary rewards in use.
-        columns: further columns of the prompts by their ids, if functions are to see them.
 
     Returns:
         The reasons of the infra errors.
@@ -220,8 +201,7 @@ def judge_shards(
     with bar("score", sum(completions[name].num_rows for name in todo)) as shown:
         for name in todo:
             rows = completions[name]
-            further = [columns[key] for key in rows["prompt_id"].to_pylist()] if columns else []
-            judged, faults = judge_table(rows, scorer, aux_rewards, shown.advance, further)
+            judged, faults = judge_table(rows, scorer, aux_rewards, shown.advance)
             reasons += faults
             unknown = pa.nulls(rows.num_rows, pa.float64())
             advantages = {
@@ -288,10 +268,9 @@ def score_file(source: Path, target: Path, recipe: Recipe, *, overwrite: bool) -
     with Scorer(rewards) as scorer:
         make_ready(scorer, {str(source): completions})
         with bar("score", completions.num_rows) as shown:
-            known = rows_for_rules(completions).column_names
-            further = further_columns(completions, known) if rewards.has_functions else []
-            aux_rewards = list(rewards.aux_weights())
-            judged, reasons = judge_table(completions, scorer, aux_rewards, shown.advance, further)
+            judged, reasons = judge_table(
+                completions, scorer, list(rewards.aux_weights()), shown.advance
+            )
         for line in usage_lines([scorer.usage()]):
             say(line)
         used = scorer.usage_facts()

@@ -31,11 +31,7 @@ class RepetitionReward(RewardWeight):
 
 class FunctionReward(RewardWeight):
     function: str
-    """`module:function`, which is called with (completion, row), or as TRL calls its reward
-    functions; see common/rewards/README.md."""
-    completions: Literal["text", "messages"] = "text"
-    """What a function with TRL's signature gets: a text for each completion, or a list with the
-    assistant's message, which TRL gives where the data set's prompts are conversations."""
+    """`module:function`, which is called with (completion, row); see common/rewards/README.md."""
     seconds: Seconds = 5.0
     """Time limit per completion; beyond it the reward is 0 and the verdict `timeout`."""
 
@@ -169,11 +165,6 @@ class RewardsConfig(Section):
         named = {"format": self.format, "length": self.length, "repetition": self.repetition}
         rewards: dict[str, RewardWeight] = named | self.functions
         return {name: reward.weight for name, reward in rewards.items() if reward.weight != 0}
-
-    @property
-    def has_functions(self) -> bool:
-        """Whether a function of the recipe's own is in use."""
-        return not self.functions.keys().isdisjoint(self.aux_weights())
 
     def with_limit(self, max_completion_tokens: int) -> RewardsConfig:
         """Return these settings, with this limit for the length reward unless it has its own."""

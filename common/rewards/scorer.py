@@ -348,7 +348,6 @@ def judge_table(
     scorer: Scorer,
     aux_rewards: Iterable[str],
     on_judged: Callable[[], None] = lambda: None,
-    columns: Sequence[Mapping[str, Any]] = (),
 ) -> tuple[pa.Table, list[str]]:
     """Judge completions by their rows' verify types and by the recipe's auxiliary rewards.
 
@@ -358,7 +357,6 @@ def judge_table(
         scorer: made with a recipe that uses these auxiliary rewards.
         aux_rewards: the names of those in use.
         on_judged: called after each row.
-        columns: further columns of each row, for functions of the recipe's own.
 
     Returns:
         The columns `reward`, `reward_answer`, `reward_<name>`, `extracted_answer`, `verdict`, and
@@ -367,10 +365,10 @@ def judge_table(
     Raises:
         UserError: a gold cannot be read under its verify type.
     """
-    seen = rows_for_rules(completions).to_pylist()
-    if columns:
-        seen = [{**further, **row} for further, row in zip(columns, seen, strict=True)]
-    texts = [((row.get("assistant_prefix") or "") + row["completion_text"], row) for row in seen]
+    texts = [
+        ((row.get("assistant_prefix") or "") + row["completion_text"], row)
+        for row in rows_for_rules(completions).to_pylist()
+    ]
     rows: list[dict[str, Any]] = []
     reasons: list[str] = []
     for judged in scorer.judge(texts, on_judged):

@@ -8,7 +8,7 @@ and may do so by other rules, without anything being sampled again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from types import TracebackType
@@ -45,11 +45,7 @@ class GroupJudge:
     """
 
     def __init__(
-        self,
-        rewards: RewardsConfig,
-        rollout: RolloutConfig,
-        verify_types: Iterable[str],
-        columns: Mapping[str, Mapping[str, Any]],
+        self, rewards: RewardsConfig, rollout: RolloutConfig, verify_types: Iterable[str]
     ) -> None:
         """Take the rules; none is opened before `check`.
 
@@ -57,9 +53,7 @@ class GroupJudge:
             rewards: the recipe's reward rules.
             rollout: gives them the limit of completion tokens.
             verify_types: those of all prompts that may be drawn.
-            columns: their further columns by prompt id, if functions are to see them.
         """
-        self._columns = columns
         self._rewards = rewards.with_limit(rollout.max_completion_tokens)
         self._types = sorted(set(verify_types))
         self._scorer = Scorer(self._rewards)
@@ -110,11 +104,7 @@ class GroupJudge:
         """
         with bar("judge", completions.num_rows) as shown:
             aux_rewards = list(self._rewards.aux_weights())
-            keys = completions["prompt_id"].to_pylist()
-            further = [self._columns[key] for key in keys] if self._columns else []
-            judged, reasons = judge_table(
-                completions, self._scorer, aux_rewards, shown.advance, further
-            )
+            judged, reasons = judge_table(completions, self._scorer, aux_rewards, shown.advance)
         self.reasons += reasons
         return group_outcomes(
             completions["group_id"].to_pylist(),

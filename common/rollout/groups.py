@@ -13,7 +13,6 @@ from common.console import Bar, bar
 from common.engines.engine import Engine, Request, SamplingParams
 from common.parallel.mesh import Mesh
 from common.parallel.shards import make_shards
-from common.rewards.function import columns_of_prompts
 from common.rollout.prompt_order import PromptOrder, PromptSelection
 from common.rollout.prompts import RenderedPrompt, SamplingPolicy
 from common.runs.schemas import ROLLOUT
@@ -60,10 +59,6 @@ class Groups:
     def verify_types(self) -> set[str]:
         """Return the verify types of all training prompts."""
         return {row["verify_type"] for row in self._rows}
-
-    def columns(self) -> dict[str, dict[str, Any]]:
-        """Return the further columns of all training prompts, if the recipe has a use for them."""
-        return columns_of_prompts(self._rows) if self.recipe.rewards.has_functions else {}
 
     def add(self, count: int) -> None:
         """Add `count` groups, in shards of their own.

@@ -93,8 +93,6 @@ class Frozen:
         if self.run.judge.is_dir():  # what JUDGE was told of the rollout need not be paid again
             shutil.copytree(self.run.judge, making.judge)
         write_atomically(making.recipe, recipe_text.encode())
-        if self.run.recipe_origin.is_file():
-            shutil.copyfile(self.run.recipe_origin, making.recipe_origin)
         write_atomically(making.child_of, json.dumps(self._mark()).encode() + b"\n")
         making.root.rename(child.root)
         sync_directory(child.root.parent)

@@ -127,11 +127,6 @@ class Run:
         return self.root / "recipe.toml"
 
     @property
-    def recipe_origin(self) -> Path:
-        """Return the file that says where the recipe was given from; functions may lie there."""
-        return self.root / "recipe_origin.txt"
-
-    @property
     def metrics(self) -> Path:
         return self.root / "metrics.jsonl"
 

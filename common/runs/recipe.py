@@ -10,7 +10,6 @@ from pydantic import TypeAdapter, ValidationError
 from common.config import Recipe, Source
 from common.config.recipe_file import override_text, parse_recipe, read_recipe_text
 from common.errors import UserError
-from common.functions import look_beside
 from common.runs.layout import DEFAULT_RECIPE, Output, Run
 from common.runs.manifest import has_manifest, read_manifest, write_atomically
 from common.runs.stages import BY_NAME, STAGES
@@ -36,15 +35,9 @@ def recipe_in_force(
         text = override_text(text, overrides)
     parsed = parse_recipe(text, origin=f"{source} with --set" if overrides else str(source))
     _same_model_and_data(run, parsed, source)
-    if recipe is not None:
-        look_beside(recipe)
-    elif run.recipe_origin.is_file():
-        look_beside(Path(run.recipe_origin.read_text(encoding="utf-8")))
     if write and not (run.recipe.is_file() and run.recipe.read_text(encoding="utf-8") == text):
         run.root.mkdir(parents=True, exist_ok=True)
         write_atomically(run.recipe, text.encode())
-    if write and recipe is not None:
-        write_atomically(run.recipe_origin, str(recipe.absolute()).encode())
     return parsed
 
 

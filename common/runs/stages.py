@@ -162,10 +162,7 @@ STAGES: tuple[Stage, ...] = (
         "score",
         per="iteration",
         path="iterations/{:04d}/score",
-        inputs=(
-            Input("rollout"),
-            Input("prepare", part="train", when=lambda recipe: recipe.rewards.has_functions),
-        ),
+        inputs=(Input("rollout"),),
         schema=lambda recipe: schemas.score_schema(
             RewardsConfig.model_validate(recipe["rewards"]).aux_weights()
         ),
