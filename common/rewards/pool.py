@@ -65,6 +65,8 @@ class Pool:
         self._opening = {"rule": rule, "rewards": rewards.model_dump(mode="json")}
         self._count = count
         self._idle: list[Process] = []
+        self.needs: list[str] = []
+        """Columns that the rule must be given, known once it is open."""
         self._telling: set[asyncio.Task[None]] = set()
 
     async def judge(
@@ -189,6 +191,7 @@ class Pool:
             if "error" in answer:
                 await _kill(worker)
                 raise UserError(answer["error"])
+            self.needs = answer["needs"]
             return worker
         raise UserError(f"{self._rule}: the process that judges by it cannot be started: {said}")
 

@@ -3,7 +3,7 @@
 It speaks JSON lines. The first line that it reads names the rule; it answers when the rule is open.
 Then it judges one request after the other, on its main thread, until it is closed or killed:
 
-    {"rule": "MATH", "rewards": {…}}    →  {} or {"error": …}
+    {"rule": "MATH", "rewards": {…}}    →  {"needs": [columns]} or {"error": …}
     {"text": …, "row": {…}}             →  [reward, verdict, extracted, reason] or {"error": …}
     {"gold": …}                         →  {} or {"error": …}
 """
@@ -21,7 +21,7 @@ from typing import Any, TextIO
 
 from common.config import RewardsConfig
 from common.errors import UserError
-from common.rewards.registry import get_rule, open_rule
+from common.rewards.registry import columns_of, get_rule, open_rule
 from common.rewards.rule import GoldError, Judge, Verifier
 
 PR_SET_PDEATHSIG = 1
@@ -40,10 +40,11 @@ def main() -> None:
     try:
         _limit_memory(name, rewards)
         judge = open_rule(name, rewards)
+        needs = columns_of(name, rewards)
     except UserError as error:
         _send(answers, {"error": str(error)})
         return
-    _send(answers, {})
+    _send(answers, {"needs": needs})
     for line in requests:
         _send(answers, _answer(json.loads(line), name, rewards, judge))
 

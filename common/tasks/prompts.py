@@ -18,12 +18,15 @@ import pyarrow as pa
 from common.config import DatasetSource
 from common.errors import UserError
 from common.runs.schemas import PROMPTS
+from common.tasks.columns import in_one_type, plain
 from common.tasks.records import Faults, Record, UnreadableGolds
 
 Messages = list[dict[str, str]]
 
 STRUCTURED = ("CODE", "REASONING_GYM")
 """Verify types whose gold is JSON; a column may then hold the value itself instead of its text."""
+
+_IN_PROMPTS = ("question", "answer", "verify_type", "prompt_id")
 
 ROLES = ("system", "user", "assistant")
 
@@ -78,6 +81,7 @@ def read_prompts(
     Faults of rows are added to `faults`. A column that no row has is a single fault, and then no
     rows are read.
     """
+    records = in_one_type(records)
     columns = {name for record in records for name in record.values}
     reader = _Reader(task, source, columns)
     for fault in reader.missing_columns():
@@ -195,7 +199,7 @@ class _Reader:
     def _answer(self, record: Record, verify_type: str) -> str:
         value = self._value(record, "answer")
         if verify_type in STRUCTURED and isinstance(value, (list, dict)):
-            return _writable(json.dumps(_plain(value)), self._mapped["answer"])
+            return _writable(json.dumps(plain(value)), self._mapped["answer"])
         text = self._text(record, "answer")
         if self._pattern is None:
             return text
@@ -216,9 +220,13 @@ class _Reader:
         return _writable(str(value), "prompt_id")
 
     def _metadata(self, record: Record) -> dict[str, Any]:
-        """Return the row's other columns, together with the items of its metadata column."""
-        used = set(self._mapped.values())
-        others = {name: value for name, value in record.values.items() if name not in used}
+        """Return the row's columns by name, together with the items of its metadata column.
+
+        Left out are those that `prompts/` has under the same name.
+        """
+        kept = {name for name, column in self._mapped.items() if name == column} & set(_IN_PROMPTS)
+        names = sorted(self._columns - kept)
+        others = {name: record.values.get(name) for name in names}
         given = self._value(record, "metadata")
         if isinstance(given, str):
             try:
@@ -227,8 +235,8 @@ class _Reader:
                 given = {"metadata": given}
         if given is not None and not isinstance(given, dict):
             given = {"metadata": given}
-        plain: dict[str, Any] = _plain(others | (given or {}))
-        return plain
+        found: dict[str, Any] = plain((given or {}) | others)
+        return found
 
 
 def _compile(task: str, pattern: str) -> re.Pattern[str] | None:
@@ -259,19 +267,6 @@ def _writable(text: str, column: str) -> str:
             f"column {column!r} has half a character (a lone surrogate) at {error.start}"
         ) from None
     return text
-
-
-def _plain(value: Any) -> Any:
-    """Return `value` in types that JSON has; bytes and numbers that are not finite become None."""
-    if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    if value is None or isinstance(value, (str, bool, int)):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return None if isinstance(value, (bytes, bytearray)) else str(value)
 
 
 def _shown(value: Any) -> str:

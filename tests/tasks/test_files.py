@@ -70,7 +70,10 @@ def test_columns_by_other_names_and_an_answer_in_a_solution(tmp_path: Path) -> N
         verify_type="LAST_NUMBER",
     ).train
     assert pairs(prompts) == [("Twice 9?", "18"), ("Price?", "1,000")]
-    assert [prompt.metadata for prompt in prompts] == [{"level": 3}, {"level": None}]
+    assert [prompt.metadata for prompt in prompts] == [
+        {"problem": "Twice 9?", "solution": "2 * 9 = 18\n#### 18", "level": 3},
+        {"problem": "Price?", "solution": "So $1,000 #### 1,000", "level": None},
+    ]
 
 
 def test_messages_ids_and_metadata(tmp_path: Path) -> None:
@@ -92,7 +95,12 @@ def test_messages_ids_and_metadata(tmp_path: Path) -> None:
     assert prompt.messages == messages
     assert prompt.question == "And 2 + 2?"
     assert (prompt.answer, prompt.prompt_id) == ("4", "17")
-    assert prompt.metadata == {"page": 3, "source": "book"}
+    assert prompt.metadata == {
+        "page": 3,
+        "source": "book",
+        "messages": messages,
+        "metadata": row["metadata"],
+    }
 
 
 def test_numbers_and_binary_columns_of_parquet(tmp_path: Path) -> None:
