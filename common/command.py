@@ -26,7 +26,7 @@ from common.console import clean, say
 from common.errors import UserError
 from common.process import keep_freed_memory, leave_pandas_out, wait_briefly
 from common.runs.layout import Run
-from common.runs.recipe import recipe_in_force
+from common.runs.recipe import look_beside_recipe, recipe_in_force
 
 wait_briefly(os.environ)  # before torch is loaded
 
@@ -72,6 +72,7 @@ def open_run(
         raise UserError(f"{run.root}: no such run; begin it with: make prepare RUN={run.name}")
     writes = write and rank() == 0
     in_force = recipe_in_force(run, recipe, overrides or [], write=writes)
+    look_beside_recipe(run, recipe)
     if writes and (recipe or overrides):
         remark = preset_remark(read_recipe_text(run.recipe))
         if remark:

@@ -65,7 +65,7 @@ from common.rewards.scorer import (
 from common.runs.freshness import require_fresh
 from common.runs.layout import DEFAULT_RECIPE, Run
 from common.runs.manifest import read_manifest, write_atomically
-from common.runs.recipe import recipe_around
+from common.runs.recipe import look_beside_recipe, recipe_around
 from common.runs.schemas import KEY
 from common.runs.shards import OutputWriter, encode_parquet, prompts_metadata, read_shard
 from common.seeds import shuffle_seed
@@ -100,7 +100,9 @@ def main(
         if not (input_path and output_path) or run or iteration or shards or accept_edits:
             raise UserError(USAGE)
         set_quiet(quiet or as_json)
-        settings = load_recipe(recipe or recipe_around(input_path) or DEFAULT_RECIPE, overrides)
+        own = recipe or recipe_around(input_path) or DEFAULT_RECIPE
+        settings = load_recipe(own, overrides)
+        look_beside_recipe(Run(own.parent), recipe)
         facts = score_file(input_path, output_path, settings, overwrite=overwrite)
         say(summary(str(output_path), facts))
         if as_json:

@@ -40,7 +40,8 @@ class ColumnMap(Section):
     """The data set's own name for each of our columns; empty to ignore a column."""
 
     question: str = "question"
-    """What the model is asked."""
+    """What the model is asked: text, or a conversation as in `messages`. Without this column and
+    `messages`, a column `prompt` is taken, as in data sets for TRL."""
     answer: str = "answer"
     """The gold answer, or a text that contains it (see `answer_pattern`)."""
     verify_type: str = "verify_type"

@@ -138,9 +138,7 @@ def _is_named(parameter: inspect.Parameter) -> bool:
 
 
 def _required(parameters: Mapping[str, inspect.Parameter]) -> list[str]:
-    return [
-        name for name, p in parameters.items() if _is_named(p) and p.default is p.empty
-    ]
+    return [name for name, p in parameters.items() if _is_named(p) and p.default is p.empty]
 
 
 def _result(value: Any) -> Any:

@@ -485,7 +485,9 @@ def _unpacked(rows: pa.Table) -> list[dict[str, Any]]:
             columns[name] = rows[name].to_pylist()
         except (ValueError, OverflowError, pa.ArrowException):
             columns[name] = rows[name].cast(pa.string()).to_pylist()
-    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    return [
+        dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)
+    ]
 
 
 def _is_plain(kind: pa.DataType) -> bool:

@@ -91,6 +91,8 @@ class Frozen:
         for output in self.outputs():
             _bring(output, making.output(output.name).path)
         write_atomically(making.recipe, recipe_text.encode())
+        if self.run.recipe_folder.is_file():
+            write_atomically(making.recipe_folder, self.run.recipe_folder.read_bytes())
         write_atomically(making.child_of, json.dumps(self._mark()).encode() + b"\n")
         making.root.rename(child.root)
         sync_directory(child.root.parent)

@@ -21,11 +21,11 @@ from common.errors import UserError
 from common.runs.hashing import PartHashes, sha256_of_bytes, table_content_hash
 from common.runs.layout import Output, Run
 from common.runs.manifest import (
-    has_manifest,
     PLAN,
     FileRecord,
     Manifest,
     check_sha256,
+    has_manifest,
     publish,
     read_manifest,
     recorded_now,

@@ -26,6 +26,10 @@ Messages = list[dict[str, str]]
 STRUCTURED = ("CODE", "REASONING_GYM")
 """Verify types whose gold is JSON; a column may then hold the value itself instead of its text."""
 
+TRL_PROMPT = "prompt"
+"""What data sets for TRL call the question, a text or a conversation; taken where no column is
+named as ours."""
+
 _IN_PROMPTS = ("question", "answer", "verify_type", "prompt_id")
 
 ROLES = ("system", "user", "assistant")
@@ -113,6 +117,8 @@ class _Reader:
             for name, column in source.columns.model_dump().items()
             if column in self._columns
         }
+        if not {"question", "messages"} & set(self._mapped) and TRL_PROMPT in self._columns:
+            self._mapped["question"] = TRL_PROMPT
         self._pattern = _compile(task, source.answer_pattern)
 
     def missing_columns(self) -> list[str]:
@@ -176,12 +182,13 @@ class _Reader:
         return _writable(value, column)
 
     def _messages(self, record: Record) -> Messages:
-        given = self._value(record, "messages")
+        given, column = self._value(record, "messages"), self._mapped.get("messages", "")
+        if given is None and "question" not in self._mapped:
+            raise UserError(f"no value in column {column!r}")
         if given is None:
-            if "question" not in self._mapped:
-                raise UserError(f"no value in column {self._mapped['messages']!r}")
-            return [{"role": "user", "content": self._text(record, "question")}]
-        column = self._mapped["messages"]
+            given, column = self._value(record, "question"), self._mapped["question"]
+            if not isinstance(given, list):
+                return [{"role": "user", "content": self._text(record, "question")}]
         well_formed = isinstance(given, list) and all(
             isinstance(m, dict)
             and m.get("role") in ROLES

@@ -141,7 +141,9 @@ def test_a_wrong_signature_is_a_sentence(function: str, said: str, module: None)
     own = FunctionReward(function=f"own:{function}", weight=1)
     with (
         Scorer(RewardsConfig(functions={"own": own})) as scorer,
-        pytest.raises(UserError, match=rf"rewards.functions.own.function = 'own:{function}': .*{said}"),
+        pytest.raises(
+            UserError, match=rf"rewards.functions.own.function = 'own:{function}': .*{said}"
+        ),
     ):
         scorer.open({"EXACT"})
 

@@ -118,8 +118,10 @@ def test_a_run_and_files_give_the_same_numbers(
         by_question[row["question"]]
         | {
             name: row[name]
-            for name in ("question", "answer", "verify_type", "assistant_prefix")
-            + ("completion_text", "completion_ids", "task")
+            for name in (
+                *("question", "answer", "verify_type", "assistant_prefix"),
+                *("completion_text", "completion_ids", "task"),
+            )
         }
         for row in rollout
     ]

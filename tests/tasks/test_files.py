@@ -4,6 +4,7 @@ import json
 import random
 from pathlib import Path
 
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -206,3 +207,30 @@ def test_generators_are_sources_too() -> None:
     assert to_table(again.train).equals(to_table(prompts.train))
     for prompt in prompts.train + prompts.eval:
         check_gold(prompt.verify_type, prompt.answer)
+
+
+CONVERSATION = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2 + 2?"}]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+@pytest.mark.parametrize("columns", [{}, {"question": "prompt"}, {"messages": "prompt"}])
+def test_a_prompt_is_found_by_itself(kind: str, columns: dict[str, str], tmp_path: Path) -> None:
+    """As data sets for TRL have it: a conversation, which functions find under its own name too."""
+    row = {"prompt": CONVERSATION, "answer": "4", "verify_type": "LAST_NUMBER"}
+    path = tmp_path / f"rows.{kind}"
+    if kind == "jsonl":
+        write_lines(path, [row])
+    else:
+        pl.DataFrame([row]).write_parquet(path)
+    (prompt,) = read(path, columns=ColumnMap(**columns)).train
+    assert prompt.messages == prompt.metadata["prompt"] == CONVERSATION
+    assert prompt.question == "2 + 2?"
+
+
+def test_a_prompt_of_text_is_found_but_never_instead_of_a_question(tmp_path: Path) -> None:
+    row = {"prompt": "3 + 3?", "answer": "6", "verify_type": "LAST_NUMBER"}
+    (prompt,) = read(write_lines(tmp_path / "a.jsonl", [row])).train
+    assert prompt.question == "3 + 3?"
+    (prompt,) = read(write_lines(tmp_path / "b.jsonl", [row | {"question": "2 + 4?"}])).train
+    assert prompt.question == "2 + 4?"
+    assert prompt.metadata["prompt"] == "3 + 3?"
