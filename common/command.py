@@ -28,7 +28,7 @@ from common.console import answered, clean, print_json, say
 from common.errors import UserError
 from common.process import keep_freed_memory, leave_pandas_out, wait_briefly
 from common.runs.layout import Run, no_such_run
-from common.runs.recipe import recipe_in_force
+from common.runs.recipe import look_beside_recipe, recipe_in_force
 
 wait_briefly(os.environ)  # before torch is loaded
 
@@ -75,6 +75,7 @@ def open_run(
         raise no_such_run(run)
     writes = write and rank() == 0
     in_force = recipe_in_force(run, recipe, overrides or [], write=writes)
+    look_beside_recipe(run, recipe)
     if writes and (recipe or overrides):
         remark = preset_remark(read_recipe_text(run.recipe))
         if remark:

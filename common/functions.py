@@ -1,6 +1,7 @@
 """The user's own functions, which a recipe names as `module:function`.
 
-They are imported by that name, and told apart by a hash of their module's source.
+They are imported by that name, and told apart by a hash of their module's source. A module is
+looked for in the working directory, in the environment, and last beside the recipe.
 """
 
 from __future__ import annotations
@@ -8,11 +9,32 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
+
+_beside: list[Path] = []
+
+
+def look_beside(folder: Path) -> None:
+    """Let modules be found in the recipe's folder too, after all other places.
+
+    It is last so that a file there never hides an installed package from the rest of the process.
+    The folder of a former recipe is forgotten.
+    """
+    for former in folders_beside():
+        if sys.path[-1] == former:
+            sys.path.pop()
+    _beside[:] = [folder.resolve()]
+    sys.path.append(str(_beside[0]))
+
+
+def folders_beside() -> list[str]:
+    """Return the folders of `look_beside`, for a process that is to find the same modules."""
+    return [str(folder) for folder in _beside]
 
 
 def find_function(name: str, key: str) -> Callable[..., Any]:
@@ -34,8 +56,10 @@ def find_function(name: str, key: str) -> Callable[..., Any]:
     except (Exception, SystemExit) as error:
         raise UserError(
             f"{where}: {module_name!r} cannot be imported: {type(error).__name__}: {error}; "
-            "modules are looked for in the working directory and in the environment"
+            "modules are looked for in the working directory, in the environment and beside the "
+            f"recipe{_shown_folders()}"
         ) from error
+    _refuse_hidden(name, where)
     function = getattr(module, attribute, None)
     if not callable(function):
         file = source_file(name) or "it"
@@ -44,6 +68,26 @@ def find_function(name: str, key: str) -> Callable[..., Any]:
             "one that is there"
         )
     return function
+
+
+def _refuse_hidden(name: str, where: str) -> None:
+    """Refuse a module that is another file than the one of its name beside the recipe.
+
+    Raises:
+        UserError: there are two, so that the recipe may mean either.
+    """
+    module, found = name.partition(":")[0], source_file(name)
+    for folder in _beside:
+        own = folder / f"{module.replace('.', '/')}.py"
+        if own.is_file() and (found is None or not own.samefile(found)):
+            raise UserError(
+                f"{where}: {own} is hidden by another module {module!r} ({found or 'built in'}), "
+                "which is found first; give the file another name"
+            )
+
+
+def _shown_folders() -> str:
+    return f" ({', '.join(folders_beside())})" if _beside else ""
 
 
 def source_file(name: str) -> Path | None:

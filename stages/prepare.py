@@ -24,7 +24,7 @@ from common.config import ObjectiveConfig, Recipe
 from common.console import say, warn
 from common.errors import MissingToolError, UserError
 from common.modeling.install import Model, find_model, install
-from common.rewards.scorer import Scorer
+from common.rewards.scorer import ROLLOUT_COLUMNS, Scorer
 from common.runs.manifest import FileRecord, Manifest
 from common.runs.policies import commit_policy
 from common.stage import StageRun, stage_command
@@ -93,7 +93,10 @@ def check_inputs(recipe: Recipe) -> tuple[Prompts, Model]:
     try:
         with Scorer(rewards) as scorer:
             prompts = read_sources(recipe.data, scorer.unreadable_golds)
-            scorer.open({prompt.verify_type for prompt in [*prompts.train, *prompts.eval]})
+            every = [*prompts.train, *prompts.eval]
+            scorer.open({prompt.verify_type for prompt in every})
+            named = {column for prompt in every for column in prompt.metadata}
+            scorer.check_columns({*ROLLOUT_COLUMNS, "completion_tokens", *named}, "the data")
         check_counts(recipe, prompts)
     except MissingToolError:
         raise

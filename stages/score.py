@@ -52,6 +52,7 @@ from common.rewards.scorer import (
     Scorer,
     check_columns,
     check_golds,
+    columns_in,
     judge_table,
     refuse_infra_errors,
     reward_facts,
@@ -59,14 +60,15 @@ from common.rewards.scorer import (
     types_in,
     usage_lines,
     with_columns,
+    with_metadata,
 )
 from common.rewards.unanswered import FACT, explain, refuse_unanswered, unanswered_facts
 from common.runs.freshness import require_fresh
-from common.runs.layout import DEFAULT_RECIPE
+from common.runs.layout import DEFAULT_RECIPE, Run
 from common.runs.manifest import read_manifest, write_atomically
-from common.runs.recipe import recipe_around
+from common.runs.recipe import look_beside_recipe, recipe_around
 from common.runs.schemas import KEY
-from common.runs.shards import OutputWriter, encode_parquet, read_shard
+from common.runs.shards import OutputWriter, encode_parquet, prompts_metadata, read_shard
 from common.seeds import shuffle_seed
 from common.stage import StageRun, run_stage
 
@@ -99,7 +101,9 @@ def main(
         if not (input_path and output_path) or run or iteration or shards or accept_edits:
             raise UserError(USAGE)
         set_quiet(quiet or as_json)
-        settings = load_recipe(recipe or recipe_around(input_path) or DEFAULT_RECIPE, overrides)
+        own = recipe or recipe_around(input_path) or DEFAULT_RECIPE
+        settings = load_recipe(own, overrides)
+        look_beside_recipe(Run(own.parent), recipe)
         facts = score_file(input_path, output_path, settings, overwrite=overwrite)
         say(summary(str(output_path), facts))
         if as_json:
@@ -137,6 +141,8 @@ def score(stage: StageRun, shards: str) -> None:
     completions = {
         r.name: read_shard(source, r).select([*ROLLOUT_COLUMNS, "kept"]) for r in rollout.shards
     }
+    if recipe.rewards.functions:
+        completions = {n: with_data(rows, stage.run) for n, rows in completions.items()}
     chosen = [list(completions)[i] for i in chosen_shards(shards, len(completions))]
     rewards = recipe.rewards.with_limit(rollout.recipe["rollout"]["max_completion_tokens"])
     rewards = rewards.with_judge_cache(stage.run.judge)
@@ -167,15 +173,25 @@ def score(stage: StageRun, shards: str) -> None:
         warn(explain(facts[FACT], writer.output))
 
 
+def with_data(completions: pa.Table, run: Run) -> pa.Table:
+    """Return completions of a run with what functions see of its data, unless they have it."""
+    if "metadata" in completions.column_names or "prompt_id" not in completions.column_names:
+        return completions
+    return with_metadata(completions, prompts_metadata(run))
+
+
 def make_ready(scorer: Scorer, tables: Mapping[str, pa.Table]) -> None:
     """Check the gold answers and open the rules, before anything is judged.
 
     Raises:
-        UserError: a gold answer cannot be read, or a rule cannot be opened.
+        UserError: a gold answer cannot be read, a rule cannot be opened, or a function needs a
+            column that is not there.
         MissingToolError: a program or package is not installed.
     """
     check_golds(tables, scorer)
     scorer.open(types_in(tables.values()))
+    if scorer.has_functions:
+        scorer.check_columns(columns_in(tables.values()), next(iter(tables)))
 
 
 def judge_shards(
@@ -265,12 +281,12 @@ def score_file(source: Path, target: Path, recipe: Recipe, *, overwrite: bool) -
     check_columns(completions, rewards, str(source))
     groups = group_numbers(completions)
     kept = kept_rows(completions, groups, str(source))
+    around = recipe_around(source) if rewards.functions else None
+    seen = with_data(completions, Run(around.parent)) if around else completions
     with Scorer(rewards) as scorer:
-        make_ready(scorer, {str(source): completions})
-        with bar("score", completions.num_rows) as shown:
-            judged, reasons = judge_table(
-                completions, scorer, list(rewards.aux_weights()), shown.advance
-            )
+        make_ready(scorer, {str(source): seen})
+        with bar("score", seen.num_rows) as shown:
+            judged, reasons = judge_table(seen, scorer, list(rewards.aux_weights()), shown.advance)
         for line in usage_lines([scorer.usage()]):
             say(line)
         used = scorer.usage_facts()

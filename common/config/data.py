@@ -49,7 +49,8 @@ class ColumnMap(Section):
     """
 
     question: str = "question"
-    """What the model is asked."""
+    """What the model is asked: text, or a conversation as in `messages`. Without this column and
+    `messages`, a column `prompt` is taken, as in data sets for TRL."""
     answer: str = "answer"
     """The gold answer, or a text that contains it (see `answer_after`); a list: any of them is
     right."""

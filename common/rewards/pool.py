@@ -20,6 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from common import functions
 from common.compat import close_pipes
 from common.config import RewardsConfig
 from common.console import clean
@@ -62,9 +63,15 @@ class Pool:
         self._rule = rule
         self._seconds = found.seconds(rewards)
         self._sandboxed = found.place == "sandbox"
-        self._opening = {"rule": rule, "rewards": rewards.model_dump(mode="json")}
+        self._opening = {
+            "rule": rule,
+            "rewards": rewards.model_dump(mode="json"),
+            "beside": [] if self._sandboxed else functions.folders_beside(),
+        }
         self._count = count
         self._idle: list[Process] = []
+        self.needs: list[str] = []
+        """Columns that the rule must be given, known once it is open."""
         self._telling: set[asyncio.Task[None]] = set()
 
     async def judge(
@@ -189,6 +196,7 @@ class Pool:
             if "error" in answer:
                 await _kill(worker)
                 raise UserError(answer["error"])
+            self.needs = answer["needs"]
             return worker
         raise UserError(f"{self._rule}: the process that judges by it cannot be started: {said}")
 

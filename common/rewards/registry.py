@@ -25,7 +25,7 @@ from common.rewards import (
     similarity,
     sql,
 )
-from common.rewards.function import find_function, source_hash
+from common.rewards.function import open_function, required_columns, source_hash
 from common.rewards.rule import (
     ABSTAINED,
     AuxReward,
@@ -154,10 +154,16 @@ def aux_rewards_of(rewards: RewardsConfig) -> dict[str, AuxReward]:
 
 
 def _own(name: str, reward: FunctionReward) -> AuxReward:
-    def open_function(rewards: RewardsConfig) -> Reward:
-        return find_function(name, reward)
+    def open_own(rewards: RewardsConfig) -> Reward:
+        return open_function(name, reward)
 
-    return AuxReward(open_function, place="worker", seconds=lambda rewards: reward.seconds)
+    return AuxReward(open_own, place="worker", seconds=lambda rewards: reward.seconds)
+
+
+def columns_of(name: str, rewards: RewardsConfig) -> list[str]:
+    """Return the columns that rule `name` must be given, if it is one of the recipe's functions."""
+    own = rewards.functions.get(name)
+    return required_columns(name, own) if own else []
 
 
 def get_rule(name: str, rewards: RewardsConfig) -> Verifier | AuxReward:

@@ -6,13 +6,16 @@
 from __future__ import annotations
 
 import asyncio
+import difflib
+import json
 import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
-from types import TracebackType
+from types import NoneType, TracebackType
 from typing import Any
 
 import pyarrow as pa
@@ -35,7 +38,9 @@ from common.rewards.registry import (
 )
 from common.rewards.rule import VERDICTS, Judge, Place, Row, Verdict, Verifier
 from common.rewards.threads import in_threads
-from common.runs.schemas import KEY
+from common.runs.schemas import KEY, ROLLOUT
+from common.tasks.arrow_values import python_values
+from common.tasks.columns import plain
 from common.tasks.records import Faults
 
 
@@ -70,6 +75,11 @@ class Scorer:
     @cached_property
     def _weights(self) -> dict[str, float]:
         return weights_of(self._rewards)
+
+    @cached_property
+    def has_functions(self) -> bool:
+        """Whether a function of the user's is among the rewards in use."""
+        return bool(self._rewards.functions.keys() & self._weights.keys())
 
     def __enter__(self) -> Scorer:
         return self
@@ -131,10 +141,14 @@ class Scorer:
         """
         rules = ["", *self._aux_names()]
         self.open({row["verify_type"] for _, row in completions})
+        own = self._rewards.functions
+        rows = [row for _, row in completions]
+        whole = [whole_row(row) for row in rows] if self.has_functions else rows
+        rows = [_simple(row) for row in rows] if self.has_functions else rows
         jobs = [
-            JudgeRequest(rule or row["verify_type"], text, row)
+            JudgeRequest(rule or row["verify_type"], text, all_of_it if rule in own else row)
             for rule in rules
-            for text, row in completions
+            for (text, _), row, all_of_it in zip(completions, rows, whole, strict=True)
         ]
         missing = [len(rules)] * len(completions)
 
@@ -155,6 +169,28 @@ class Scorer:
         self.open({row["verify_type"] for _, row in completions}, aux_rewards=False)
         jobs = [JudgeRequest(row["verify_type"], text, row) for text, row in completions]
         return self._verdicts(jobs, lambda job: None)
+
+    def check_columns(self, columns: Iterable[str], where: str) -> None:
+        """Check that the recipe's functions, which are open, find the columns that they name.
+
+        Args:
+            columns: those of the rows, in any of them.
+            where: what has these columns, for the error.
+
+        Raises:
+            UserError: a function needs another column.
+        """
+        known = sorted(set(columns))
+        for name, pool in self._pools.items():
+            for column in pool.needs:
+                if column in known:
+                    continue
+                near = difflib.get_close_matches(column, known, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise UserError(
+                    f"rewards.functions.{name}: the function needs a column {column!r}, which no "
+                    f"row of {where} has; there are {', '.join(known)}{hint}"
+                )
 
     def unreadable_golds(self, golds: Sequence[tuple[str, str]]) -> list[str | None]:
         """Return what is wrong with each (verify type, answer), None if it can be read.
@@ -244,6 +280,12 @@ class Scorer:
 
     def _aux_names(self) -> list[str]:
         return [name for name in self._weights if name != "answer"]
+
+
+def _simple(row: Row) -> Row:
+    """Return the row's text and numbers, which is what rules other than functions read."""
+    kinds = (str, int, float, NoneType)
+    return {name: value for name, value in row.items() if isinstance(value, kinds)}
 
 
 def _renumbered(numbers: Sequence[int], tell: Callable[[int], None], index: int) -> None:
@@ -365,9 +407,10 @@ def judge_table(
     Raises:
         UserError: a gold cannot be read under its verify type.
     """
+    seen = columns_for_functions(completions) if scorer.has_functions else completions
     texts = [
         ((row.get("assistant_prefix") or "") + row["completion_text"], row)
-        for row in rows_for_rules(completions).to_pylist()
+        for row in _unpacked(rows_for_rules(seen, lists=scorer.has_functions))
     ]
     rows: list[dict[str, Any]] = []
     reasons: list[str] = []
@@ -410,19 +453,72 @@ def judge_rows(rows: Sequence[dict[str, Any]], scorer: Scorer) -> list[str]:
     return [verdict.reason for verdict in verdicts if verdict.reward is None]
 
 
-def rows_for_rules(completions: pa.Table) -> pa.Table:
+def whole_row(row: Row) -> dict[str, Any]:
+    """Return what a function sees of a row: its columns, and those of the user's data, by name.
+
+    Those of the data are in `metadata`, as JSON. A column of the row itself comes first, except for
+    the `answer` of a row without a verify type, which no rule has read.
+    """
+    found = {name: plain(value) for name, value in row.items()}
+    more = found.get("metadata")
+    if isinstance(more, str):
+        with suppress(ValueError):
+            more = json.loads(more)
+    if not isinstance(more, dict):
+        return found
+    first = {"metadata"} if found.get("verify_type") else {"metadata", "answer"}
+    return found | {name: v for name, v in more.items() if name not in found or name in first}
+
+
+def with_metadata(completions: pa.Table, by_prompt: Mapping[str, str]) -> pa.Table:
+    """Return a rollout with the column `metadata` of its prompts, for `judge_table`.
+
+    Args:
+        completions: with `prompt_id`.
+        by_prompt: the metadata of each prompt, by `prompt_id`.
+    """
+    found = [by_prompt.get(prompt) for prompt in completions["prompt_id"].to_pylist()]
+    return with_columns(completions, {"metadata": pa.array(found, pa.string())})
+
+
+def columns_in(tables: Iterable[pa.Table]) -> set[str]:
+    """Return the columns that functions see in the rows, by the names in their `metadata` too."""
+    found = {"completion_tokens"}
+    for table in tables:
+        found |= set(table.column_names)
+        if "metadata" in table.column_names:
+            rows = [{"metadata": value} for value in pc.unique(table["metadata"]).to_pylist()]
+            found |= {name for row in rows for name in whole_row(row)}
+    return found
+
+
+def columns_for_functions(completions: pa.Table) -> pa.Table:
+    """Return the columns that functions see: of a rollout, the same ones as `score` reads."""
+    if not set(ROLLOUT.names) <= set(completions.column_names):
+        return completions
+    return completions.drop_columns(sorted(set(ROLLOUT.names) - set(ROLLOUT_COLUMNS)))
+
+
+def rows_for_rules(completions: pa.Table, *, lists: bool = False) -> pa.Table:
     """Return what rules see of the rows: columns of text and numbers, and `completion_tokens`.
 
-    Lists are left out, since unpacking token ids and logprobs takes longer than judging; only the
-    number of ids is kept.
+    Unless functions are to see them, columns of other types are left out, since unpacking token ids
+    and logprobs takes longer than judging; only the number of ids is kept.
     """
-    plain = [field.name for field in completions.schema if _is_plain(field.type)]
-    rows = completions.select(plain)
+    chosen = [field.name for field in completions.schema if lists or _is_plain(field.type)]
+    rows = completions.select(chosen)
     if "completion_ids" in completions.column_names and _is_list(completions["completion_ids"]):
         tokens = pc.list_value_length(completions["completion_ids"])
-        rows = rows.drop_columns([n for n in plain if n == "completion_tokens"])
+        rows = rows.drop_columns([n for n in chosen if n == "completion_tokens"])
         rows = rows.append_column("completion_tokens", tokens)
     return rows
+
+
+def _unpacked(rows: pa.Table) -> list[dict[str, Any]]:
+    """Return rows as dicts of values that Python has for every type of column."""
+    names = rows.column_names
+    columns = (python_values(rows[name]) for name in names)
+    return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
 
 
 def _is_plain(kind: pa.DataType) -> bool:

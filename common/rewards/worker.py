@@ -3,7 +3,7 @@
 It speaks JSON lines. The first line that it reads names the rule; it answers when the rule is open.
 Then it judges one request after the other, on its main thread, until it is closed or killed:
 
-    {"rule": "MATH", "rewards": {…}}    →  {} or {"error": …}
+    {"rule": "MATH", "rewards": {…}, "beside": [folders]}  →  {"needs": [columns]} or {"error": …}
     {"text": …, "row": {…}}             →  [reward, verdict, extracted, reason] or {"error": …}
     {"gold": …}                         →  {} or {"error": …}
 """
@@ -17,11 +17,13 @@ import resource
 import signal
 import sys
 from dataclasses import astuple
+from pathlib import Path
 from typing import Any, TextIO
 
+from common import functions
 from common.config import RewardsConfig
 from common.errors import UserError
-from common.rewards.registry import get_rule, open_rule, read_golds
+from common.rewards.registry import columns_of, get_rule, open_rule, read_golds
 from common.rewards.rule import GoldError, Judge, Verifier
 
 PR_SET_PDEATHSIG = 1
@@ -37,13 +39,16 @@ def main() -> None:
     if opening is None:
         return
     name, rewards = opening["rule"], RewardsConfig.model_validate(opening["rewards"])
+    for folder in opening["beside"]:
+        functions.look_beside(Path(folder))
     try:
         _limit_memory(name, rewards)
         judge = open_rule(name, rewards)
+        needs = columns_of(name, rewards)
     except UserError as error:
         _send(answers, {"error": str(error)})
         return
-    _send(answers, {})
+    _send(answers, {"needs": needs})
     for line in requests:
         _send(answers, _answer(json.loads(line), name, rewards, judge))
 

@@ -30,6 +30,7 @@ from common.rewards.scorer import (
     refuse_failures,
     usage_lines,
     with_columns,
+    with_metadata,
 )
 from common.rollout.groups import Groups
 from common.rollout.prompts import RenderedPrompt
@@ -57,6 +58,7 @@ class GroupJudge:
         self._rewards = rewards.with_limit(rollout.max_completion_tokens)
         self._types = sorted(set(verify_types))
         self._scorer = Scorer(self._rewards)
+        self._metadata: dict[str, str] = {}
         self.reasons: list[str] = []
         """Why rules failed, one entry per failure."""
 
@@ -80,6 +82,7 @@ class GroupJudge:
             MissingToolError: a program or package is not installed.
         """
         self._scorer.open(self._types)
+        self._metadata |= {p.row["prompt_id"]: p.row["metadata"] for p in prompts}
         faults = Faults()
         golds = [(prompt.row["verify_type"], prompt.row["answer"]) for prompt in prompts]
         wrong = self._scorer.unreadable_golds(golds)
@@ -104,7 +107,8 @@ class GroupJudge:
         """
         with bar("judge", completions.num_rows) as shown:
             aux_rewards = list(self._rewards.aux_weights())
-            judged, reasons = judge_table(completions, self._scorer, aux_rewards, shown.advance)
+            rows = with_metadata(completions, self._metadata)
+            judged, reasons = judge_table(rows, self._scorer, aux_rewards, shown.advance)
         self.reasons += reasons
         return group_outcomes(
             completions["group_id"].to_pylist(),

@@ -93,6 +93,8 @@ class Frozen:
         if self.run.judge.is_dir():  # what JUDGE was told of the rollout need not be paid again
             shutil.copytree(self.run.judge, making.judge)
         write_atomically(making.recipe, recipe_text.encode())
+        if self.run.recipe_folder.is_file():
+            write_atomically(making.recipe_folder, self.run.recipe_folder.read_bytes())
         write_atomically(making.child_of, json.dumps(self._mark()).encode() + b"\n")
         making.root.rename(child.root)
         sync_directory(child.root.parent)

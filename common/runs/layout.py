@@ -127,6 +127,11 @@ class Run:
         return self.root / "recipe.toml"
 
     @property
+    def recipe_folder(self) -> Path:
+        """Return the file that says in which folder the recipe lay that was put in force."""
+        return self.root / "recipe_folder.txt"
+
+    @property
     def metrics(self) -> Path:
         return self.root / "metrics.jsonl"
 

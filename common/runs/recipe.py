@@ -10,6 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 from common.config import Recipe, Source
 from common.config.recipe_file import override_text, parse_recipe, read_recipe_text
 from common.errors import UserError
+from common.functions import look_beside
 from common.runs.layout import DEFAULT_RECIPE, Output, Run
 from common.runs.manifest import has_manifest, read_manifest, write_atomically
 from common.runs.stages import BY_NAME, STAGES
@@ -35,10 +36,21 @@ def recipe_in_force(
         text = override_text(text, overrides)
     parsed = parse_recipe(text, origin=f"{source} with --set" if overrides else str(source))
     _same_model_and_data(run, parsed, source)
+    if write and recipe and recipe.resolve() != run.recipe.resolve():
+        run.root.mkdir(parents=True, exist_ok=True)
+        write_atomically(run.recipe_folder, f"{recipe.resolve().parent}\n".encode())
     if write and not (run.recipe.is_file() and run.recipe.read_text(encoding="utf-8") == text):
         run.root.mkdir(parents=True, exist_ok=True)
         write_atomically(run.recipe, text.encode())
     return parsed
+
+
+def look_beside_recipe(run: Run, recipe: Path | None = None) -> None:
+    """Let the user's functions be found beside a recipe, else where the run's own came from."""
+    if recipe and recipe.resolve() != run.recipe.resolve():
+        look_beside(recipe.parent)
+    elif run.recipe_folder.is_file():
+        look_beside(Path(run.recipe_folder.read_text(encoding="utf-8").rstrip("\n")))
 
 
 def differences(recorded: Any, now: Any, key: str = "") -> list[tuple[str, Any, Any]]:

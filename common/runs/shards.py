@@ -25,6 +25,7 @@ from common.runs.manifest import (
     FileRecord,
     Manifest,
     check_sha256,
+    has_manifest,
     publish,
     read_manifest,
     recorded_now,
@@ -296,6 +297,14 @@ def _read_verified(output: Output, record: FileRecord, folder: Path) -> pa.Table
         raise UserError(f"{path} is missing; make it again: {output.command}") from None
     check_sha256(output, record, sha256_of_bytes(data))
     return pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
+
+
+def prompts_metadata(run: Run) -> dict[str, str]:
+    """Return the column `metadata` of a run's prompts by `prompt_id`; empty without prompts."""
+    if not has_manifest(run.prompts):
+        return {}
+    rows = read_output(run.prompts, ["prompt_id", "metadata"])
+    return dict(zip(rows["prompt_id"].to_pylist(), rows["metadata"].to_pylist(), strict=True))
 
 
 def read_split(run: Run, split: str) -> pa.Table:

@@ -8,11 +8,11 @@ an interval.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from typing import Any
 
 from common.errors import UserError
+from common.tasks.columns import plain
 from common.tasks.records import as_text
 
 STRUCTURED = ("CODE", "REASONING_GYM", "JSON_SCHEMA", "IFEVAL", "SQL")
@@ -68,19 +68,6 @@ def split_golds(answer: str, verify_type: str) -> list[str]:
     golds = content.get(_ANY_OF) if isinstance(content, dict) and len(content) == 1 else None
     well_formed = isinstance(golds, list) and all(isinstance(gold, str) for gold in golds)
     return golds if golds and well_formed else [answer]
-
-
-def plain(value: Any) -> Any:
-    """Return `value` as JSON can say it; bytes and numbers that are not finite become null."""
-    if isinstance(value, dict):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(v) for v in value]
-    if value is None or isinstance(value, (str, bool, int)):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return None if isinstance(value, (bytes, bytearray)) else str(value)
 
 
 def _one(value: Any) -> str:

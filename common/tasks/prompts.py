@@ -16,7 +16,8 @@ import pyarrow as pa
 from common.config import DatasetSource
 from common.errors import UserError
 from common.runs.schemas import PROMPTS
-from common.tasks.golds import OWN_COLUMNS, STRUCTURED, gold_text, join_golds, plain, split_golds
+from common.tasks.columns import in_one_type, plain
+from common.tasks.golds import OWN_COLUMNS, STRUCTURED, gold_text, join_golds, split_golds
 from common.tasks.records import (
     Faults,
     Record,
@@ -28,6 +29,12 @@ from common.tasks.records import (
 )
 
 Messages = list[dict[str, str]]
+
+TRL_PROMPT = "prompt"
+"""What data sets for TRL call the question, a text or a conversation; taken where no column is
+named as ours."""
+
+_IN_PROMPTS = ("question", "answer", "verify_type", "prompt_id")
 
 ROLES = ("system", "user", "assistant")
 
@@ -83,6 +90,8 @@ def read_prompts(
     rows are read. Golds that can be read but look mistaken are told in the notices of `faults`.
     """
     records = with_nested(records, source.columns.model_dump().values())
+    mapped = source.columns.model_dump(exclude={"metadata"}).values()
+    records = in_one_type(records, without=mapped)
     columns = {name for record in records for name in record.values}
     inside = {
         f"{name}.{key}"
@@ -169,6 +178,8 @@ class _Reader:
             for name, column in source.columns.model_dump().items()
             if column in self._columns
         }
+        if not {"question", "messages"} & set(self._mapped) and TRL_PROMPT in self._columns:
+            self._mapped["question"] = TRL_PROMPT
         self._pattern = _answer_pattern(task, source)
         own = OWN_COLUMNS.get(source.verify_type or "", ())
         self._gold_columns = own if "answer" not in self._mapped and self._columns >= {*own} else ()
@@ -246,12 +257,13 @@ class _Reader:
         return f"{fault} {key}"
 
     def _messages(self, record: Record) -> Messages:
-        given = self._value(record, "messages")
+        given, column = self._value(record, "messages"), self._mapped.get("messages", "")
+        if given is None and "question" not in self._mapped:
+            raise UserError(f"no value in column {column!r}")
         if given is None:
-            if "question" not in self._mapped:
-                raise UserError(f"no value in column {self._mapped['messages']!r}")
-            return [{"role": "user", "content": self._text(record, "question")}]
-        column = self._mapped["messages"]
+            given, column = self._value(record, "question"), self._mapped["question"]
+            if not isinstance(given, list):
+                return [{"role": "user", "content": self._text(record, "question")}]
         well_formed = isinstance(given, list) and all(
             isinstance(m, dict)
             and m.get("role") in ROLES
@@ -299,9 +311,13 @@ class _Reader:
         return _writable(str(value), "prompt_id")
 
     def _metadata(self, record: Record) -> dict[str, Any]:
-        """Return the row's other columns, together with the items of its metadata column."""
-        used = {*self._mapped.values(), *self._gold_columns}
-        others = {name: value for name, value in record.values.items() if name not in used}
+        """Return the row's columns by name, together with the items of its metadata column.
+
+        Left out are those that `prompts/` has under the same name.
+        """
+        kept = {name for name, column in self._mapped.items() if name == column} & set(_IN_PROMPTS)
+        names = sorted(self._columns - kept - {*self._gold_columns})
+        others = {name: record.values.get(name) for name in names}
         given = self._value(record, "metadata")
         if isinstance(given, str):
             try:
@@ -310,8 +326,8 @@ class _Reader:
                 given = {"metadata": given}
         if given is not None and not isinstance(given, dict):
             given = {"metadata": given}
-        metadata: dict[str, Any] = plain(others | (given or {}))
-        return metadata
+        found: dict[str, Any] = plain((given or {}) | others)
+        return found
 
 
 def _answer_key(source: DatasetSource) -> str:

@@ -183,7 +183,7 @@ def test_pieces_of_recipes_are_valid() -> None:
 
 
 def test_the_example_of_a_reward_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (code,) = re.findall(r"```python\n(def .*?)```", README, re.S)
+    code, _ = re.findall(r"```python\n(def .*?)```", README, re.S)
     (tmp_path / "mine.py").write_text(code)
     monkeypatch.chdir(tmp_path)
     brief = FunctionReward(function="mine:brief", weight=1)
@@ -191,6 +191,26 @@ def test_the_example_of_a_reward_is_one(tmp_path: Path, monkeypatch: pytest.Monk
     with Scorer(RewardsConfig(functions={"brief": brief})) as scorer:
         judged = scorer.judge([("x", row), ("x" * 500, row)])
     assert [one.aux_rewards["brief"] for one in judged] == [1, 0]
+
+
+def test_the_example_of_trls_signature_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both functions of the recipe, by the recipe as printed."""
+    pytest.importorskip("trl.rewards")
+    _, code = re.findall(r"```python\n(def .*?)```", README, re.S)
+    (recipe,) = (t for t in re.findall(r"```toml\n(.*?)```", README, re.S) if "trl.rewards" in t)
+    (tmp_path / "mine.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    base = '[model]\npath = "x"\n[data.other]\nkind = "generator"\ngenerator = "counting"\n'
+    rewards = parse_recipe(base + recipe, origin="README").rewards
+    row = {"answer": "1", "verify_type": "EXACT", "question": "?", "solution": "42"}
+    with Scorer(rewards) as scorer:
+        judged = scorer.judge([("<think>a</think> 42", row), ("41", row)])
+    assert [one.aux_rewards for one in judged] == [
+        {"solved": 1, "thinks": 1},
+        {"solved": 0, "thinks": 0},
+    ]
 
 
 def test_links_and_files_exist() -> None:

@@ -41,7 +41,9 @@ def write_recipe(folder: Path, policy: Path, data: Path) -> Path:
 def written(runs: Path) -> list[str]:
     """Return the files of all runs, except recipes."""
     return sorted(
-        str(p.relative_to(runs)) for p in runs.rglob("*") if p.is_file() and p.suffix != ".toml"
+        str(p.relative_to(runs))
+        for p in runs.rglob("*")
+        if p.is_file() and not p.name.startswith("recipe")
     )
 
 

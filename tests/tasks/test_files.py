@@ -4,6 +4,7 @@ import json
 import random
 from pathlib import Path
 
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -70,7 +71,10 @@ def test_columns_by_other_names_and_an_answer_in_a_solution(tmp_path: Path) -> N
         verify_type="LAST_NUMBER",
     ).train
     assert pairs(prompts) == [("Twice 9?", "18"), ("Price?", "1,000")]
-    assert [prompt.metadata for prompt in prompts] == [{"level": 3}, {"level": None}]
+    assert [prompt.metadata for prompt in prompts] == [
+        {"problem": "Twice 9?", "solution": "2 * 9 = 18\n#### 18", "level": 3},
+        {"problem": "Price?", "solution": "So $1,000 #### 1,000", "level": None},
+    ]
 
 
 def test_messages_ids_and_metadata(tmp_path: Path) -> None:
@@ -92,7 +96,12 @@ def test_messages_ids_and_metadata(tmp_path: Path) -> None:
     assert prompt.messages == messages
     assert prompt.question == "And 2 + 2?"
     assert (prompt.answer, prompt.prompt_id) == ("4", "17")
-    assert prompt.metadata == {"page": 3, "source": "book"}
+    assert prompt.metadata == {
+        "page": 3,
+        "source": "book",
+        "messages": messages,
+        "metadata": row["metadata"],
+    }
 
 
 def test_numbers_and_binary_columns_of_parquet(tmp_path: Path) -> None:
@@ -198,3 +207,30 @@ def test_generators_are_sources_too() -> None:
     assert to_table(again.train).equals(to_table(prompts.train))
     for prompt in prompts.train + prompts.eval:
         check_gold(prompt.verify_type, prompt.answer)
+
+
+CONVERSATION = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2 + 2?"}]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+@pytest.mark.parametrize("columns", [{}, {"question": "prompt"}, {"messages": "prompt"}])
+def test_a_prompt_is_found_by_itself(kind: str, columns: dict[str, str], tmp_path: Path) -> None:
+    """As data sets for TRL have it: a conversation, which functions find under its own name too."""
+    row = {"prompt": CONVERSATION, "answer": "4", "verify_type": "LAST_NUMBER"}
+    path = tmp_path / f"rows.{kind}"
+    if kind == "jsonl":
+        write_lines(path, [row])
+    else:
+        pl.DataFrame([row]).write_parquet(path)
+    (prompt,) = read(path, columns=ColumnMap(**columns)).train
+    assert prompt.messages == prompt.metadata["prompt"] == CONVERSATION
+    assert prompt.question == "2 + 2?"
+
+
+def test_a_prompt_of_text_is_found_but_never_instead_of_a_question(tmp_path: Path) -> None:
+    row = {"prompt": "3 + 3?", "answer": "6", "verify_type": "LAST_NUMBER"}
+    (prompt,) = read(write_lines(tmp_path / "a.jsonl", [row])).train
+    assert prompt.question == "3 + 3?"
+    (prompt,) = read(write_lines(tmp_path / "b.jsonl", [row | {"question": "2 + 4?"}])).train
+    assert prompt.question == "2 + 4?"
+    assert prompt.metadata["prompt"] == "3 + 3?"
