@@ -11,20 +11,21 @@ from typing import Any
 
 import polars as pl
 
-from common.reporting.terminal import bytes_text, print_table
+from common.reporting.terminal import ALL_COLUMNS, Shown, bytes_text, print_table
 from common.runs.manifest import write_atomically
 from workflows.bench.measure import Bench, Measurement
 from workflows.bench.scale import Law
 
 PACKAGES = ("torch", "transformers")
+WHOLE = Shown(columns=(ALL_COLUMNS,))
 
 
 def show(bench: Bench, measurements: Sequence[Measurement], laws: Sequence[Law]) -> None:
-    """Print the ratios, the floors, and the laws."""
+    """Print the ratios, the floors, and the laws, with all columns however narrow the terminal."""
     if measurements:
         records = [m.record(bench.machine) for m in measurements]
         title = "ratios: the other's time (or bytes) over ours, medians of rounds in this run"
-        print_table(pl.DataFrame([ratio_row(r) for r in records]), title=title)
+        print_table(pl.DataFrame([ratio_row(r) for r in records]), title=title, shown=WHOLE)
         floors = [floor_row(r) for r in records if r["floor_seconds"]]
         speeds = (
             f"floor: what operations and bytes need at this machine's measured "
@@ -33,10 +34,11 @@ def show(bench: Bench, measurements: Sequence[Measurement], laws: Sequence[Law])
             f"{bench.machine.copy_bytes / 1e9:.1f} GB/s"
         )
         if floors:
-            print_table(pl.DataFrame(floors).unique(maintain_order=True), title=speeds)
+            frame = pl.DataFrame(floors).unique(maintain_order=True)
+            print_table(frame, title=speeds, shown=WHOLE)
     if laws:
         rows = [{k: v for k, v in asdict(law).items() if k != "points"} for law in laws]
-        print_table(pl.DataFrame(rows), title="how time grows: seconds = a + b n")
+        print_table(pl.DataFrame(rows), title="how time grows: seconds = a + b n", shown=WHOLE)
 
 
 def ratio_row(record: dict[str, Any]) -> dict[str, Any]:
