@@ -36,7 +36,10 @@ class FunctionReward(RewardWeight):
     """Time limit per completion; beyond it the reward is 0 and the verdict `timeout`."""
 
 
-class MathLimits(Section):
+class MathRule(Section):
+    judge: Literal["strict", "math-verify"] = "strict"
+    """Who judges: this project's own reading of mathematics, or math-verify (Hugging Face) with its
+    defaults, as in many papers; see common/rewards/README.md."""
     seconds: Seconds = 3.0
     """Time limit per completion; beyond it the answer is wrong, with the verdict `timeout`."""
 
@@ -128,7 +131,7 @@ class RewardsConfig(Section):
     """Minus the share of n-grams that occurred before in the completion: from 0 down to -1."""
     functions: dict[str, FunctionReward] = Field(default_factory=dict)
     """Your own rewards by name, such as `[rewards.functions.politeness]`."""
-    math: MathLimits = MathLimits()
+    math: MathRule = MathRule()
     """Settings of the verify type MATH."""
     code: CodeLimits = CodeLimits()
     """Settings of the verify type CODE."""

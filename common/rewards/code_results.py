@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,57 @@ from common.rewards.sandbox.child import encode
 MAX_UNORDERED = 512
 """How many members of a set, or keys of a dict, may be compared pairwise, once those that are equal
 as text are matched."""
+
+
+FUNCTIONS: dict[str, Callable[..., Any]] = {
+    function.__name__: function
+    for function in (
+        *(sorted, len, round, sum, min, max, abs, any, all),
+        *(set, frozenset, list, tuple, dict, str, int, float, bool),
+    )
+}
+"""Functions of Python that a result may go through in a test. They are applied outside of the
+sandbox, to a copy that is made of built-in types alone."""
+
+
+@dataclass(frozen=True)
+class Applied:
+    """A function of `FUNCTIONS` with the arguments that follow the result."""
+
+    function: str
+    arguments: tuple[Any, ...] = ()
+    keywords: tuple[tuple[str, Any], ...] = ()
+
+    def __call__(self, value: Any) -> Any:
+        """Return the function's result; it raises what the function raises."""
+        return FUNCTIONS[self.function](value, *self.arguments, **dict(self.keywords))
+
+
+def _decoded(result: Any) -> Any:
+    """Return an encoded result as a value of built-in types.
+
+    Raises:
+        ValueError, TypeError, LookupError: it is none.
+    """
+    if result is None or isinstance(result, bool):
+        return result
+    kind, *content = result
+    match kind:
+        case "int":
+            return int(content[0], 16)
+        case "float":
+            return float.fromhex(content[0])
+        case "str":
+            return bytes.fromhex(content[0]).decode(*_UTF8)
+        case "bytes":
+            return bytes.fromhex(content[0])
+        case "complex":
+            return complex(*map(float.fromhex, content[0].split(" ")))
+        case "list" | "tuple" | "set" | "frozenset":
+            return FUNCTIONS[kind](map(_decoded, content))
+        case "dict":
+            return {_decoded(key): _decoded(value) for _, key, value in content}
+    raise ValueError(f"no result: {kind!r}")
 
 
 @dataclass(frozen=True)
@@ -35,14 +87,23 @@ class Comparison:
     """Whether the expected value comes from JSON. Then an expected list accepts a tuple, since JSON
     has one kind of sequence, and an expected int accepts no float, since it has two kinds of
     number."""
-    as_set: bool = False
-    """Whether the resulting sequence is made a set first."""
+    through: tuple[Applied, ...] = ()
+    """Functions that the result goes through first, such as `sorted`."""
+    differs: bool = False
+    """Whether the result must differ from the expected value, as Python's `!=` says."""
 
     def is_met(self, expected: Any, line: bytes) -> bool:
         """Return whether an encoded result is `expected`; False for any line that is no result."""
         try:
             result = json.loads(line)
-            return self._same(expected, self._set_of(result) if self.as_set else result)
+            if self.through or self.differs:
+                value = _decoded(result)
+                for applied in self.through:
+                    value = applied(value)
+                if self.differs:
+                    return bool(value != expected)
+                result = json.loads(encode(value))
+            return self._same(expected, result)
         except (ValueError, TypeError, LookupError, AttributeError, RecursionError, OverflowError):
             return False
 
@@ -127,13 +188,6 @@ class Comparison:
                 del found[index]
                 return True
         return False
-
-    def _set_of(self, result: Any) -> Any:
-        """Return an encoded sequence or set as an encoded set."""
-        kind, *members = result
-        if kind not in ("list", "tuple", "set", "frozenset"):
-            return result
-        return ["set", *{json.dumps(member): member for member in members}.values()]
 
 
 _UTF8 = ("utf-8", "surrogatepass")

@@ -15,9 +15,13 @@ literal on the other side and literals as arguments:
 
     assert f(1, 2) == 3          assert 3 == f(1, 2)          assert f(1) is None
     assert f(1)                  assert not f(1)              (True and False, nothing else)
-    assert set(f(1)) == {1, 2}   assert f(1) in (2, 3)
+    assert f(1) != 3             assert f(1) in (2, 3)        assert Solution().f(1) == 2
+    assert sorted(f(1)) == [1]   assert len(set(f(1))) == 1   assert round(f(1), 2) == 1.5
     assert abs(f(1) - 1.5) < 1e-6
-    assert math.isclose(f(1), 1.5, rel_tol=1e-6)
+    assert math.isclose(f(1), 1.5, rel_tol=1e-6)              (also numpy's, and pytest.approx)
+
+Arithmetic of literals (`10**9 + 7`) counts as a literal. Names may be given literals before:
+`x = [3, 1]`, `s = Solution()`.
 
 HumanEval's `def check(candidate): …` may stand around them, with `check(name)` after it. A test
 that needs more than literals would have to run beside the program, which could then read the
@@ -27,13 +31,15 @@ expected value.
 from __future__ import annotations
 
 import ast
+import copy
 import json
 import math
-from collections.abc import Iterator, Mapping
+import operator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from common.rewards.code_results import Comparison
+from common.rewards.code_results import FUNCTIONS, Applied, Comparison
 from common.rewards.rule import GoldError
 from common.rewards.sandbox.child import TOO_MUCH, encode
 
@@ -42,6 +48,14 @@ MAX_STDIN = 4 << 20
 MAX_RESULTS = 1 << 19
 """Most characters of one test's output, or of all results of calls, encoded: half of what is
 read."""
+
+
+MAX_LITERAL = 100_000
+"""Most bits of a number, and members of a sequence, that arithmetic in a test may make."""
+MAX_PLACES = 300
+"""Most places that a result may be rounded to."""
+MAX_NODES = 10_000
+"""Most pieces of an assert once names are replaced by what they were given."""
 
 
 @dataclass(frozen=True)
@@ -212,6 +226,17 @@ _CONSTANTS = {"inf": math.inf, "nan": math.nan, "pi": math.pi, "e": math.e}
 _MAKERS: dict[str, type] = {
     kind.__name__: kind for kind in (set, frozenset, list, tuple, dict, bytes)
 }
+_NUMBERS = (int, float, complex)
+_OPERATIONS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+    ast.Pow: operator.pow,
+    ast.LShift: operator.lshift,
+}
 _FLOATS = ("inf", "+inf", "-inf", "infinity", "-infinity", "nan")
 
 
@@ -247,15 +272,18 @@ def _checked(node: ast.stmt) -> str | None:
 
 def _read_all(body: list[ast.stmt], names: dict[str, str]) -> Iterator[CallTest]:
     """Yield a test for each assert of `body`; skip imports, docstrings and the like."""
+    named = _Named()
     for node in body:
         match node:
             case ast.Import() | ast.ImportFrom() | ast.Pass() | ast.Expr(ast.Constant()):
                 pass
             case ast.Assign([ast.Name("METADATA")]) | ast.Assert(ast.Constant(True)):
                 pass
+            case ast.Assign([target], value) if named.took(target, value):
+                pass
             case ast.Assert(claim):
                 try:
-                    test = _read_claim(claim)
+                    test = _read_claim(named.replaced(claim))
                 except (_UnreadableError, RecursionError, TypeError, ValueError, OverflowError):
                     raise GoldError(
                         f"asserts what cannot be read as a call and its result: {_shown(node)}"
@@ -263,6 +291,52 @@ def _read_all(body: list[ast.stmt], names: dict[str, str]) -> Iterator[CallTest]
                 yield replace(test, function=names.get(test.function, test.function))
             case _:
                 raise GoldError(f"has a statement that is no assert: {_shown(node)}")
+
+
+class _Named(ast.NodeTransformer):
+    """Names that were given literals, functions or `Solution()`, and puts these in their place."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, ast.expr] = {}
+
+    def took(self, target: ast.expr, value: ast.expr) -> bool:
+        """Remember what a name is given; return whether it is something that can be remembered."""
+        match target, value:
+            case ast.Name(name), _:
+                try:
+                    value = self.replaced(value)
+                except _UnreadableError:
+                    return False
+                if _is_literal(value) or isinstance(value, ast.Name) or _is_solution(value):
+                    self.values[name] = value
+                    return True
+            case ast.Tuple(targets), ast.Tuple(values) if len(targets) == len(values):
+                return all(map(self.took, targets, values))
+        return False
+
+    def replaced(self, node: ast.expr) -> ast.expr:
+        """Return a copy of the expression without such names.
+
+        Raises:
+            _UnreadableError: it becomes too large.
+        """
+        if self.values:
+            node = self.visit(copy.deepcopy(node))
+            if sum(1 for _ in ast.walk(node)) > MAX_NODES:
+                raise _UnreadableError
+        return node
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        """Return what the name was given."""
+        return self.values.get(node.id, node)
+
+
+def _is_solution(node: ast.expr) -> bool:
+    """Return whether it is `Solution()`, the class around a function as LeetCode has it."""
+    match node:
+        case ast.Call(ast.Name("Solution"), [], []):
+            return True
+    return False
 
 
 def _shown(node: ast.AST) -> str:
@@ -288,14 +362,18 @@ def _read_claim(claim: ast.expr) -> CallTest:
             most = math.nextafter(most, -math.inf) if isinstance(relation, ast.Lt) else most
             return _test(call, _number(value), Comparison(relative=0.0, tolerance=_positive(most)))
         case ast.Call(
-            ast.Name("isclose") | ast.Attribute(ast.Name("math"), "isclose"),
+            ast.Name("isclose") | ast.Attribute(ast.Name(), "isclose" | "allclose") as function,
             [call, value],
             settings,
         ):
-            return _test(call, float(_number(value)), _closeness(settings))
+            call, value = (value, call) if _is_literal(call) else (call, value)
+            return _test(call, _floats(_literal(value)), _closeness(function, settings))
         case ast.Compare(left, [ast.Eq()], [right]):
             # An assert has one call, and it may stand on either side.
             return _equality(right, left) if _is_literal(left) else _equality(left, right)
+        case ast.Compare(left, [ast.NotEq()], [right]):
+            call, value = (right, left) if _is_literal(left) else (left, right)
+            return _test(call, _literal(value), Comparison(differs=True))
         case ast.Compare(call, [ast.Is()], [ast.Constant(None | True | False) as value]):
             return _test(call, value.value)
         case ast.Compare(call, [ast.In()], [ast.List() | ast.Tuple() | ast.Set() as several]):
@@ -305,20 +383,38 @@ def _read_claim(claim: ast.expr) -> CallTest:
 
 
 def _equality(call: ast.expr, value: ast.expr) -> CallTest:
-    """Read `f(…) == literal`, or `set(f(…)) == literal` for results whose order does not count."""
-    match call:
-        case ast.Call(ast.Name("set"), [ast.Call() as inner], []):
-            expected = _literal(value)
-            if not isinstance(expected, set | frozenset):
+    """Read `f(…) == literal` and `f(…) == pytest.approx(literal)`."""
+    match value:
+        case ast.Call(ast.Name("approx") | ast.Attribute(ast.Name(), "approx"), [near], settings):
+            named = _named(settings)
+            if not set(named) <= {"rel", "abs"}:
                 raise _UnreadableError
-            return _test(inner, expected, Comparison(as_set=True))
-        case _:
-            return _test(call, _literal(value))
+            relative, absolute = named.get("rel", 0.0 if "abs" in named else 1e-6), named.get("abs")
+            comparison = Comparison(
+                relative=_positive(float(relative)),
+                tolerance=_positive(float(1e-12 if absolute is None else absolute)),
+            )
+            return _test(call, _floats(_literal(near)), comparison)
+    return _test(call, _literal(value))
 
 
 def _test(call: ast.expr, expected: Any, comparison: Comparison = Comparison()) -> CallTest:
+    """Read a call of the program's function, also within functions that its result goes through."""
     match call:
-        case ast.Call(ast.Name(function), arguments, keywords):
+        case ast.Call(ast.Name(outer), [ast.Call() as inner, *more], keywords) if (
+            outer in FUNCTIONS and not _is_literal(inner)
+        ):
+            applied = Applied(outer, tuple(map(_literal, more)), tuple(_named(keywords).items()))
+            if outer == "round" and not all(
+                abs(digits) <= MAX_PLACES for digits in applied.arguments
+            ):
+                raise _UnreadableError
+            return _test(
+                inner, expected, replace(comparison, through=(applied, *comparison.through))
+            )
+        case ast.Call(ast.Name(function), arguments, keywords) | ast.Call(
+            ast.Attribute(ast.Call(ast.Name("Solution"), [], []), function), arguments, keywords
+        ):
             values = tuple(_literal(argument) for argument in arguments)
             return CallTest(function, values, (expected,), comparison, _named(keywords))
     raise _UnreadableError
@@ -330,12 +426,25 @@ def _named(keywords: list[ast.keyword]) -> dict[str, Any]:
     return {str(keyword.arg): _literal(keyword.value) for keyword in keywords}
 
 
-def _closeness(keywords: list[ast.keyword]) -> Comparison:
+def _closeness(function: ast.expr, keywords: list[ast.keyword]) -> Comparison:
+    """Return how near a result must be for `isclose` of math, or of numpy with its own defaults."""
     named = _named(keywords)
-    if not set(named) <= {"rel_tol", "abs_tol"}:
+    names, defaults = ("rel_tol", "abs_tol"), (1e-9, 0.0)
+    if isinstance(function, ast.Attribute) and ast.unparse(function.value) in ("np", "numpy"):
+        names, defaults = ("rtol", "atol"), (1e-5, 1e-8)
+    if not set(named) <= set(names):
         raise _UnreadableError
-    relative, absolute = float(named.get("rel_tol", 1e-9)), float(named.get("abs_tol", 0.0))
+    relative, absolute = (
+        float(named.get(name, default)) for name, default in zip(names, defaults, strict=True)
+    )
     return Comparison(relative=_positive(relative), tolerance=_positive(absolute))
+
+
+def _floats(value: Any) -> Any:
+    """Return a number as a float, and lists and tuples of numbers as such of floats."""
+    if isinstance(value, list | tuple):
+        return type(value)(map(_floats, value))
+    return float(value)
 
 
 def _positive(value: float) -> float:
@@ -375,9 +484,42 @@ def _literal(node: ast.expr) -> Any:
         case ast.UnaryOp(ast.USub() | ast.UAdd() as sign, operand):
             value = _number(operand)
             return -value if isinstance(sign, ast.USub) else +value
-        case ast.BinOp(left, ast.Add() | ast.Sub() as sign, ast.Constant(complex() as imaginary)):
-            return _number(left) + (imaginary if isinstance(sign, ast.Add) else -imaginary)
+        case ast.Call(ast.Name("range"), inside, []):
+            return _bounded(range(*[_literal(argument) for argument in inside]))
+        case ast.BinOp(left, operator, right):
+            return _arithmetic(_literal(left), operator, _literal(right))
     raise _UnreadableError
+
+
+def _arithmetic(left: Any, operation: ast.operator, right: Any) -> Any:
+    """Work out an operation on literals, unless its result would be large."""
+    work = _OPERATIONS.get(type(operation))
+    numbers = isinstance(left, _NUMBERS) and isinstance(right, _NUMBERS)
+    if work is None or not (numbers or isinstance(operation, ast.Add | ast.Mult)):
+        raise _UnreadableError
+    if isinstance(operation, ast.Pow | ast.LShift | ast.Mult):
+        sizes = [_size(left), _size(right)]
+        is_power = isinstance(operation, ast.Pow | ast.LShift)
+        size = max(sizes[0], 1) * abs(right) if is_power else sum(sizes)
+        if not numbers:
+            count, repeated = (left, right) if isinstance(left, int) else (right, left)
+            size = len(repeated) * count
+        if size > MAX_LITERAL:
+            raise _UnreadableError
+    try:
+        return _bounded(work(left, right))
+    except ZeroDivisionError:
+        raise _UnreadableError from None
+
+
+def _size(value: Any) -> int:
+    return value.bit_length() if isinstance(value, int) else 64
+
+
+def _bounded(value: Any) -> Any:
+    if hasattr(value, "__len__") and len(value) > MAX_LITERAL:
+        raise _UnreadableError
+    return value
 
 
 def _number(node: ast.expr) -> Any:

@@ -1,8 +1,7 @@
 r"""MATH: the answer is mathematically the gold, in LaTeX or in plain notation.
 
-The answer is looked for in the answer part: in the last complete `\boxed{…}`, else in the single
-`<answer>…</answer>`, else in the last `$…$`, `$$…$$`, `\[…\]` or `\(…\)`, else in what the text
-says last. `latex/` reads and compares it.
+`places.py` says where the answer stands, `neighbours.py` what stands beside it and belongs to it,
+and `latex/` reads and compares it.
 """
 
 from __future__ import annotations
@@ -13,21 +12,27 @@ from functools import lru_cache
 
 from common.config import RewardsConfig
 from common.errors import MissingToolError
-from common.rewards.answer_part import answer_part, last_box, several_answers, tagged_answer
-from common.rewards.latex.equality import Formula, read_formula, same, same_formula
+from common.rewards import math_verify_judge
+from common.rewards.answer_part import (
+    answer_part,
+    several_answers,
+    tag_place,
+    tagged_answer,
+)
+from common.rewards.latex.equality import Formula, read_formula, same, same_formula, same_notation
 from common.rewards.latex.reader import read
-from common.rewards.latex.shape import Shape
+from common.rewards.latex.shape import Shape, Text, Value
 from common.rewards.latex.tokens import UnreadableError
-from common.rewards.latex.vocabulary import WORDS_AFTER, WORDS_BEFORE
+from common.rewards.neighbours import Stated, stated, stated_later
+from common.rewards.places import Elements, announced_text, last_line
 from common.rewards.rule import NO_ANSWER, GoldError, Judge, Row, Verdict, graded
 
-_MARK = re.compile(r"\\[\[\]()]|\\.|\${1,2}", re.DOTALL)
-_SAYS = re.compile(r"answer(?:\s+is)?\s*:|answer\s+is|####", re.IGNORECASE)
-_WORD = re.compile(
-    r"(?<![\\A-Za-z{])(?!(?:and|or|sin|cos|tan|log|ln|exp|sqrt|pi)(?![A-Za-z]))"
-    r"(?:[A-Za-z]{2,}|a(?=\s+[$\\0-9]))"
+_WORDY = re.compile(r"[^0-9\\]*")
+_APPROXIMATE = re.compile(r"\A\s*\$?\s*(?:\\approx(?![A-Za-z])|≈)")
+_LETTER_UNIT = re.compile(
+    r"(.*[0-9})])(?:\s+((?:k|c|m|d)?[msghLlNJW](?:/(?:s|h|min|m))?)(?:\^\{?([-−]?[123])\}?|([²³]))?"
+    r"|\s*(m)([²³]))"
 )
-_MATHEMATICS = re.compile(r"[0-9\\]|[A-Za-z]\s*=|[½⅓⅔¼¾π√∞]")
 
 
 def require(rewards: RewardsConfig) -> None:
@@ -43,25 +48,36 @@ def require(rewards: RewardsConfig) -> None:
 
 
 def open_rule(rewards: RewardsConfig) -> Judge:
-    """Return the rule, once it has judged an example, which loads what it needs."""
-    judge(r"\boxed{(x+1)^2}", {"answer": "x^2+2x+1"})
-    return judge
+    """Return the recipe's judge, once it has judged an example, which loads what it needs."""
+    chosen = judge if rewards.math.judge == "strict" else math_verify_judge.judge
+    chosen(r"\boxed{(x+1)^2}", {"answer": "x^2+2x+1"})
+    return chosen
 
 
 def read_gold(answer: str) -> Shape | Formula:
     r"""Return the gold as it was read, with or without dollars or `\boxed`; words alone are text.
 
+    Several boxes are a list if words or commas join them, as they are in an answer.
+
     Raises:
-        GoldError: it is empty, or not mathematics that this rule reads.
+        GoldError: it is empty, not mathematics that this rule reads, or has several boxes that
+            differ and are not joined.
     """
-    box = last_box(answer)
-    return _read_gold(answer if box is None else box)
+    return _read_gold(answer)
 
 
 @lru_cache(maxsize=4096)
-def _read_gold(gold: str) -> Shape | Formula:
+def _read_gold(answer: str) -> Shape | Formula:
+    elements = Elements(answer)
+    gold = _APPROXIMATE.sub("", answer)
+    if elements.boxes:
+        whole = stated(elements, elements.boxes[-1], boxed=True)
+        gold = whole.parts[-1] if _says_one(whole.parts) else whole.text
+        contents = {box.content(answer).strip() for box in elements.boxes}
+        if len(contents) > 1 and len(contents) > gold.count(",") + 1:
+            raise GoldError("has several boxes that differ; join them by commas or leave one")
     try:
-        shape = read(gold)
+        return read(gold)
     except UnreadableError as error:
         formula = read_formula(gold)
         if formula is None:
@@ -69,7 +85,15 @@ def _read_gold(gold: str) -> Shape | Formula:
         return formula
     except RecursionError:
         raise GoldError("is nested too deeply") from None
-    return shape
+
+
+def _says_one(parts: tuple[str, ...]) -> bool:
+    """Return whether answers that are joined are one, said in several ways: "1/5, or 20 %"."""
+    try:
+        first, *others = map(read, parts or ("",))
+        return bool(others) and all(same(first, other) for other in others)
+    except UnreadableError:
+        return False
 
 
 def judge(text: str, row: Row) -> Verdict:
@@ -80,87 +104,104 @@ def judge(text: str, row: Row) -> Verdict:
     """
     gold = read_gold(row["answer"])
     part = answer_part(text) or ""
-    box = last_box(part)
-    if box is None and (several := several_answers(part)) is not None:
-        return graded(False, several)
-    found = box if box is not None else find_answer(part)
-    if found is None or not found.strip():
+    answers = find_answers(part, is_wordy=_is_wordy(gold, row["answer"]))
+    if isinstance(answers, str):
+        return graded(False, answers)
+    if not answers or not answers[0].text.strip():
         return NO_ANSWER
-    found = found.strip()
+    found = answers[0].text
     try:
-        if isinstance(gold, Formula):
-            return graded(same_formula(gold, found), found)
-        return graded(same(gold, read(found)), found)
+        return graded(all(_is_said(gold, row["answer"], answer) for answer in answers), found)
     except UnreadableError:
         return graded(False, found)
     except (RecursionError, MemoryError) as error:
         return Verdict(0.0, "timeout", found, f"MATH: {type(error).__name__}")
 
 
-def find_answer(part: str) -> str | None:
-    """Return the answer's text outside of boxes, None if there is none; linear in the text."""
-    tagged = tagged_answer(part)
-    part = part if tagged is None else tagged
-    segment = last_segment(part)
-    return segment if segment is not None else _said_last(part.strip())
+def _is_wordy(gold: Shape | Formula, written: str) -> bool:
+    """Return whether the gold is words or letters, which stand in sentences like any others."""
+    return isinstance(gold, Text) or _WORDY.fullmatch(written) is not None
 
 
-def last_segment(text: str) -> str | None:
-    r"""Return the content of the last complete `$…$`, `$$…$$`, `\[…\]` or `\(…\)`, if there is one.
+def _is_said(gold: Shape | Formula, written: str, answer: Stated) -> bool:
+    """Return whether an answer is the gold, or says it in several ways: "1/2, or 50%".
 
-    As in Markdown, a dollar opens only before something other than space. It closes only after
-    something other than space, and not before a digit, so that "$5 and $6" are prices.
+    An approximation is the gold only if that is a decimal, which may be rounded itself.
     """
-    opened: tuple[str, int] | None = None
-    last: tuple[int, int] | None = None
-    for mark in _MARK.finditer(text):
-        sign, start, end = mark[0], mark.start(), mark.end()
-        if opened is not None and sign == opened[0] and _closes(text, start, end, sign):
-            if text[opened[1] : start].strip():
-                last = (opened[1], start)
-            opened = None
-        elif sign in ("$", "$$") and (opened is None or "$" in opened[0]):
-            if sign == "$$" or not text[end : end + 1].isspace():
-                opened = (sign, end)
-        elif sign in (r"\[", r"\("):
-            opened = (r"\]" if sign == r"\[" else r"\)", end)
-    return text[last[0] : last[1]] if last else None
-
-
-def _closes(text: str, start: int, end: int, sign: str) -> bool:
-    if sign != "$":
+    if answer.approximate and "." not in written:
+        return False
+    if isinstance(gold, Formula):
+        return same_formula(gold, answer.text)
+    if same_notation(answer.text, written):
         return True
-    return not text[start - 1].isspace() and not text[end : end + 1].isdigit()
+    try:
+        if _is_gold(gold, answer.text):
+            return True
+    except UnreadableError:
+        if not answer.parts:
+            raise
+    return bool(answer.parts) and all(_is_gold(gold, part) for part in answer.parts)
 
 
-def _said_last(text: str) -> str | None:
-    """Return the last stretch of mathematics after the last "answer is", or in the last line.
+def _is_gold(gold: Shape, answer: str) -> bool:
+    failed: UnreadableError | None = None
+    for way in _ways_to_read(gold, answer):
+        try:
+            if same(gold, read(way)):
+                return True
+        except UnreadableError as error:
+            failed = error
+    if failed is not None:
+        raise failed
+    return False
 
-    "14 or 15" is one stretch: "or" and "and" join, other words separate.
+
+def _ways_to_read(gold: Shape, answer: str) -> list[str]:
+    """Return the answer, and with a unit of one letter if the gold is a number: `5 m²`."""
+    ways = [answer]
+    if isinstance(gold, Value) and gold.exact is not None:
+        unit = _LETTER_UNIT.fullmatch(answer.strip())
+        if unit is not None:
+            power = unit[3] or {"²": "2", "³": "3"}.get(unit[4] or unit[6] or "", "")
+            ways.append(rf"{unit[1]}\text{{ {unit[2] or unit[5]}{'^' + power if power else ''}}}")
+    return ways
+
+
+def find_answers(part: str, *, is_wordy: bool = False) -> list[Stated] | str:
+    """Return the answer that decides, and those stated after it, which must agree with it.
+
+    The result is a text if it is two answers in two tags, and empty if there is no answer. Linear
+    in the text.
     """
-    phrases = list(_SAYS.finditer(text))
-    lines = (text[phrases[-1].end() :] if phrases else text).strip(" *:\n").splitlines()
-    if not lines:
-        return None
-    line = (lines[0] if phrases else lines[-1]).strip()
-    return _last_stretch(line)
+    elements = Elements(part)
+    if elements.boxes:
+        place = elements.boxes[-1]
+        return [stated(elements, place, boxed=True), *stated_later(elements, place.end)]
+    if (several := several_answers(part)) is not None:
+        return several
+    tagged = tagged_answer(part)
+    if tagged is not None:
+        found = _found(Elements(tagged), is_wordy=is_wordy)
+        tag = tag_place(part)
+        if not found or tag is None:
+            return []
+        whole = stated(elements, tag, boxed=False, content=found[0].text)
+        approximate = whole.approximate or found[0].approximate
+        return [Stated(whole.text, approximate), *found[1:], *stated_later(elements, tag.end)]
+    return _found(elements, is_wordy=is_wordy)
 
 
-def _last_stretch(line: str) -> str:
-    """Return the last stretch of mathematics, with a word beside it that changes its value.
-
-    The result is the whole line if it has none.
-    """
-    words = list(_WORD.finditer(line))
-    starts = [0, *(word.end() for word in words)]
-    ends = [*(word.start() for word in words), len(line)]
-    for i in reversed(range(len(starts))):
-        if not _MATHEMATICS.search(line, starts[i], ends[i]):
-            continue
-        stretch = line[starts[i] : ends[i]].strip(" *")
-        if i < len(words) and words[i][0].lower() in WORDS_AFTER and stretch[-1] not in ".,;:!?":
-            stretch += f" {words[i][0]}"
-        if i and words[i - 1][0].lower() in WORDS_BEFORE and stretch[0] not in ".,;:!?":
-            stretch = rf"\text{{{words[i - 1][0]}}} {stretch}"
-        return stretch
-    return line
+def _found(elements: Elements, *, is_wordy: bool) -> list[Stated]:
+    """Return the answer outside of boxes and tags, and those stated after it."""
+    text = elements.text
+    place = next(elements.announced(), None)
+    if is_wordy:
+        if place is None or text[place.start] not in "$\\":
+            words = announced_text(text)
+            last = elements.formulas[-1] if elements.formulas else last_line(text)
+            place = words or last
+    elif place is None:
+        place = elements.last() or announced_text(text) or last_line(text)
+    if place is None:
+        return []
+    return [stated(elements, place, boxed=False), *stated_later(elements, place.end)]

@@ -1,10 +1,12 @@
 """MULTIPLE_CHOICE: exactly one letter is chosen, and it is the gold.
 
 A choice is marked if it stands in a box, in `<answer>`, in parentheses, in bold or after "answer
-is" or "Answer:". Capital letters that stand alone in prose count only if nothing is marked. Two
-different letters, both marked or both unmarked, are no choice; the same letter twice is one. A
-letter that adds to a marked one or corrects it ("A + B", "A. Wait, B") counts as marked too;
-"cannot be A" and "all but A" choose nothing, and A' is another thing than A.
+is" or "Answer:". Options that are restated in their order before a box, a tag or "Answer:" are no
+choices. Capital letters that stand alone in prose count only if nothing is marked, and only where a
+choice may stand: "I pick B" chooses, "Plan B" names something else. Two different letters, both
+marked or both unmarked, are no choice; the same letter twice is one. A letter that adds to a marked
+one or corrects it ("A + B", "A. Wait, B") counts as marked too; "cannot be A" and "all but A"
+choose nothing, "B or not B" neither, and A' is another thing than A.
 """
 
 from __future__ import annotations
@@ -78,6 +80,75 @@ _CORRECTION = re.compile(
     rf"[(*]{{0,3}}(?-i:([B-HJ-Z]|A(?!\s(?!is\b|n?or\b|and\b)[a-z])|I(?!\s[a-z]))){_AFTER}",
     re.IGNORECASE,
 )
+_CONTRADICTION = re.compile(
+    rf"{_LETTER}[)*.,]{{0,3}}\s(?:or|and|but)\s(?:also\s)?not\s[(*]{{0,3}}\1{_AFTER}", re.IGNORECASE
+)
+# Words after which a letter in prose is a choice; after any other it is part of a name.
+_CHOOSING = frozenset(
+    [
+        "a",
+        "an",
+        "the",
+        "is",
+        "was",
+        "be",
+        "are",
+        "it",
+        "its",
+        "it's",
+        "option",
+        "options",
+        "choice",
+        "choices",
+        "letter",
+        "answer",
+        "answers",
+        "choose",
+        "chose",
+        "pick",
+        "picked",
+        "select",
+        "selected",
+        "guess",
+        "say",
+        "take",
+        "go",
+        "with",
+        "for",
+        "therefore",
+        "so",
+        "thus",
+        "hence",
+        "then",
+        "but",
+        "and",
+        "or",
+        "nor",
+        "either",
+        "just",
+        "only",
+        "probably",
+        "maybe",
+        "perhaps",
+        "to",
+        "of",
+        "that",
+        "response",
+        "alternative",
+        "correct",
+        "right",
+        "i'm",
+        "mean",
+        "actually",
+        "definitely",
+        "clearly",
+        "simply",
+        "must",
+        "case",
+        "statement",
+    ]
+)
+_WORD = re.compile(r"[A-Za-z][A-Za-z'’]*")
 _CAPITAL = re.compile(rf"{_BEFORE}([A-Z]){_AFTER}")
 
 
@@ -96,23 +167,53 @@ def read_gold(answer: str) -> str:
 def judge(text: str, row: Row) -> Verdict:
     """Compare the chosen letter with the gold; a text that chooses no letter has no answer."""
     gold = read_gold(row["answer"])
-    part = _WRONG.sub(" ", _NOT.sub(" ", answer_part(text) or ""))
-    letters = _marked(part) or _unmarked(part)
+    whole = answer_part(text) or ""
+    part = _WRONG.sub(" ", _NOT.sub(" ", whole))
+    letters = _marked(part)
+    if not letters and (letters := _unmarked(part)):
+        letters |= _denied(whole, letters)
     if not letters:
         return NO_ANSWER
+    letters |= {match[0] for match in _CONTRADICTION.finditer(whole)}
     return graded(letters == {gold}, ", ".join(sorted(letters)))
+
+
+def _denied(text: str, chosen: set[str]) -> set[str]:
+    """Return the words that deny a chosen letter, which differ from any letter."""
+    denied = {match[0].strip() for pattern in (_NOT, _WRONG) for match in pattern.finditer(text)}
+    return {words for words in denied if not chosen.isdisjoint(re.findall(_LETTER, words))}
 
 
 def _marked(text: str) -> set[str]:
     letters: set[str] = set()
-    for pattern in (_BOX, _TAG):
+    said_from = len(text)
+    for pattern in (_BOX, _TAG, _SAID):
         for match in pattern.finditer(text):
-            letters |= _content(match[1])
+            chosen = (
+                _said(text, match.start(1), match[2]) if pattern is _SAID else _content(match[1])
+            )
+            if chosen:
+                said_from = min(said_from, match.start())
+            letters |= chosen
     for pattern in (_PARENTHESES, _BOLD):
-        letters |= {match[1].upper() for match in pattern.finditer(text)}
-    for match in _SAID.finditer(text):
-        letters |= _said(text, match.start(1), match[2])
+        marks = list(pattern.finditer(text))
+        restated = _restated(text, marks, said_from) if letters else 0
+        letters |= {match[1].upper() for match in marks[restated:]}
     return letters
+
+
+def _restated(text: str, marks: list[re.Match[str]], said_from: int) -> int:
+    """Return how many of the marked letters restate the options: A 12, B 14, C 16."""
+    count = 0
+    for mark in marks:
+        if mark.start() >= said_from or mark[1].upper() != chr(ord("A") + count):
+            break
+        end = marks[count + 1].start() if count + 1 < len(marks) else said_from
+        option = text[mark.end() : end].strip(" \t\n.,:;*")
+        if not option or re.fullmatch(rf"{_AND}", option, re.IGNORECASE):
+            break
+        count += 1
+    return count if count > 1 else 0
 
 
 def _content(content: str) -> set[str]:
@@ -160,7 +261,19 @@ def _unmarked(text: str) -> set[str]:
     if alone := _ALONE.fullmatch(text):
         return {text.strip() if _PRIMED.match(text) else alone[1].upper()}
     return {
-        match[1]
+        _named(text, match)
         for match in _CAPITAL.finditer(text)
         if not (match[1] in _IS_WORD and _IS_WORD[match[1]].match(text, match.end()))
     }
+
+
+def _named(text: str, match: re.Match[str]) -> str:
+    """Return the letter, with the word before it if that makes it a name: `Plan B`."""
+    before = text[max(0, match.start() - 33) : match.start()]
+    if before[-1:] not in (" ", "\t", "-") or before[-2:-1] in (" ", "-"):
+        return match[1]
+    word = before[:-1].replace("-", " ").split()[-1:]
+    if not word or len(word[0]) == 1 or not _WORD.fullmatch(word[0]):
+        return match[1]
+    is_choice = word[0].lower().replace("’", "'") in _CHOOSING
+    return match[1] if is_choice else f"{word[0]} {match[1]}"

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.rewards.code_results import Comparison, same_output
+from common.rewards.code_results import Applied, Comparison, same_output
 from common.rewards.sandbox.child import encode
 
 
@@ -59,7 +59,16 @@ EQUAL: list[tuple[Any, Any, dict[str, Any]]] = [
     ({"a": 0.3}, {"a": 0.1 + 0.2}, {}),
     ({"a": 2}, Counter("aa"), {}),
     ({"a": 2}, OrderedDict(a=2), {}),
-    ({1, 2}, [2, 1, 1], {"as_set": True}),
+    ({1, 2}, [2, 1, 1], {"through": (Applied("set"),)}),
+    ({1, 2}, {1: 1, 2: 2}, {"through": (Applied("set"),)}),
+    ([1, 2], (2, 1), {"through": (Applied("sorted"),)}),
+    ([[1], [2]], [[2], [1]], {"through": (Applied("sorted"),)}),
+    (2, "ab", {"through": (Applied("len"),)}),
+    (1.23, 1.2345, {"through": (Applied("round", (2,)),)}),
+    (2, [3, 3, 1], {"through": (Applied("set"), Applied("len"))}),
+    (3, 4, {"differs": True}),
+    (3, None, {"differs": True}),
+    (3, [b"x", 1j, {1: (2.5, {3})}], {"differs": True}),
     (5, 5.4, {"tolerance": 0.5}),
     (1.5, 1.9, {"tolerance": 0.5}),
     ([1.5], [1.9], {"tolerance": 0.5}),
@@ -95,7 +104,14 @@ DIFFERENT: list[tuple[Any, Any, dict[str, Any]]] = [
     ({1: "a"}, {True: "a"}, {}),
     ({1: "a"}, {1: "b"}, {}),
     ({1: "a"}, {1: "a", 2: "b"}, {}),
-    ({1, 2}, {1: 1, 2: 2}, {"as_set": True}),
+    ([1, 2], [2, "1"], {"through": (Applied("sorted"),)}),
+    ([1, 2], [True, 2], {"through": (Applied("sorted"),)}),
+    ([1, 2], 12, {"through": (Applied("sorted"),)}),
+    (2, 2, {"through": (Applied("len"),)}),
+    (1.23, "1.23", {"through": (Applied("round", (2,)),)}),
+    (3, 3.0, {"differs": True}),
+    (1, True, {"differs": True}),
+    (3, object(), {"differs": True}),
     (7, Lie(3), {}),
     (7, 7.6, {"tolerance": 0.5}),
     (1, True, {"tolerance": 0.5}),

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from common.rewards.code import read_gold
-from common.rewards.code_results import Comparison
+from common.rewards.code_results import Applied, Comparison
 from common.rewards.code_tests import CallTest, StdioTest
 from common.rewards.rule import GoldError
 
@@ -42,7 +42,7 @@ GOLDS: list[tuple[str, list[Any]]] = [
     ("assert f(1) is None\nassert f(2) is True", [f(1, to=None), f(2, to=True)]),
     ("assert f(1)\nassert not f(2)", [f(1, to=True), f(2, to=False)]),
     ("assert f(x=1) == 2", [CallTest("f", (), (2,), Comparison(), {"x": 1})]),
-    ("assert set(f(1)) == set((4, 5))", [f(1, to={4, 5}, as_set=True)]),
+    ("assert set(f(1)) == set((4, 5))", [f(1, to={4, 5}, through=(Applied("set"),))]),
     ("assert f(1) in (2, 3)", [CallTest("f", (1,), (2, 3))]),
     ("assert abs(f(1) - 1.5) <= 1e-6", [f(1, to=1.5, relative=0.0, tolerance=1e-6)]),
     ("assert abs(f(1) - 2) < 1", [f(1, to=2, relative=0.0, tolerance=math.nextafter(1, 0))]),
@@ -50,6 +50,27 @@ GOLDS: list[tuple[str, list[Any]]] = [
         "import math\nassert math.isclose(f(1), 2, rel_tol=0.1)",
         [f(1, to=2.0, relative=0.1, tolerance=0.0)],
     ),
+    ("assert f(1) == 10**9 + 7", [f(1, to=10**9 + 7)]),
+    ("assert f([0] * 3, -(2**31)) == 'a' + 'b'", [f([0] * 3, -(2**31), to="ab")]),
+    ("assert f(list(range(3))) == 1 / 2", [f([0, 1, 2], to=0.5)]),
+    ("assert sorted(f(1)) == [1, 2]", [f(1, to=[1, 2], through=(Applied("sorted"),))]),
+    (
+        "assert sorted(f(1), reverse=True) == [2, 1]",
+        [f(1, to=[2, 1], through=(Applied("sorted", (), (("reverse", True),)),))],
+    ),
+    ("assert len(set(f(1))) == 2", [f(1, to=2, through=(Applied("set"), Applied("len")))]),
+    ("assert round(f(1), 2) == 1.23", [f(1, to=1.23, through=(Applied("round", (2,)),))]),
+    ("assert f(1) != 3\nassert 3 != f(2)", [f(n, to=3, differs=True) for n in (1, 2)]),
+    (
+        "from math import isclose\nassert isclose(1.5, f(1), abs_tol=0.5)",
+        [f(1, to=1.5, relative=1e-9, tolerance=0.5)],
+    ),
+    ("assert np.isclose(f(1), 2)", [f(1, to=2.0, relative=1e-5, tolerance=1e-8)]),
+    ("assert f(1) == pytest.approx(2)", [f(1, to=2.0, relative=1e-6, tolerance=1e-12)]),
+    ("assert f(1) == approx([2], abs=0.5)", [f(1, to=[2.0], relative=0.0, tolerance=0.5)]),
+    ("assert Solution().f(3) == 4", [f(3, to=4)]),
+    ("s = Solution()\nx, y = [3, 1], 2\nassert s.f(x, y) == 4", [f([3, 1], 2, to=4)]),
+    ("n = 3\nxs = [n, n + 1]\ng = f\nassert g(xs) == n", [f([3, 4], to=3)]),
     (
         "assert f(float('inf'), -1j, 1 - 2j, set(), b'x') == frozenset([1])",
         [f(math.inf, -1j, 1 - 2j, set(), b"x", to=frozenset([1]))],
@@ -105,7 +126,20 @@ FAULTY = [
     ("the answer is 5", "neither JSON nor Python"),
     ("def f(x): return x", "defines a function"),
     ("def check(candidate):\n    assert candidate(1) == 1", "check\\(name\\)"),
-    ("x = 1\nassert f(1) == 1", "no assert: x = 1"),
+    ("x = g(1)\nassert f(1) == 1", "no assert: x = g"),
+    ("x = 1\nx.y = 2\nassert f(1) == 1", "no assert: x.y = 2"),
+    ("for x in (1, 2):\n    assert f(x) == 1", "no assert: for"),
+    ("assert f(1) == 9**9**9", "read as a call and its result"),
+    ("assert f(1) == 1 << 10**9", "read as a call and its result"),
+    ("assert f(1) == [0] * 10**9", "read as a call and its result"),
+    ("assert f(1) == 'ab' * 10**6", "read as a call and its result"),
+    ("assert f(range(10**9)) == 1", "read as a call and its result"),
+    ("assert f(1) == 1 / 0", "read as a call and its result"),
+    ("assert f(1) == 'a%9999999999d' % 1", "read as a call and its result"),
+    ("assert eval(f(1)) == 1", "read as a call and its result"),
+    ("assert sorted(f(1), key=g) == [1]", "read as a call and its result"),
+    ("a = [1] * 99\n" + "a = [a, a]\n" * 40 + "assert f(a)", "no assert: a = "),
+    ("assert round(f(1), -(10**9)) == 0", "read as a call and its result"),
     ("assert f(x) == 1", "read as a call and its result"),
     ("assert f(1) == g(1)", "read as a call and its result"),
     ("assert f(f(1)) == 1", "read as a call and its result"),

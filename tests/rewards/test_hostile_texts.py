@@ -120,7 +120,7 @@ def test_100_kb_take_a_fraction_of_a_second(text: str) -> None:
 
 def test_ten_thousand_completions_take_about_a_second() -> None:
     steps = "\n".join(f"Step {i}: {i} * 17 = {i * 17}, so {i * 3.5} are left." for i in range(12))
-    text = f"<think>\n{steps}\n</think>\n<answer>1,234</answer> or \\boxed{{1234}}"
+    text = f"<think>\n{steps}\n</think>\n<answer>1,234</answer>, so \\boxed{{1234}}"
     began = time.thread_time()
     for i in range(10_000):
         row = {"answer": "1234", "verify_type": list(VERIFY)[i % 3]}

@@ -9,6 +9,12 @@ while n > 0:
     row = [int(x) for x in input().split()]
     total += sum(row); n -= len(row)
 print(total)""",
+    "input with prompts": """
+n, total = int(input("How many? ")), 0
+while n > 0:
+    row = [int(x) for x in input("Next line: ").split()]
+    total += sum(row); n -= len(row)
+print(total)""",
     "sys.stdin": "import sys\nn, *rest = sys.stdin.read().split()\nprint(sum(map(int, rest)))",
     "lines of sys.stdin": """
 import sys

@@ -1,17 +1,12 @@
-"""The pairs of math_cases.txt, and how one is judged."""
+"""The pairs of data/suites/math_cases.txt, and how one is judged."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from common.rewards.math_answer import judge
 from common.rewards.rule import Verdict
+from workflows.suite_files import OWN_PAIRS, read_pairs
 
-CASES = [
-    (*line[2:].split(" ‖ "), line[0] == "=")
-    for line in Path(__file__).with_name("math_cases.txt").read_text("utf-8").splitlines()
-    if line[:2] in ("= ", "≠ ")
-]
+CASES = read_pairs(OWN_PAIRS)
 
 
 def verdict_on(text: str, gold: str) -> Verdict:

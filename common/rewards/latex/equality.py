@@ -29,6 +29,9 @@ MAX_DIGITS = 2000
 POINTS = ("17/13", "-29/11", "7/83", "-5/97", "211/3", "-1009/7")
 """Values of variables at which two expressions must agree, of both signs and any size."""
 
+LEAST_POINTS = 2
+"""At how many of them two expressions must have real values, which roots may not have."""
+
 _OPERATORS = re.compile(r"\\(?:sum|prod|int|lim|max|min|gcd|lcm)(?![A-Za-z])")
 MAX_FORMULA = 1000
 
@@ -247,14 +250,38 @@ def equal(gold: Any, answer: Any) -> bool:
         return False
     symbols = gold.free_symbols | answer.free_symbols
     digits = _digits(gold, answer)
+    compared = 0
     for point in range(len(POINTS) if symbols else 1):
         values = [_at(side, symbols, point, digits) for side in (gold, answer)]
+        if symbols and all(map(_is_imaginary, values)) and not _has_imaginary(gold, answer):
+            continue  # \sqrt{x} is not asked for where x is negative
+        compared += 1
         if not _close(values[0], values[1], digits):
             return False
+    if symbols and compared < len(POINTS):
+        return compared >= LEAST_POINTS and _proven(*map(_where_positive, (gold, answer)))
     if symbols:
         return _proven(gold, answer)
     # Numbers of some size that agree to 50 digits more than are written in them are equal.
     return _is_sized(values) or bool((gold - answer).simplify() == 0)
+
+
+def _is_imaginary(value: Any) -> bool:
+    return bool(value.is_number and value.is_extended_real is False)
+
+
+def _has_imaginary(*expressions: Any) -> bool:
+    import sympy
+
+    return any(expression.has(sympy.I) for expression in expressions)
+
+
+def _where_positive(expression: Any) -> Any:
+    """Return the expression for positive values of its variables."""
+    import sympy
+
+    symbols = sorted(expression.free_symbols, key=str)
+    return expression.subs({s: sympy.Symbol(str(s), positive=True) for s in symbols})
 
 
 def _digits(*expressions: Any) -> int:
@@ -331,7 +358,7 @@ def same_formula(gold: Formula, answer: str) -> bool:
     """Return whether `answer` is written like the gold, or is equal to it as math-verify says."""
     from math_verify import verify
 
-    if _bare(answer) == _bare(gold.text):
+    if same_notation(answer, gold.text):
         return True
     # It would take the last side of a chain for all of it.
     found = _parse(answer) if answer.count("=") <= gold.text.count("=") else None
@@ -359,5 +386,6 @@ def _parse(text: str) -> Formula | None:
     return Formula(text, tuple(found)) if found else None
 
 
-def _bare(text: str) -> str:
-    return re.sub(r"[\s$]+", "", text)
+def same_notation(one: str, other: str) -> bool:
+    """Return whether two texts are written alike, but for dollars and the width of spaces."""
+    return one.replace("$", "").split() == other.replace("$", "").split()

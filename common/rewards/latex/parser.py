@@ -135,7 +135,9 @@ class _Parser:
         token = self.token
         if not token or token in _NO_FACTOR or token.startswith(TEXT):
             return False
-        if is_number(token):
+        # (n-2)2^n is a product; digits after a bracket by themselves may be anything.
+        before, after = self.tokens[self.position - 1], self.tokens[self.position + 1 :][:1]
+        if is_number(token) and not (before == ")" and after == ["^"]):
             raise UnreadableError(f"has no sign before {token!r}")
         return token != "|" or not self.bars
 
@@ -195,7 +197,10 @@ class _Parser:
         if token == r"\binom":
             return _binomial(self.atom(), self.atom())
         if token in ACCENTS:
-            return sympy.Symbol(f"{token} {_label(self.group())}", real=True)
+            name = f"{token} {_label(self.group())}"
+            if self.accept("_"):
+                name += "_" + _label(self.group())
+            return sympy.Symbol(name, real=True)
         raise UnreadableError(f"has {token!r}, which is not understood")
 
     def number(self, token: str) -> sympy.Expr:

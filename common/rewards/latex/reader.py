@@ -21,13 +21,14 @@ from common.rewards.latex.tokens import (
 )
 from common.rewards.latex.units import without_unit
 from common.rewards.latex.vocabulary import TRIGONOMETRIC
-from common.rewards.number import parse_number
+from common.rewards.number import parse_number, value_of
 
 MAX_DEPTH = 8
 MAX_ITEMS = 64
 
 RELATIONS = frozenset({"=", "<", ">", r"\le", r"\ge", r"\ne", r"\in", r"\approx"})
 _PUNCTUATION = (".", ",", ";", ":", "\n")
+_BOLD = re.compile(r"(?<![^\s(])\*\*([^*\s][^*]{0,200})\*\*(?![A-Za-z0-9(])")
 _MATRIX = re.compile(r"\\begin\s*\{(?:[pbB]?matrix|smallmatrix|array)\}")
 
 
@@ -44,14 +45,39 @@ def read(latex: str) -> Shape:
     return _read(tokens_of(latex), 0)
 
 
+def read_number(latex: str) -> Value | None:
+    r"""Read a number with or without a unit: `42`, `\$42`, `42\text{ cm}`, `\frac12`, `50\%`.
+
+    The result is None for all else. Nothing is worked out, so that this takes no time to speak of.
+    """
+    latex = _without_marks(latex.strip())
+    if (value := value_of(latex)) is not None:
+        return Value((latex,), value)
+    try:
+        tokens = tokens_of(latex)
+        while tokens and tokens[-1] in _PUNCTUATION:
+            tokens = tokens[:-1]
+        number, scale, unit, note = _split_value(tokens)
+        exact = _exact(number)
+    except UnreadableError:
+        return None
+    return None if exact is None else Value(tuple(number), exact / scale, scale, unit, note)
+
+
 def _without_marks(latex: str) -> str:
-    """Take off the dollars or brackets that set it as mathematics."""
+    """Take off the dollars or brackets that set it as mathematics, and marks of bold text."""
+    latex = _BOLD.sub(r"\1", latex)
     for opening, closing in (
         ("$$", "$$"),
         ("$", "$"),
         (r"\(", r"\)"),
         (r"\[", r"\]"),
         ("**", "**"),
+        ("__", "__"),
+        ("*", "*"),
+        ("`", "`"),
+        ('"', '"'),
+        ("“", "”"),
     ):
         inner = latex[len(opening) : -len(closing)]
         if latex.startswith(opening) and latex.endswith(closing) and opening not in inner:
@@ -139,7 +165,8 @@ def _text(tokens: list[str], depth: int) -> Shape | None:
         return Items("()", (Value(("-", r"\infty"), None), infinity))
     if len(tokens) == 1 and tokens[0].startswith(r"\mathbb"):
         return Text(tuple(tokens))
-    if len(tokens) > 2 and is_number(tokens[0]) and tokens[1] == "_":
+    unsigned = tokens[1:] if tokens[0] in ("-", "+") else tokens
+    if len(unsigned) > 2 and is_number(unsigned[0]) and unsigned[1] == "_":
         return Text(tuple(token for token in tokens if token not in ("{", "}")))
     return None
 
@@ -289,6 +316,16 @@ _READERS = (
 
 
 def _value(tokens: list[str]) -> Value:
+    number, scale, unit, note = _split_value(tokens)
+    exact = _exact(number)
+    value = Value(tuple(number), exact and exact / scale, scale, unit, note)
+    if exact is None:
+        _ = value.expression  # raises what cannot be read
+    return value
+
+
+def _split_value(tokens: list[str]) -> tuple[list[str], int, str, tuple[str, ...]]:
+    """Return a number's or expression's tokens, its scale, its unit, and other words beside it."""
     tokens, unit, note = without_unit(tokens)
     scale = 1
     if tokens[-1:] == ["%"]:
@@ -299,11 +336,7 @@ def _value(tokens: list[str]) -> Value:
         tokens, unit = [token for token in tokens if token != "°"], "°"
     if not tokens:
         raise UnreadableError("is empty")
-    exact = _exact(tokens)
-    value = Value(tuple(tokens), exact and exact / scale, scale, unit, note)
-    if exact is None:
-        _ = value.expression  # raises what cannot be read
-    return value
+    return tokens, scale, unit, note
 
 
 def _exact(tokens: list[str]) -> Fraction | None:

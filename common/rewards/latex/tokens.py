@@ -40,12 +40,18 @@ _TOKEN = re.compile(
 )
 _SUPERSCRIPTS = re.compile("[" + "".join(map(chr, SUPERSCRIPTS)) + "]+")
 _SUBSCRIPTS = re.compile("[" + "".join(map(chr, SUBSCRIPTS)) + "]+")
-_LATEX_THOUSANDS = re.compile(r"(?<![\d.,}])\d{1,3}(?:(?:\{,\}|,\\!|\\,)\d{3})+(?!\d)")
+_LATEX_THOUSANDS = re.compile(
+    r"(?<![\d.,}])(?<!\d )[0-9]{1,3}(?:(?: ?\{, ?\}|,\\! ?|\\,| )[0-9]{3})+(?! ?\d)"
+)
+_HALF_DAY = re.compile(r"(?<![A-Za-z])([ap])\. ?m(?![A-Za-z])\.?")
 _ELLIPSIS = re.compile(r"\.{2,}|…")
 _COLORS = (r"\color", r"\textcolor")
 _LETTER_UNITS = frozenset("msghlL")
 _UNIT_SIGNS = frozenset({"/", "*", r"\cdot", r"\times"})
 _SPACES = frozenset({"~", r"\,", r"\;", r"\:", r"\!", "\\ "})
+_PER_CENT = frozenset(TEXT + word for word in ("percent", "per cent", "percentage", "pct"))
+# `\\frac` is a row's end and a word nowhere: it is a command that JSON has escaped twice.
+_ESCAPED_TWICE = re.compile(r"(?<!\\)\\(?=\\[A-Za-z]{2})")
 _NUMERAL = re.compile(r"[-+]?[0-9]")
 
 
@@ -89,9 +95,11 @@ def tokens_of(latex: str) -> list[str]:
     """
     if len(latex) > MAX_CHARACTERS:
         raise TooLargeError(f"is longer than {MAX_CHARACTERS} characters")
+    latex = _ESCAPED_TWICE.sub("", latex)
     latex = _SUPERSCRIPTS.sub(lambda run: f"^{{{run[0].translate(SUPERSCRIPTS)}}}", latex)
     latex = _SUBSCRIPTS.sub(lambda run: f"_{{{run[0].translate(SUBSCRIPTS)}}}", latex)
     latex = _ELLIPSIS.sub(r"\\ldots ", latex.translate(TO_LATEX))
+    latex = _HALF_DAY.sub(r"\1m", latex)
     latex = _LATEX_THOUSANDS.sub(lambda number: re.sub(r"\D", "", number[0]), latex)
     tokens = _without_space(_thousands(_with_text(_TOKEN.findall(latex))))
     tokens = _with_braces(_with_binomials(_joined(tokens)))
@@ -226,7 +234,13 @@ def _word(word: str, before: str) -> list[str]:
     if word in ("and", "or"):
         return [r"\lor"]
     unit_follows = before.startswith(TEXT) or is_number(before or " ") or before == "}"
-    if len(word) > 3 or word.lower() in SHORT_WORDS or (unit_follows and unit_name(word)):
+    half_day = unit_follows and word in ("am", "pm", "pct")
+    if (
+        len(word) > 3
+        or word.lower() in SHORT_WORDS
+        or (unit_follows and unit_name(word))
+        or half_day
+    ):
         return [TEXT + word]
     return list(word)
 
@@ -251,7 +265,7 @@ def _joined(raw: list[str]) -> list[str]:
             tokens[-1] = r"\le" if tokens[-1] == "<" else r"\ge"
         elif token == "=" and tokens[-1:] == ["!"] and not _ends_number(tokens[:-1]):
             tokens[-1] = r"\ne"
-        elif token.lower() in (TEXT + "percent", TEXT + "per cent"):
+        elif token.lower() in _PER_CENT:
             tokens.append("%")
         elif token.lower() in (TEXT + "degrees", TEXT + "degree"):
             tokens.append("°")

@@ -19,6 +19,7 @@ _TEXT_POWER = re.compile(r"\^(-?[123])(?![0-9])")
 _WORD = re.compile(r"[^\W\d_]+|[^\w\s,;:()'’!\"-]")
 _SIGNS = frozenset("/^-123$¢€£")
 _DEGREES = frozenset({"degree", "degrees"})
+_CAPITALS = {"K": "k.", "M": "million", "B": "billion"}
 _SHORT = {"celsius": "c", "fahrenheit": "f", "kelvin": "k.", "kelvins": "k."}
 
 
@@ -122,8 +123,8 @@ def _words(token: str) -> list[str]:
 
 def _singular(word: str) -> str:
     """Return one form of a word, without case and plural; the unit kelvin is not a thousand."""
-    if word == "K":
-        return "k."
+    if word in _CAPITALS:
+        return _CAPITALS[word]
     word = _SHORT.get(word.casefold(), word.casefold())
     if word in CHANGING_WORDS or len(word) < 4 or word.endswith("ss"):
         return word

@@ -17,14 +17,16 @@ GREEK = _commands(
     """
     alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi
     rho sigma tau upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi
-    Omega ell
+    Omega ell hbar
     """
 )
 TRIGONOMETRIC = _commands("sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh")
 HYPERBOLIC = _commands("sinh cosh tanh")
 FUNCTIONS = TRIGONOMETRIC | _commands("log ln lg exp")
 ACCENTS = _commands(
-    "vec hat bar overline tilde widehat widetilde overrightarrow overleftrightarrow overarc"
+    """
+    vec hat bar dot ddot overline tilde widehat widetilde overrightarrow overleftrightarrow overarc
+    """
 )
 TEXT_COMMANDS = _commands(
     """
@@ -204,18 +206,23 @@ _UNIT_NAMES = {name: unit for unit, names in _UNITS.items() for name in [unit, *
 
 
 def unit_name(word: str) -> str | None:
-    """Return the one name that stands for all spellings of a unit; None if `word` is no unit."""
-    return _UNIT_NAMES.get(word.lower())
+    """Return the one name that stands for all spellings of a unit; None if `word` is no unit.
+
+    A capital M is none: 5 M is five millions.
+    """
+    return None if word == "M" else _UNIT_NAMES.get(word.lower())
 
 
 # Words beside a number that change its value
 
 _SCALE = """
-    ten tens hundred hundreds thousand thousands million millions billion billions trillion
-    trillions quadrillion mil mln mn bn lakh lakhs crore crores dozen dozens gross k
-    half halves third thirds quarter fourth fourths fifth fifths sixth sixths seventh sevenths
-    eighth eighths ninth ninths tenth tenths hundredth hundredths thousandth thousandths
-    millionth millionths percent pct permille ppm ppb
+    hundred hundreds thousand thousands million millions billion billions trillion trillions
+    quadrillion mil mln mn bn lakh lakhs crore crores dozen dozens gross k halves thirds fourths
+    fifths sixths sevenths eighths ninths tenths hundredths thousandth thousandths millionth
+    millionths percent pct permille ppm ppb
+"""
+_NUMBER_WORDS = """
+    ten tens half third quarter fourth fifth sixth seventh eighth ninth tenth hundredth
     double doubled triple tripled quadruple halved twice thrice
     two three four five six seven eight nine eleven twelve twenty thirty forty fifty
     base binary octal hexadecimal hex
@@ -227,19 +234,12 @@ _OPERATIONS = """
 _DENIAL_AND_BOUNDS = """
     is was are not cannot wrong incorrect false untrue never no nor none neither except excluding
     excluded without but instead unless if maybe perhaps possibly probably unknown guess impossible
-    most least minimum maximum min max under below above over beyond more less fewer greater
+    most least minimum maximum max under below above over beyond more less fewer greater
     smaller larger bigger than between within up to until approximately approx approximate
     approximation about around roughly nearly almost circa ca estimated estimate rounded some so ish
 """
-_BEFORE = """
-    not cannot never except negative minus plus times over mod modulo twice thrice half double
-    triple than most least under below above approximately approx about around roughly nearly
-    almost circa ca
-"""
-CHANGING_WORDS = frozenset((_SCALE + _OPERATIONS + _DENIAL_AND_BOUNDS).split())
+CHANGING_WORDS = frozenset((_SCALE + _NUMBER_WORDS + _OPERATIONS + _DENIAL_AND_BOUNDS).split())
 r"""Words that change a number's value in the text that is set beside it, as in `5\text{
 million}`."""
-WORDS_BEFORE = frozenset(_BEFORE.split())
-"""Words that change a number's value directly before it in prose."""
-WORDS_AFTER = frozenset((_SCALE + "squared cubed factorial plus minus times divided mod").split())
-"""Words that do so directly after it in prose, where other words go on about something else."""
+SCALE_WORDS = frozenset(_SCALE.split())
+"""Those that do so directly after it in prose, where other words go on about something else."""

@@ -117,6 +117,9 @@ def run_program(source: str, stdin: str) -> None:
     os.close(descriptor)
     # The old one remembers that it could not seek.
     sys.stdin = open(0, encoding="utf-8", errors="surrogateescape", closefd=False)  # noqa: SIM115
+    # A prompt is for a person at a terminal; without one Python writes it to the output.
+    ask = builtins.input
+    builtins.input = lambda prompt="", /: ask()
     _execute(source, "__main__")
 
 
