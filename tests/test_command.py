@@ -119,7 +119,7 @@ def test_a_faulty_recipe_leaves_the_one_in_force(runs: Path, recipe_file: Path) 
 
 
 def test_a_mistyped_run_is_not_begun(runs: Path) -> None:
-    with pytest.raises(UserError, match="make prepare RUN=nosuch"):
+    with pytest.raises(UserError, match="begin it with: make iteration N=1 RUN=nosuch"):
         recipe_of("nosuch")
     assert not list(runs.iterdir())
 

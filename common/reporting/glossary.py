@@ -151,6 +151,9 @@ _GAPS = {
     "max": "largest difference, in nats",
 }
 _LISTED_TOKEN = {
+    "token": "the token's text",
+    "old_logprob": "its logprob under policy N - 1, in nats",
+    "new_logprob": "its logprob under policy N, in nats",
     "text": "the token between « and », with the text around it",
     "clipped": "low or high: from below or above",
     "ratio": "probability by policy N divided by that of policy N - 1",
@@ -193,7 +196,11 @@ OF_TABLE = {
     "positions": _GAPS,
     "token_ids_by_mean": _GAPS,
     "token_ids_by_max": _GAPS,
-    "prompts": _TOKEN_COUNTS | {"mean_advantage": "mean advantage of the clipped tokens"},
+    "prompts": _TOKEN_COUNTS
+    | {
+        "completions": "completions with tokens in the loss",
+        "mean_advantage": "mean advantage of the clipped tokens",
+    },
     "texts": _TOKEN_COUNTS | {"token_text": "the token's text", "ratio": "mean ratio"},
     "tokens": _LISTED_TOKEN,
     "verdicts": {"task": "source of questions, or the verdict before"},

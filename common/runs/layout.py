@@ -77,9 +77,11 @@ class Output:
         run, stage = Run(self.run), BY_NAME[self.stage]
         if stage.per == "run":
             return f"make prepare RUN={run.name}"
-        if stage.name in SIDE_STAGES and run.last_policy() >= self.iteration:
-            return f"make {stage.name} N={self.iteration} RUN={run.name}"
-        return run.make(self.iteration)
+        if stage.name not in SIDE_STAGES:
+            return run.make(self.iteration)
+        own = f"make {stage.name} N={self.iteration} RUN={run.name}"
+        trained = run.last_policy() >= self.iteration
+        return own if trained else f"{run.make(self.iteration)} && {own}"
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,7 @@ def test_a_template_that_opens_think_is_not_given_a_second_one(
 def test_r1_zero_is_plain_text_behind_the_models_own_beginning(
     word_tokenizer: Callable[..., Path], tokenizer: Any
 ) -> None:
-    config = PromptConfig(template="r1_zero", system="Be brief.")
+    config = PromptConfig(template="r1_zero", system="Be brief.", assistant_prefix="<think>")
     ids, prefix = render(QUESTION, tokenizer, config)
     text = tokenizer.decode(ids)
     assert text.startswith("A conversation between User and Assistant.")

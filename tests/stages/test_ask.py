@@ -111,7 +111,7 @@ def test_what_a_model_writes_cannot_rewrite_the_screen(
     capsys.readouterr()
     ask.ask("a", question="What is 1 + 1?")
     shown = capsys.readouterr().out
-    assert shown.startswith("<think>[2J[red]a\tb\nc\n[")
+    assert shown.startswith("[2J[red]a\tb\nc\n[")
     assert answers(capsys)["answers"][0]["completion_text"] == hostile  # type: ignore[index]
 
 

@@ -48,7 +48,8 @@ def make(runs: Path, *arguments: str, expect: int = 0) -> str:
 
 def stages_in(text: str) -> list[str]:
     """The stages whose command lines make printed, as `score 2`."""
-    lines = [line.split("-m stages.")[1] for line in text.splitlines() if " -m stages." in line]
+    printed = [line for line in text.splitlines() if not line.startswith(" ")]  # no remedies
+    lines = [line.split("-m stages.")[1] for line in printed if " -m stages." in line]
     names = [line.split()[0] for line in lines]
     numbers = [
         line.split("--iteration ")[1].split()[0] if "--iteration " in line else "" for line in lines

@@ -256,7 +256,7 @@ def test_settings_of_every_verify_type_are_part_of_an_evaluation() -> None:
 
 
 def test_what_cannot_be_evaluated_is_refused(run: Run) -> None:
-    with pytest.raises(UserError, match=r"policies/0003 is missing; make it with: .*stages\.train"):
+    with pytest.raises(UserError, match="0003 is missing; make it with: make iteration N=3"):
         evaluate.main("a", 3, quiet=True)
     too_long = ["evaluate.max_completion_tokens=250"]
     with pytest.raises(UserError, match="beyond the context of 256"):

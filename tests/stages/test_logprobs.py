@@ -191,7 +191,7 @@ def test_a_rollout_of_another_policy_is_refused(make_run, policies):
 
 def test_a_missing_rollout_is_named_with_its_command(make_run):
     make_run()
-    with pytest.raises(UserError, match=r"rollout is missing.*stages\.rollout .*--iteration 3"):
+    with pytest.raises(UserError, match=r"rollout is missing; make it with: make iteration N=3"):
         logprobs.main("a", 3, quiet=True)
 
 

@@ -26,7 +26,7 @@ def run(runs: Path) -> Run:
 
 
 def test_a_missing_or_stale_rollout(run: Run) -> None:
-    with pytest.raises(UserError, match=r"0002/rollout is missing; make it with: python -m"):
+    with pytest.raises(UserError, match="rollout is missing; make it with: make iteration N=2"):
         score.main("a", 2)
     write_rollout(run, ROWS, inputs={"policies/0000": "of another time"})
     with pytest.raises(UserError, match="policies/0000 is missing"):

@@ -189,7 +189,7 @@ def test_without_training_there_is_nothing_to_record(runs, tiny_policy, recipe_f
     run = Run.named("a")
     start_run(run, tiny_policy, recipe_file)
     write_iteration(run, 1)
-    with pytest.raises(UserError, match=r"train is missing.*stages\.train --run a --iteration 1"):
+    with pytest.raises(UserError, match="train is missing; make it with: make iteration N=1"):
         tokens.main("a", 1, quiet=True)
-    with pytest.raises(UserError, match=r"tokens is missing.*stages\.tokens --run a --iteration 1"):
+    with pytest.raises(UserError, match="tokens is missing; .* && make tokens N=1 RUN=a"):
         show.tokens("a", iteration=1)
