@@ -191,5 +191,5 @@ def test_without_training_there_is_nothing_to_record(runs, tiny_policy, recipe_f
     write_iteration(run, 1)
     with pytest.raises(UserError, match="train is missing; make it with: make iteration N=1"):
         tokens.main("a", 1, quiet=True)
-    with pytest.raises(UserError, match="tokens is missing; .* && make tokens N=1 RUN=a"):
+    with pytest.raises(UserError, match=r"tokens is missing; .* && make tokens N=1 RUN=a"):
         show.tokens("a", iteration=1)
