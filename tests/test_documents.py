@@ -41,7 +41,9 @@ BLOCK_LINES = list(
 MAKE = [re.split(r"\s{3,}", line)[0] for line in BLOCK_LINES if line.startswith("make ")]
 STAGES = [re.split(r"\s{3,}", line)[0] for line in BLOCK_LINES if " stages." in line]
 COMING = re.findall(
-    r"^\|(.*)\|$", README[README.index("## Coming from TRL") : README.index("Its advantages")], re.M
+    r"^\|(.*)\|$",
+    README[README.index("## Coming from TRL") : README.index("## When something")],
+    re.M,
 )
 KEYS = {
     f"{name}.{key}"
