@@ -87,7 +87,8 @@ def test_expensive_answers_are_wrong_at_once(answer: str, gold: str) -> None:
 def test_worker_is_usable_after_an_expensive_answer() -> None:
     """In the process that judges in a run, where the parent would kill what takes too long."""
     rows = [("10^{10^{10}}", "5"), ("5", "5"), ("1000000!", "5"), (r"\sqrt{8}", "2√2")]
-    requests = [{"rule": "MATH", "rewards": RewardsConfig().model_dump()}] + [
+    opening = {"rule": "MATH", "rewards": RewardsConfig().model_dump(), "beside": []}
+    requests = [opening] + [
         {"text": rf"\boxed{{{answer}}}", "row": {"answer": gold}} for answer, gold in rows
     ]
     done = subprocess.run(
@@ -98,7 +99,7 @@ def test_worker_is_usable_after_an_expensive_answer() -> None:
         timeout=60,
     )
     opened, *answers = map(json.loads, done.stdout.splitlines())
-    assert opened == {}
+    assert opened == {"needs": []}
     assert [answer[0] for answer in answers] == [0, 1, 0, 1]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -48,8 +49,7 @@ def make(runs: Path, *arguments: str, expect: int = 0) -> str:
 
 def stages_in(text: str) -> list[str]:
     """The stages whose command lines make printed, as `score 2`."""
-    printed = [line for line in text.splitlines() if not line.startswith(" ")]  # no remedies
-    lines = [line.split("-m stages.")[1] for line in printed if " -m stages." in line]
+    lines = re.findall(r"^\S*bin/(?:python|torchrun)\b.* -m (?:-- )?stages\.(.*)$", text, re.M)
     names = [line.split()[0] for line in lines]
     numbers = [
         line.split("--iteration ")[1].split()[0] if "--iteration " in line else "" for line in lines
@@ -160,7 +160,7 @@ def test_show_prints_its_tables(runs: Path, command: list[str]) -> None:
     )
     assert done.returncode == 0, done.stderr
     expected = {
-        "run": "zero variance",
+        "run": "flat",
         "iteration": "question",
         "completions": "gold",
         "status": "fresh",

@@ -101,7 +101,7 @@ def test_each_gold_is_read(verify_type: VerifyType) -> None:
         ("EXACT", FOUR, "", 0, "no_answer"),
         ("EXACT", FOUR, '{"any_of": ["4", "four"]}', 0, "wrong"),
         ("EXACT", FOUR, "4 four", 0, "wrong"),
-        ("LAST_NUMBER", ["3", "5"], "3 or 5", 1, "correct"),
+        ("LAST_NUMBER", ["3", "5"], "3 or 5", 0, "wrong"),
         ("LAST_NUMBER", ["3", "5"], "4", 0, "wrong"),
         ("BOXED_NUMERICAL", ["3", "5"], r"\boxed{3, 5}", 0, "wrong"),
         ("MULTIPLE_CHOICE", ["B", "C"], "The answer is (C).", 1, "correct"),
@@ -167,7 +167,7 @@ def test_rows_of_ifeval_are_read_with_the_columns_that_they_have(kind: str, tmp_
         write_lines(path, [published])
     settings = {"columns": ColumnMap(question="prompt"), "verify_type": "IFEVAL"}
     (prompt,) = read(path, **settings).train
-    assert prompt.metadata == {"key": 1}
+    assert prompt.metadata == {"key": 1, "prompt": published["prompt"]}
     row = {"answer": prompt.answer, "verify_type": "IFEVAL"}
     assert [judge(text, row).reward for text in ("one two three", "one, two, three")] == [1, 0]
     assert "no column 'answer'" in faults(path, **(settings | {"verify_type": "EXACT"}))
