@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import sys
 import time
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -38,11 +40,19 @@ def clean(text: str) -> str:
     return "".join(c for c in text if c in "\n\t" or not unicodedata.category(c).startswith("C"))
 
 
+def python() -> str:
+    """Return the interpreter to put into a command line: as short as it works from here."""
+    here = Path(sys.executable)
+    if shutil.which("python") == str(here):
+        return "python"
+    return str(here.relative_to(Path.cwd()) if here.is_relative_to(Path.cwd()) else here)
+
+
 def command_line() -> str:
     """Return the command that this process runs, as one would type it."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     words = ["-m", spec.name.removesuffix(".__main__")] if spec else sys.argv[:1]
-    return shlex.join(["python", *words, *sys.argv[1:]])
+    return shlex.join([python(), *words, *sys.argv[1:]])
 
 
 def print_json(value: object) -> None:

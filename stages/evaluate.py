@@ -23,7 +23,7 @@ import pyarrow as pa
 from common.accuracy import GREEDY, figures_by_task, greedy_mean_over_tasks
 from common.command import Shards, chosen_shards, launch
 from common.config import Recipe
-from common.console import Bar, quiet, say, warn
+from common.console import Bar, python, quiet, say, warn
 from common.errors import UserError
 from common.reporting.terminal import Shown, print_table
 from common.rewards.registry import package_versions
@@ -221,7 +221,7 @@ def commit(stage: StageRun, questions: Questions, writer: OutputWriter, reasons:
     stage.commit(writer, facts, line)
     if not quiet():
         figures = [{"task": task} | figures for task, figures in facts["tasks"].items()]
-        more = f"all: python -m stages.show evaluations --run {stage.run.name} --columns all"
+        more = f"all: {python()} -m stages.show evaluations --run {stage.run.name} --columns all"
         title = f"policy {stage.iteration}"
         print_table(pl.DataFrame(figures), title=title, shown=Shown(more=more))
 

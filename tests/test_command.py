@@ -19,7 +19,7 @@ from support import REPOSITORY
 
 from common.command import open_run
 from common.config import Recipe
-from common.console import clean, command_line, stdout_to_stderr
+from common.console import clean, command_line, python, stdout_to_stderr
 from common.errors import (
     NoLearningSignalError,
     NonFiniteError,
@@ -216,4 +216,6 @@ def test_a_command_line_can_be_typed(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setitem(sys.modules, "__main__", Main)  # type: ignore[arg-type]
     monkeypatch.setattr(sys, "argv", ["x", "--read", "a folder"])
-    assert command_line() == "python -m workflows.learn --read 'a folder'"
+    assert command_line() == f"{python()} -m workflows.learn --read 'a folder'"
+    done = subprocess.run([*python().split(), "-c", "import torch"], check=False)
+    assert done.returncode == 0, "not the interpreter of these packages"

@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
+from common.console import python
 from common.errors import UserError
 from common.objective.sampler_gap import (
     OFTEN,
@@ -21,7 +22,7 @@ from common.objective.sampler_gap import (
 )
 from common.reporting.terminal import Table, first_rows
 from common.runs.columns import without_rejected
-from common.runs.layout import Output, Run, python
+from common.runs.layout import Output, Run
 from common.runs.manifest import has_manifest, read_manifest
 from common.runs.schemas import KEY
 from common.runs.shards import read_partial, read_shards

@@ -14,6 +14,7 @@ from typing import Any
 
 import polars as pl
 
+from common.console import python
 from common.errors import UserError
 from common.reporting.terminal import Table, first_rows
 from common.rewards.rule import VERDICTS
@@ -71,7 +72,7 @@ def scored_rows(frame: pl.DataFrame, name: str) -> pl.DataFrame:
     if missing:
         raise UserError(
             f"{name}: no column {', '.join(map(repr, missing))}, so it is not scored; "
-            f"python -m stages.score --input {name} --output scored.parquet"
+            f"{python()} -m stages.score --input {name} --output scored.parquet"
         )
     texts = [column for column in TEXTS if column in frame.columns]
     numbers = ["reward", *_aux_columns(frame)]

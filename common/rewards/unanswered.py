@@ -14,9 +14,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from common.config import RewardsConfig
+from common.console import python
 from common.errors import NoLearningSignalError
 from common.rewards.registry import VERIFY
-from common.runs.layout import Output, Run, python
+from common.runs.layout import Output, Run
 from common.runs.manifest import has_manifest, read_manifest
 
 MOST_UNANSWERED = 0.9

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from common.config import Recipe
+from common.console import python
 from common.errors import UserError
-from common.runs.layout import Output, Run, python
+from common.runs.layout import Output, Run
 from common.runs.manifest import Manifest, has_manifest, publish, read_manifest, verify_files
 from common.runs.policies import reference_of
 from common.runs.stages import BY_NAME, STAGES, Stage, StageName

@@ -12,12 +12,11 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import shutil
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.console import python
 from common.errors import UserError
 from common.runs.stages import BY_NAME, SIDE_STAGES, STAGES, StageName
 
@@ -255,14 +254,6 @@ def run_names(runs_directory: Path) -> list[str]:
         for path in runs_directory.glob("*/recipe.toml")
         if _RUN_NAME.fullmatch(path.parent.name)
     )
-
-
-def python() -> str:
-    """Return the interpreter to put into a command line: as short as it works from here."""
-    here = Path(sys.executable)
-    if shutil.which("python") == str(here):
-        return "python"
-    return str(here.relative_to(Path.cwd()) if here.is_relative_to(Path.cwd()) else here)
 
 
 def default_runs_directory() -> Path:

@@ -11,9 +11,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from common.config import DatasetSource, Source
+from common.console import python
 from common.errors import UserError
 from common.runs.hashing import sha256_of_file
-from common.runs.layout import Run, python
+from common.runs.layout import Run
 from common.runs.manifest import FileRecord, has_manifest, read_manifest, write_manifest
 from common.tasks.files import files_of
 from common.tasks.hub import is_saved_to_disk

@@ -128,7 +128,7 @@ def test_a_pipe_is_100_wide_and_the_line_about_hidden_columns_can_be_pasted(
     narrow = call("stages.show", "iteration", "--run", "a", "--iteration", "1", width="60")
     found = HIDDEN.search(narrow)
     assert found
-    remedy = found[4].removeprefix("all: python -m ").split()
+    remedy = found[4].partition("python -m ")[2].split()
     every = call(*remedy, width="60")
     assert not HIDDEN.search(every)
     for name in found[3].split(", "):
